@@ -1,0 +1,22 @@
+//! What every layer is made of: components and their effects, operations, time, identifiers, the wire.
+//!
+//! Nothing here, or in any layer above, knows a clock, a socket, a file, a thread or a hash map:
+//! `no_std` makes the compiler hold that line (ARCHITECTURE.md, "Invariants").
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod arc;
+pub mod component;
+pub mod id;
+pub mod ops;
+pub mod peer;
+pub mod time;
+pub mod wire;
+
+pub use arc::{Arc, ArcSet};
+pub use component::{Component, Cx, Effect, Input};
+pub use id::{CommunityId, Hash, Id, Key, NodeId};
+pub use peer::Peer;
+pub use time::{Duration, Time};

@@ -1,1 +1,9 @@
-#![no_std]
+//! Fabric (paper 3.1): what the owner of a node gives, and the book kept about it.
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod ledger;
+
+pub use ledger::{Amounts, Bytes, Ceilings, Ledger, Short};

@@ -1,1 +1,10 @@
-#![no_std]
+//! Resource (paper 3.3): how a node is described, what a service needs, and how a replica of it
+//! is run on one node.
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod describe;
+pub mod execute;
+pub mod spec;

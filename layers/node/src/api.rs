@@ -1,0 +1,187 @@
+//! What the node takes from and gives to whatever drives it: the agent, or the simulator.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use dugnad_fabric::{Amounts, Ceilings};
+use dugnad_kernel::{Key, NodeId, Peer};
+use dugnad_resource::describe::Profile;
+use dugnad_resource::execute::{Order, ReplicaId, Report};
+use dugnad_resource::spec::{Port, Spec, Tree};
+use serde::{Deserialize, Serialize};
+
+/// Names a question of a person; the answer carries it back.
+pub type AskId = u64;
+/// Names a batch of writes; [`Command::Persisted`] carries it back.
+pub type Token = u64;
+
+/// What the driver tells the node.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Once, first: what the disk held. `alone` starts a ring at once (nobody to join).
+    Boot { records: Vec<(Vec<u8>, Vec<u8>)>, alone: bool },
+    /// A session with a proven peer stands.
+    LinkUp(Peer),
+    /// The session ended, or the peer could not be dialled.
+    LinkDown(NodeId),
+    /// Everything in this batch is on the medium.
+    Persisted(Token),
+    Host(Report),
+    Ask(AskId, Question),
+    /// The owner's ceilings, and whether she takes work at all.
+    Limits { ceilings: Ceilings, takes_work: bool },
+    /// Hand everything over and go; [`Event::Left`] follows.
+    Leave,
+}
+
+/// What the node asks of its driver.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Where a peer can be dialled.
+    Contact(Peer),
+    /// Write these to disk together (`None` deletes), then say [`Command::Persisted`].
+    Persist { token: Token, writes: Vec<(Vec<u8>, Option<Vec<u8>>)> },
+    Host(Order),
+    Answer(AskId, Answer),
+    /// Something people may want to read about.
+    Happened(Happened),
+    /// TCP ports of services, whole list, when it changed.
+    Ports(Vec<(String, u16)>),
+    /// The ring no longer counts on this node.
+    Left,
+}
+
+#[derive(Clone, Debug)]
+pub enum Question {
+    Nodes,
+    /// Where would it run, and why not elsewhere. Changes nothing.
+    Plan(Spec),
+    /// Store the packages (which the asked node holds), the spec, and wait for the replicas.
+    /// Answers [`Answer::Deployed`]; `progress` comes as [`Event::Happened`].
+    Deploy(Spec),
+    Ps,
+    Why(String),
+    /// Where requests to this service can go.
+    Resolve(String),
+    /// Stop its replicas, keep the service known.
+    Stop(String),
+    /// Stop its replicas and forget it.
+    Remove(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Nodes(Vec<NodeView>),
+    Plan(PlanView),
+    /// `missing` is empty if every wanted replica is ready; otherwise one line a reason.
+    Deployed { service: ServiceView, missing: Vec<String> },
+    /// `complete` is false if part of the ring did not answer.
+    Ps { services: Vec<ServiceView>, complete: bool },
+    Why(Vec<String>),
+    Resolved(ServiceView),
+    Done,
+    /// It cannot be met now; one line a reason (exit 3).
+    Unmet(Vec<String>),
+    /// No service of this name.
+    Unknown,
+    /// It did not work; what happened and what to do next.
+    Failed(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeState {
+    Alive,
+    Suspect,
+    Gone,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeView {
+    pub peer: Peer,
+    pub state: NodeState,
+    /// Whether this node has a session with it now.
+    pub linked: bool,
+    /// Not known of a node that is gone.
+    pub profile: Option<Profile>,
+    pub free: Amounts,
+    pub gives: Amounts,
+    pub up_secs: u32,
+    pub replicas: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaState {
+    Reserved,
+    Starting,
+    Ready,
+    Draining,
+    Lost,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaView {
+    pub id: ReplicaId,
+    pub node: NodeId,
+    pub node_name: String,
+    pub state: ReplicaState,
+    /// Why it is in this state, if there is more to say.
+    pub note: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    pub name: String,
+    pub key: Key,
+    /// Grows with every deploy.
+    pub version: u64,
+    pub stopped: bool,
+    pub port: Port,
+    pub is_static: bool,
+    pub want: u8,
+    pub ready: u8,
+    pub manager: NodeId,
+    pub replicas: Vec<ReplicaView>,
+}
+
+/// Where a service would run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanView {
+    pub want: u8,
+    /// Why so many.
+    pub because: String,
+    pub chosen: Vec<(NodeId, String, String)>,
+    /// Node, its name, why not.
+    pub refused: Vec<(NodeId, String, String)>,
+    /// What was relaxed, what is missing.
+    pub notes: Vec<String>,
+}
+
+/// One line of `dugnad events`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Happened {
+    /// Who saw it.
+    pub by: NodeId,
+    pub by_name: String,
+    pub service: Option<String>,
+    pub text: String,
+}
+
+/// What one node knows of itself without asking anybody.
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub me: Peer,
+    pub state: &'static str,
+    pub predecessor: Option<NodeId>,
+    pub successors: Vec<NodeId>,
+    /// Estimated size of the community.
+    pub size: u64,
+    pub ceilings: Ceilings,
+    pub promised: Amounts,
+    pub replicas: Vec<(ReplicaId, String, ReplicaState)>,
+    pub managed: Vec<String>,
+    pub records: usize,
+    pub trees: Vec<Tree>,
+    pub operations: Vec<&'static str>,
+    /// Counters by name: messages dropped with their reason, retries, ...
+    pub counters: Vec<(&'static str, u64)>,
+}

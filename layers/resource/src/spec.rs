@@ -1,0 +1,232 @@
+//! What a service is: its file, parsed and bounded (architecture.md section 5).
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use dugnad_fabric::Amounts;
+use dugnad_kernel::{Hash, Key};
+use serde::{Deserialize, Serialize};
+
+/// Bounds on what a service file may say; a spec outside them is refused everywhere.
+pub const NAME_MAX: usize = 48;
+pub const WORDS_MAX: usize = 64;
+pub const TEXT_MAX: usize = 4096;
+pub const REPLICAS_MAX: u8 = 15;
+
+/// A kind of processor, as `uname -m` would roughly say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Arch {
+    X86_64,
+    Aarch64,
+    Armv7,
+    Armv6,
+    Mipsel,
+    Riscv64,
+}
+
+impl Arch {
+    pub const ALL: [Self; 6] =
+        [Self::X86_64, Self::Aarch64, Self::Armv7, Self::Armv6, Self::Mipsel, Self::Riscv64];
+
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+            Self::Armv7 => "armv7",
+            Self::Armv6 => "armv6",
+            Self::Mipsel => "mipsel",
+            Self::Riscv64 => "riscv64",
+        }
+    }
+
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|arch| arch.name() == text)
+    }
+
+    /// Whether a program built for `build` runs on a processor of this kind.
+    #[must_use]
+    pub fn runs(self, build: Self) -> bool {
+        self == build || (self == Self::Armv7 && build == Self::Armv6)
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A stored folder: the hash of its index and what it weighs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Tree {
+    pub root: Hash,
+    /// Bytes of all its files.
+    pub bytes: u64,
+}
+
+impl Tree {
+    /// Where on the ring the tree is kept.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        Key::of_name("tree", &self.root.0)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A folder, served by the agent itself.
+    Static,
+    /// A program.
+    Process,
+}
+
+/// How many replicas somebody wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Want {
+    Replicas(u8),
+    /// Millionths of the time: 990,000 is 99 %.
+    Availability(u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Port {
+    /// No port: it only computes.
+    None,
+    /// Reached as `http://any-node:7480/NAME/`.
+    Http,
+    /// Reached on this TCP port of every node.
+    Tcp(u16),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Check {
+    /// Ready as soon as the port accepts (or, without a port, as soon as it runs).
+    Port,
+    /// GET of this path answers 2xx or 3xx.
+    Http(String),
+    /// This command ends with 0.
+    Exec(Vec<String>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    pub check: Check,
+    /// Milliseconds between two checks of a ready replica.
+    pub interval_ms: u32,
+    /// Milliseconds one check may take.
+    pub timeout_ms: u32,
+    /// Failed checks in a row after which a replica is restarted.
+    pub failures: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Letters, digits and `-`, at most [`NAME_MAX`], not starting with `-`.
+    pub name: String,
+    pub kind: Kind,
+    pub want: Want,
+    /// Program and arguments; `$PORT` and other variables of the contract are replaced.
+    pub command: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// Packages, by what they run on; `None` is any.
+    pub artifacts: Vec<(Option<Arch>, Tree)>,
+    pub needs: Amounts,
+    pub port: Port,
+    pub health: Health,
+    /// Milliseconds between SIGTERM and SIGKILL.
+    pub stop_grace_ms: u32,
+    /// Whether its state directory is kept when a replica stops.
+    pub keep_state: bool,
+}
+
+impl Spec {
+    /// Where on the ring the service is managed.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        key_of(&self.name)
+    }
+
+    /// The package for a processor: the exact one, else a compatible one, else the one for any.
+    #[must_use]
+    pub fn artifact(&self, arch: Arch) -> Option<Tree> {
+        let of = |wanted: &dyn Fn(Option<Arch>) -> bool| {
+            self.artifacts.iter().find(|(build, _)| wanted(*build)).map(|(_, tree)| *tree)
+        };
+        of(&|build| build == Some(arch))
+            .or_else(|| of(&|build| build.is_some_and(|build| arch.runs(build))))
+            .or_else(|| of(&|build| build.is_none()))
+    }
+
+    /// The program of the host it runs, if it brings none of its own.
+    #[must_use]
+    pub fn host_program(&self) -> Option<&str> {
+        match self.kind {
+            Kind::Process => self.command.first().map(String::as_str).filter(|p| p.starts_with('/')),
+            Kind::Static => None,
+        }
+    }
+
+    /// Checks the bounds; specs come from other nodes, too.
+    ///
+    /// # Errors
+    /// What is wrong, for a person to read.
+    pub fn check(&self) -> Result<(), &'static str> {
+        valid_name(&self.name)?;
+        let long = |text: &String| text.len() > TEXT_MAX;
+        if self.command.len() > WORDS_MAX || self.command.iter().any(long) {
+            return Err("command is too long");
+        }
+        if self.env.len() > WORDS_MAX || self.env.iter().any(|(k, v)| long(k) || long(v)) {
+            return Err("env is too long");
+        }
+        if self.artifacts.len() > Arch::ALL.len() + 1 {
+            return Err("too many artifacts");
+        }
+        match self.want {
+            Want::Replicas(0) => return Err("replicas must be at least 1"),
+            Want::Replicas(n) if n > REPLICAS_MAX => return Err("replicas must be at most 15"),
+            Want::Availability(ppm) if !(1..1_000_000).contains(&ppm) => {
+                return Err("availability must be between 0% and 100%, both excluded");
+            }
+            Want::Replicas(_) | Want::Availability(_) => {}
+        }
+        match self.kind {
+            Kind::Static if self.artifacts.is_empty() => {
+                Err("a static service needs a folder: [artifacts] any = \"site/\"")
+            }
+            Kind::Static if self.port != Port::Http => {
+                Err("a static service is reached over http: leave [port] out or say http = true")
+            }
+            Kind::Process if self.command.is_empty() => {
+                Err("a process needs a command: command = [\"./program\"]")
+            }
+            Kind::Process if self.artifacts.is_empty() && self.host_program().is_none() => Err(
+                "a process needs a package in [artifacts] or a host's program with its full path",
+            ),
+            Kind::Static | Kind::Process => Ok(()),
+        }
+    }
+}
+
+/// Where on the ring a service of this name is managed.
+#[must_use]
+pub fn key_of(service: &str) -> Key {
+    Key::of_name("svc", service.as_bytes())
+}
+
+/// # Errors
+/// What is wrong with the name, for a person to read.
+pub fn valid_name(name: &str) -> Result<(), &'static str> {
+    if name.is_empty() || name.len() > NAME_MAX {
+        return Err("name must have 1 to 48 characters");
+    }
+    if name.starts_with('-')
+        || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    {
+        return Err("name may hold lower-case letters, digits and '-', not starting with '-'");
+    }
+    Ok(())
+}

@@ -1,1 +1,15 @@
+//! dugnad: runs a community's services on slices of the computers its members own.
+
+mod blobs;
+mod cli;
+mod config;
+mod control;
+mod disk;
+mod gateway;
+mod host;
+mod identity;
+mod invite;
+mod link;
+mod service;
+
 fn main() {}

@@ -1,1 +1,404 @@
-#![no_std]
+//! Connectivity (paper 3.2): the DKS ring. One component a node, [`Overlay`]; its parts are one
+//! file each, named as in the literature.
+//!
+//! - [`ring`]: atomic join and leave, ownership. - `stabilize`: Zave's stabilise and rectify.
+//! - [`table`]: k-ary table. - [`route`]: forwarding rule and lookups. - [`broadcast`]: delegated
+//!   broadcast with feedback. - [`detector`]: who is dead. - [`entry`]: the way in, and merging.
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod broadcast;
+pub mod config;
+pub mod detector;
+pub mod entry;
+pub mod ring;
+pub mod route;
+mod stabilize;
+pub mod table;
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+use dugnad_kernel::{Component, Cx, Input, Key, NodeId, Peer};
+use serde::{Deserialize, Serialize};
+
+use broadcast::{CastId, CastMsg, Casts, Feedback};
+use config::{SLOT_REFRESH, SUCCESSORS};
+use detector::Detector;
+use entry::{Entry, EntryMsg, EntryTimer};
+use ring::{Ring, Status};
+use route::{Found, LookupFor, RouteMsg, RouteTimer, Routes};
+use table::Table;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Msg {
+    Ring(ring::Msg),
+    Route(RouteMsg),
+    Cast(CastMsg),
+    Detect(detector::Msg),
+    Entry(EntryMsg),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Timer {
+    Ring(ring::Timer),
+    Route(RouteTimer),
+    Cast(CastId),
+    Detect(detector::Timer),
+    Entry(EntryTimer),
+    /// Look up one slot of the table again.
+    Refresh,
+}
+
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Once, first. `alone`: there is nobody to join, start a ring.
+    Boot { alone: bool },
+    LinkUp(Peer),
+    LinkDown(NodeId),
+    /// Find the owner of `key`; [`Event::Found`] follows under `call`.
+    Lookup { call: u32, key: Key },
+    /// Reach everybody; with feedback, [`Event::Feedback`] follows under `call`.
+    Cast { call: u32, body: Vec<u8>, feedback: bool },
+    /// This node's answer to an [`Event::Cast`], in the same step.
+    AnswerCast { id: CastId, part: Option<Vec<u8>> },
+    /// Watch these, too, besides the neighbours.
+    Watch(BTreeSet<NodeId>),
+    Leave,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Contact(Peer),
+    Joined,
+    /// What this node owns changed.
+    RangeChanged,
+    NeighboursChanged,
+    Found { call: u32, found: Option<Found> },
+    Cast { id: CastId, body: Vec<u8>, feedback: bool },
+    Feedback { call: u32, feedback: Feedback },
+    Suspect(NodeId),
+    Refuted(NodeId),
+    Dead(NodeId),
+    Left,
+}
+
+/// Peers remembered with their addresses (overlay.md 11.4).
+pub const BOOK_MAX: usize = 384;
+/// Lookups for the table started in one step.
+const FILL: usize = 8;
+
+pub struct Overlay {
+    pub(crate) ring: Ring,
+    pub(crate) table: Table,
+    pub(crate) routes: Routes,
+    pub(crate) casts: Casts,
+    pub(crate) detector: Detector,
+    pub(crate) entry: Entry,
+    pub(crate) book: BTreeMap<NodeId, Peer>,
+    /// Watched for the layers above.
+    watch: BTreeSet<NodeId>,
+    stranded: BTreeSet<NodeId>,
+    refreshing: bool,
+    refreshed: usize,
+    counters: BTreeMap<&'static str, u64>,
+}
+
+impl Component for Overlay {
+    type Command = Command;
+    type Msg = Msg;
+    type Timer = Timer;
+    type Event = Event;
+
+    fn handle(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
+        match input {
+            Input::Command(command) => self.on_command(command, cx),
+            Input::Message { from, msg } => self.on_message(from, msg, cx),
+            Input::Timer(timer) => self.on_timer(timer, cx),
+        }
+    }
+}
+
+impl Overlay {
+    #[must_use]
+    pub fn new(me: Peer) -> Self {
+        Self {
+            table: Table::new(me.id),
+            ring: Ring::new(me),
+            routes: Routes::default(),
+            casts: Casts::default(),
+            detector: Detector::default(),
+            entry: Entry::default(),
+            book: BTreeMap::new(),
+            watch: BTreeSet::new(),
+            stranded: BTreeSet::new(),
+            refreshing: false,
+            refreshed: 0,
+            counters: BTreeMap::new(),
+        }
+    }
+
+    #[must_use]
+    pub const fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    #[must_use]
+    pub const fn table(&self) -> &Table {
+        &self.table
+    }
+
+    #[must_use]
+    pub const fn detector(&self) -> &Detector {
+        &self.detector
+    }
+
+    pub fn book(&self) -> impl Iterator<Item = &Peer> {
+        self.book.values()
+    }
+
+    #[must_use]
+    pub fn peer(&self, id: NodeId) -> Option<&Peer> {
+        self.book.get(&id)
+    }
+
+    pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.counters.iter().map(|(name, count)| (*name, *count))
+    }
+
+    /// How many nodes there are: exact while the successor list reaches around the ring, else
+    /// from its density (overlay.md 1.4). Never used for safety.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        let (me, succs) = (self.ring.me().id, self.ring.succs());
+        if self.ring.alone() {
+            return 1;
+        }
+        let count = u64::try_from(succs.len()).unwrap_or(u64::MAX);
+        if succs.len() < SUCCESSORS {
+            return count + 1;
+        }
+        let span = succs.last().map_or(u128::MAX, |last| me.distance(last.id)).max(1);
+        let estimate = u64::try_from(u128::MAX / span).unwrap_or(u64::MAX);
+        estimate.saturating_mul(count - 1).max(count + 1)
+    }
+
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.counters.entry(what).or_default() += 1;
+    }
+
+    fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {
+        match command {
+            Command::Boot { alone } => self.boot(alone, cx),
+            Command::LinkUp(peer) => self.on_link_up(&peer, cx),
+            Command::LinkDown(id) => {
+                self.detect(Input::Command(detector::Command::Closed(id)), cx);
+                self.on_way_in_closed(id, cx);
+            }
+            Command::Lookup { call, key } => self.lookup(key, LookupFor::Above(call), cx),
+            Command::Cast { call, body, feedback } => self.cast(call, body, feedback, cx),
+            Command::AnswerCast { id, part } => self.answer_cast(id, part, cx),
+            Command::Watch(set) => {
+                self.watch = set;
+                self.update_watch(cx);
+            }
+            Command::Leave => self.ring_input(ring::Command::Leave, cx),
+        }
+    }
+
+    fn on_link_up(&mut self, peer: &Peer, cx: &mut Cx<'_, Self>) {
+        // A higher incarnation means that the life the ring counts on is over.
+        if self.ring.holds_earlier_life_of(peer) {
+            self.on_dead(peer.id, cx);
+        }
+        self.contact(peer, cx);
+        self.ring.refresh(peer);
+        self.detect(Input::Command(detector::Command::Heard(peer.id)), cx);
+        self.entry_link_up(peer, cx);
+    }
+
+    fn on_message(&mut self, from: NodeId, msg: Msg, cx: &mut Cx<'_, Self>) {
+        if from != self.ring.me().id {
+            self.detect(Input::Command(detector::Command::Heard(from)), cx);
+        }
+        match msg {
+            Msg::Ring(msg) => {
+                for peer in msg.peers() {
+                    self.contact(peer, cx);
+                }
+                self.ring_step(Input::Message { from, msg }, cx);
+            }
+            Msg::Route(msg) => self.on_route(from, msg, cx),
+            Msg::Cast(msg) => self.on_cast(from, msg, cx),
+            Msg::Detect(msg) => self.detect(Input::Message { from, msg }, cx),
+            Msg::Entry(msg) => self.on_entry(from, msg, cx),
+        }
+    }
+
+    fn on_timer(&mut self, timer: Timer, cx: &mut Cx<'_, Self>) {
+        match timer {
+            Timer::Ring(timer) => self.ring_step(Input::Timer(timer), cx),
+            Timer::Route(timer) => self.on_route_timer(timer, cx),
+            Timer::Cast(id) => self.on_cast_over(id, cx),
+            Timer::Detect(timer) => self.detect(Input::Timer(timer), cx),
+            Timer::Entry(timer) => self.on_entry_timer(timer, cx),
+            Timer::Refresh => self.on_refresh(cx),
+        }
+    }
+
+    pub(crate) fn ring_input(&mut self, command: ring::Command, cx: &mut Cx<'_, Self>) {
+        self.ring_step(Input::Command(command), cx);
+    }
+
+    fn ring_step(&mut self, input: Input<Ring>, cx: &mut Cx<'_, Self>) {
+        for event in cx.child(&mut self.ring, input, Msg::Ring, Timer::Ring) {
+            match event {
+                ring::Event::RouteJoin { via, op } => self.route_join(via, op, cx),
+                ring::Event::Joined => {
+                    self.fill(cx);
+                    cx.emit(Event::Joined);
+                }
+                ring::Event::JoinFailed => self.on_join_failed(cx),
+                ring::Event::RangeChanged => cx.emit(Event::RangeChanged),
+                ring::Event::NeighboursChanged => {
+                    self.update_watch(cx);
+                    self.fill(cx);
+                    cx.emit(Event::NeighboursChanged);
+                }
+                ring::Event::Displaced { old, by } => self.merge(old, Some(by), cx),
+                ring::Event::Stranded => self.on_stranded(cx),
+                ring::Event::Left => cx.emit(Event::Left),
+            }
+        }
+    }
+
+    fn detect(&mut self, input: Input<Detector>, cx: &mut Cx<'_, Self>) {
+        for event in cx.child(&mut self.detector, input, Msg::Detect, Timer::Detect) {
+            match event {
+                detector::Event::Suspect(id) => cx.emit(Event::Suspect(id)),
+                detector::Event::Refuted(id) => cx.emit(Event::Refuted(id)),
+                detector::Event::Dead(id) => self.on_dead(id, cx),
+            }
+        }
+    }
+
+    fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        self.count("deaths");
+        self.table.remove(id);
+        self.ring_input(ring::Command::Dead(id), cx);
+        self.reroute(id, cx);
+        self.forget_child(id, cx);
+        self.remember_dead(id, cx);
+        self.update_watch(cx);
+        self.fill(cx);
+        cx.emit(Event::Dead(id));
+    }
+
+    /// Every successor is dead: any live node will do, stabilisation finds the right one from it.
+    fn on_stranded(&mut self, cx: &mut Cx<'_, Self>) {
+        let me = self.ring.me().id;
+        let live = |id: NodeId| !self.stranded.contains(&id) && !self.detector.is_suspect(id);
+        let contacts = self.table.contacts().filter(|p| live(p.id));
+        let linked = self.detector.linked().filter(|id| live(*id) && *id != me);
+        let linked = linked.filter_map(|id| self.book.get(&id));
+        let next = contacts.chain(linked).min_by_key(|p| me.distance(p.id)).cloned();
+        match next {
+            Some(peer) => {
+                self.stranded.insert(peer.id);
+                self.count("stranded");
+                self.ring_input(ring::Command::Candidate(peer), cx);
+            }
+            None => {
+                self.stranded.clear();
+                self.ring_input(ring::Command::Alone, cx);
+            }
+        }
+    }
+
+    /// Neighbours that matter at once, and what the layers above asked for.
+    fn update_watch(&mut self, cx: &mut Cx<'_, Self>) {
+        let me = self.ring.me().id;
+        let mut set = self.watch.clone();
+        if self.ring.is_member() {
+            set.extend(self.ring.succs().iter().take(3).map(|p| p.id));
+            if !self.ring.pred_suspect() {
+                set.insert(self.ring.pred().id);
+            }
+        }
+        set.remove(&me);
+        if self.ring.succ().id != me {
+            self.stranded.clear();
+        }
+        self.detect(Input::Command(detector::Command::Watch(set)), cx);
+    }
+
+    /// Looks up the slots that miss a contact, if the successor list does not reach around.
+    fn fill(&mut self, cx: &mut Cx<'_, Self>) {
+        let succs = self.ring.succs();
+        let beyond = self.ring.status() == Status::Inside && succs.len() == SUCCESSORS;
+        let Some(last) = succs.last().filter(|_| beyond).map(|p| p.id) else { return };
+        let wanted = self.table.wanted(last);
+        let missing = self.table.retain(&wanted);
+        let busy = self.routes.slots_busy();
+        for start in missing.into_iter().filter(|s| !busy.contains(s)).take(FILL) {
+            self.lookup(start, LookupFor::Slot, cx);
+        }
+        if !self.refreshing {
+            self.refreshing = true;
+            cx.after(SLOT_REFRESH, Timer::Refresh);
+        }
+    }
+
+    fn on_refresh(&mut self, cx: &mut Cx<'_, Self>) {
+        self.refreshing = false;
+        let succs = self.ring.succs();
+        if succs.len() == SUCCESSORS {
+            let wanted = succs.last().map(|p| self.table.wanted(p.id)).unwrap_or_default();
+            self.refreshed = self.refreshed.wrapping_add(1);
+            if let Some(start) = wanted.get(self.refreshed % wanted.len().max(1)) {
+                self.lookup(*start, LookupFor::Slot, cx);
+            }
+            self.fill(cx);
+        }
+    }
+
+    /// Learns where a peer can be dialled; tells the driver if that is news.
+    pub(crate) fn contact(&mut self, peer: &Peer, cx: &mut Cx<'_, Self>) {
+        if peer.id == self.ring.me().id {
+            return;
+        }
+        self.table.offer(peer);
+        let known = self.book.get(&peer.id);
+        let news = known.is_none_or(|old| {
+            old.inc < peer.inc || (old.inc == peer.inc && old.addrs.len() < peer.addrs.len())
+        });
+        if !news {
+            return;
+        }
+        if self.book.len() >= BOOK_MAX && !self.book.contains_key(&peer.id) {
+            self.forget_some(cx);
+        }
+        self.book.insert(peer.id, peer.clone());
+        cx.emit(Event::Contact(peer.clone()));
+    }
+
+    /// Makes room in the book: a random peer that nothing here counts on.
+    fn forget_some(&mut self, cx: &mut Cx<'_, Self>) {
+        let needed: BTreeSet<NodeId> = self
+            .ring
+            .succs()
+            .iter()
+            .chain(core::iter::once(self.ring.pred()))
+            .chain(self.table.contacts())
+            .map(|p| p.id)
+            .chain(self.watch.iter().copied())
+            .collect();
+        let free: Vec<NodeId> =
+            self.book.keys().filter(|id| !needed.contains(id)).copied().collect();
+        if let Some(id) = cx.rng.choice(&free) {
+            self.book.remove(id);
+        }
+    }
+}

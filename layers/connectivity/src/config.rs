@@ -1,0 +1,83 @@
+//! Every constant of the layer, with unit and source.
+
+use dugnad_kernel::Duration;
+
+/// Length of the successor list. 2 + log2(n) is needed (overlay.md 2.8); 12 serves 1,000 nodes.
+pub const SUCCESSORS: usize = 12;
+/// How many unsure ranges are remembered (overlay.md 2.2).
+pub const UNSURE_MAX: usize = 8;
+/// Lease on a lock (overlay.md 2.10: max(5 s, 8 rtt + 2 s)).
+pub const T_LOCK: Duration = Duration::from_secs(8);
+/// How long a node that left still points the way (overlay.md 2.10: 30 s). Shorter, because a
+/// person waits for the agent to end; a node that comes later finds it dead and repairs.
+pub const T_GRACE: Duration = Duration::from_secs(2);
+/// A leave that takes longer ends as a crash would.
+pub const LEAVE_LIMIT: Duration = Duration::from_secs(20);
+/// How long a range gained without a hand-over counts as unsure.
+pub const T_UNSURE: Duration = Duration::from_secs(10);
+/// First wait after a refused join or leave; doubles, with jitter (overlay.md 2.10).
+pub const BACKOFF: Duration = Duration::from_millis(100);
+pub const BACKOFF_DOUBLINGS: u32 = 5;
+/// A join request not answered by then is tried another way.
+pub const JOIN_ANSWER: Duration = Duration::from_secs(3);
+/// Stabilisation after a change and while young (overlay.md 2.10).
+pub const STABILIZE_FAST: Duration = Duration::from_secs(3);
+/// Stabilisation of a quiet ring. Deaths of neighbours are seen by the detector, so this only
+/// repairs what no event showed (architecture.md 7: nothing else is periodic below a minute).
+pub const STABILIZE_QUIET: Duration = Duration::from_secs(60);
+/// How long after a change stabilisation stays fast.
+pub const YOUNG: Duration = Duration::from_secs(60);
+/// One try of a liveness query; three of them before a node counts as dead (overlay.md 2.11).
+pub const QUERY: Duration = Duration::from_secs(2);
+pub const QUERY_TRIES: u32 = 3;
+
+/// Arity of the routing table (overlay.md 0.5).
+pub const K_BITS: u32 = 2;
+/// Stored slots (overlay.md 1.2).
+pub const SLOTS: usize = 48;
+/// One stored slot is looked up again this often, in turn.
+pub const SLOT_REFRESH: Duration = Duration::from_secs(60);
+/// Wait for a hop's acknowledgement (overlay.md 3.5: 300 ms to 3 s).
+pub const HOP_RTO: Duration = Duration::from_millis(800);
+/// Other next hops tried when one does not acknowledge.
+pub const HOP_ALTERNATIVES: usize = 3;
+/// Hops after which a request is dropped (overlay.md 3.2).
+pub const HOPS_MAX: u8 = 64;
+/// One end-to-end attempt of a lookup, and how many there are (overlay.md 3.5).
+pub const LOOKUP: Duration = Duration::from_secs(3);
+pub const LOOKUP_ATTEMPTS: u8 = 4;
+/// Requests waiting for an acknowledgement, and lookups under way (overlay.md 11.4).
+pub const PENDING_MAX: usize = 256;
+
+/// A watched peer not heard of for this long is pinged (overlay.md 2.10).
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Silence after which others are asked.
+pub const SUSPECT_AFTER: Duration = Duration::from_millis(9_500);
+/// From suspicion by silence to death.
+pub const SILENCE_CONFIRM: Duration = Duration::from_millis(3_500);
+/// From a closed connection to death, unless somebody reaches it (architecture.md 7: 2 s).
+pub const CLOSED_CONFIRM: Duration = Duration::from_millis(1_200);
+/// Peers asked for an indirect probe (overlay.md 10.8).
+pub const HELPERS: usize = 3;
+/// Watched at most.
+pub const WATCHED_MAX: usize = 128;
+
+/// Broadcasts remembered against duplicates, and under way (overlay.md 11.4).
+pub const SEEN_MAX: usize = 512;
+pub const CASTS_MAX: usize = 64;
+/// Time the initiator waits for the whole tree; each level waits a little less.
+pub const CAST_BUDGET: Duration = Duration::from_millis(4_000);
+pub const CAST_STEP: Duration = Duration::from_millis(250);
+/// Bytes of collected answers one message carries.
+pub const PARTS_BYTES: usize = 56 * 1024;
+
+/// Dead peers remembered for the merge of rings (overlay.md 6.2).
+pub const PASSIVE_MAX: usize = 64;
+/// One of them is tried this often, while there are any.
+pub const PASSIVE_PROBE: Duration = Duration::from_secs(20);
+/// A peer the merge ran for is left alone this long (overlay.md 6.5).
+pub const MERGE_REPEAT: Duration = Duration::from_secs(30);
+/// Base of the wait before a node that reaches nobody inside starts a ring.
+pub const PATIENCE: Duration = Duration::from_millis(2_500);
+/// Further wait for every linked peer with a lower id, so that one starts and the others join.
+pub const PATIENCE_RANK: Duration = Duration::from_millis(1_500);

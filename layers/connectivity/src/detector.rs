@@ -1,0 +1,265 @@
+//! Says which watched peers are dead (overlay.md 10.8; architecture.md 7, "two speeds").
+//!
+//! A closed connection is a hint that is checked at once: ping again (which dials again) and ask
+//! others; nobody reaches it, it is dead within two seconds. Silence is judged slowly. Whatever a
+//! peer sends counts as a sign of life, so on a busy link no ping is sent at all.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+use dugnad_kernel::{Component, Cx, Input, NodeId, Time};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{
+    CLOSED_CONFIRM, HEARTBEAT, HELPERS, SILENCE_CONFIRM, SUSPECT_AFTER, WATCHED_MAX,
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Msg {
+    Ping,
+    Pong,
+    /// Please ping `target` for me.
+    PingReq { target: NodeId },
+    /// `target` answered me.
+    Reached { target: NodeId },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Timer {
+    Tick,
+    /// The check that began as number `check` must be over.
+    Confirm { target: NodeId, check: u32 },
+}
+
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Watch exactly these.
+    Watch(BTreeSet<NodeId>),
+    /// Any message came from this peer, or a session with it stands.
+    Heard(NodeId),
+    /// The session ended or the peer could not be dialled.
+    Closed(NodeId),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Suspect(NodeId),
+    /// A suspect answered after all.
+    Refuted(NodeId),
+    Dead(NodeId),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Watched {
+    heard: Time,
+    /// The check under way.
+    check: Option<u32>,
+}
+
+#[derive(Default)]
+pub struct Detector {
+    watched: BTreeMap<NodeId, Watched>,
+    /// Who asked me to ping whom.
+    for_others: BTreeMap<NodeId, BTreeSet<NodeId>>,
+    /// Whether a `Tick` is on its way; there is never more than one.
+    ticking: bool,
+    last_check: u32,
+    /// Peers with a session, to be asked for indirect probes.
+    linked: BTreeSet<NodeId>,
+}
+
+impl Component for Detector {
+    type Command = Command;
+    type Msg = Msg;
+    type Timer = Timer;
+    type Event = Event;
+
+    fn handle(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
+        match input {
+            Input::Command(Command::Watch(set)) => self.watch(&set, cx),
+            Input::Command(Command::Heard(id)) => self.heard(id, cx),
+            Input::Command(Command::Closed(id)) => self.on_closed(id, cx),
+            Input::Message { from, msg: Msg::Ping } => cx.send(from, Msg::Pong),
+            // That it came was already counted as `Heard`.
+            Input::Message { msg: Msg::Pong, .. } => {}
+            Input::Message { from, msg: Msg::PingReq { target } } => {
+                self.on_ping_req(from, target, cx);
+            }
+            Input::Message { msg: Msg::Reached { target }, .. } => self.heard(target, cx),
+            Input::Timer(Timer::Tick) => self.on_tick(cx),
+            Input::Timer(Timer::Confirm { target, check }) => self.on_confirm(target, check, cx),
+        }
+    }
+}
+
+impl Detector {
+    /// Peers a check is under way for.
+    pub fn suspects(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.watched.iter().filter(|(_, w)| w.check.is_some()).map(|(id, _)| *id)
+    }
+
+    #[must_use]
+    pub fn is_suspect(&self, id: NodeId) -> bool {
+        self.watched.get(&id).is_some_and(|w| w.check.is_some())
+    }
+
+    #[must_use]
+    pub fn is_linked(&self, id: NodeId) -> bool {
+        self.linked.contains(&id)
+    }
+
+    pub fn linked(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.linked.iter().copied()
+    }
+
+    fn watch(&mut self, set: &BTreeSet<NodeId>, cx: &mut Cx<'_, Self>) {
+        self.watched.retain(|id, _| set.contains(id));
+        for id in set.iter().take(WATCHED_MAX) {
+            let fresh = Watched { heard: cx.now, check: None };
+            self.watched.entry(*id).or_insert(fresh);
+        }
+        if !self.ticking && !self.watched.is_empty() {
+            self.ticking = true;
+            cx.after(HEARTBEAT, Timer::Tick);
+        }
+    }
+
+    fn heard(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        self.linked.insert(id);
+        if let Some(askers) = self.for_others.remove(&id) {
+            for asker in askers {
+                cx.send(asker, Msg::Reached { target: id });
+            }
+        }
+        let Some(watched) = self.watched.get_mut(&id) else { return };
+        watched.heard = cx.now;
+        if watched.check.take().is_some() {
+            cx.emit(Event::Refuted(id));
+        }
+    }
+
+    fn on_closed(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        self.linked.remove(&id);
+        self.for_others.remove(&id);
+        if self.watched.get(&id).is_some_and(|w| w.check.is_none()) {
+            self.check(id, CLOSED_CONFIRM, cx);
+        }
+    }
+
+    fn check(&mut self, id: NodeId, confirm: core::time::Duration, cx: &mut Cx<'_, Self>) {
+        self.last_check = self.last_check.wrapping_add(1);
+        let check = self.last_check;
+        if let Some(watched) = self.watched.get_mut(&id) {
+            watched.check = Some(check);
+        }
+        cx.emit(Event::Suspect(id));
+        cx.send(id, Msg::Ping);
+        let mut helpers: Vec<NodeId> = self.linked.iter().copied().filter(|h| *h != id).collect();
+        cx.rng.shuffle(&mut helpers);
+        for helper in helpers.into_iter().take(HELPERS) {
+            cx.send(helper, Msg::PingReq { target: id });
+        }
+        cx.after(confirm, Timer::Confirm { target: id, check });
+    }
+
+    fn on_ping_req(&mut self, from: NodeId, target: NodeId, cx: &mut Cx<'_, Self>) {
+        let full = self.for_others.len() >= WATCHED_MAX;
+        if full && !self.for_others.contains_key(&target) {
+            return;
+        }
+        let askers = self.for_others.entry(target).or_default();
+        if askers.len() < WATCHED_MAX {
+            askers.insert(from);
+        }
+        cx.send(target, Msg::Ping);
+    }
+
+    fn on_tick(&mut self, cx: &mut Cx<'_, Self>) {
+        self.ticking = !self.watched.is_empty();
+        if !self.ticking {
+            return;
+        }
+        cx.after(HEARTBEAT, Timer::Tick);
+        let quiet = |w: &Watched| w.check.is_none() && cx.now.since(w.heard) >= HEARTBEAT * 9 / 10;
+        let silent: Vec<(NodeId, bool)> = self
+            .watched
+            .iter()
+            .filter(|(_, w)| quiet(w))
+            .map(|(id, w)| (*id, cx.now.since(w.heard) >= SUSPECT_AFTER))
+            .collect();
+        for (id, suspect) in silent {
+            if suspect {
+                self.check(id, SILENCE_CONFIRM, cx);
+            } else {
+                cx.send(id, Msg::Ping);
+            }
+        }
+    }
+
+    fn on_confirm(&mut self, target: NodeId, check: u32, cx: &mut Cx<'_, Self>) {
+        if self.watched.get(&target).is_some_and(|w| w.check == Some(check)) {
+            self.watched.remove(&target);
+            cx.emit(Event::Dead(target));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dugnad_kernel::{Effect, Id};
+
+    fn step(detector: &mut Detector, now: Time, input: Input<Detector>) -> Vec<Effect<Detector>> {
+        let (mut rng, mut effects) = (fastrand::Rng::with_seed(1), Vec::new());
+        detector.handle(input, &mut Cx::new(now, &mut rng, &mut effects));
+        effects
+    }
+
+    fn events(effects: &[Effect<Detector>]) -> Vec<Event> {
+        let event = |e: &Effect<Detector>| match e {
+            Effect::Emit(event) => Some(event.clone()),
+            Effect::Send { .. } | Effect::After { .. } => None,
+        };
+        effects.iter().filter_map(event).collect()
+    }
+
+    fn watching(id: Id) -> Detector {
+        let mut detector = Detector::default();
+        let set = BTreeSet::from([id]);
+        step(&mut detector, Time(0), Input::Command(Command::Watch(set)));
+        detector
+    }
+
+    #[test]
+    fn a_closed_connection_is_checked_at_once_and_only_once() {
+        let mut detector = watching(Id(7));
+        let effects = step(&mut detector, Time(1), Input::Command(Command::Closed(Id(7))));
+        assert_eq!(events(&effects), [Event::Suspect(Id(7))]);
+        let pings = effects.iter().filter(|e| matches!(e, Effect::Send { msg: Msg::Ping, .. }));
+        assert_eq!(pings.count(), 1);
+        let again = step(&mut detector, Time(2), Input::Command(Command::Closed(Id(7))));
+        assert!(again.is_empty());
+        let confirm = Timer::Confirm { target: Id(7), check: 1 };
+        let dead = step(&mut detector, Time(9), Input::Timer(confirm));
+        assert_eq!(events(&dead), [Event::Dead(Id(7))]);
+    }
+
+    #[test]
+    fn any_sign_of_life_refutes_and_makes_the_check_stale() {
+        let mut detector = watching(Id(7));
+        step(&mut detector, Time(1), Input::Command(Command::Closed(Id(7))));
+        let heard = step(&mut detector, Time(2), Input::Command(Command::Heard(Id(7))));
+        assert_eq!(events(&heard), [Event::Refuted(Id(7))]);
+        let confirm = Timer::Confirm { target: Id(7), check: 1 };
+        assert!(step(&mut detector, Time(9), Input::Timer(confirm)).is_empty());
+    }
+
+    #[test]
+    fn a_busy_link_is_never_pinged() {
+        let mut detector = watching(Id(7));
+        let tick = Time(5_000_000);
+        step(&mut detector, Time(4_900_000), Input::Command(Command::Heard(Id(7))));
+        let effects = step(&mut detector, tick, Input::Timer(Timer::Tick));
+        assert_eq!(effects.len(), 1, "only the next tick");
+    }
+}

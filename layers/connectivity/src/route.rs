@@ -1,0 +1,343 @@
+//! Routing to the owner of a key: the forwarding rule, greedy hops with acknowledgement and
+//! alternatives, transitive lookups with end-to-end retries (overlay.md 2.5, 3.2-3.5).
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use dugnad_kernel::arc::in_oc;
+use dugnad_kernel::{Cx, Key, NodeId, Peer};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{HOPS_MAX, HOP_ALTERNATIVES, HOP_RTO, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX};
+use crate::ring::{self, Status};
+use crate::table::closest_before;
+use crate::{Event, Msg, Overlay, Timer};
+
+/// What a routed message is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    Find,
+    Join { op: u64 },
+    /// Find the place of `origin`, a member of another ring that was one with this (6.3).
+    Merge,
+}
+
+/// A message on its way to the owner of `key`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hop {
+    pub key: Key,
+    pub purpose: Purpose,
+    pub origin: Peer,
+    /// The origin's own number for it.
+    pub call: u32,
+    pub hops: u8,
+    /// The sender believes the receiver owns the key.
+    pub last: bool,
+    /// For the acknowledgement of this hop.
+    pub seq: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RouteMsg {
+    Hop(Hop),
+    Ack { seq: u32 },
+    /// Straight from the owner to the origin (transitive).
+    Found { call: u32, found: Found },
+    /// The asked node is not a member and cannot route.
+    NotInside { call: u32 },
+}
+
+/// Who answers for a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    pub owner: Peer,
+    /// The owner's successors, nearest first: who would take over.
+    pub succs: Vec<Peer>,
+    pub certain: bool,
+    pub hops: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteTimer {
+    /// No acknowledgement of a hop.
+    Rto { seq: u32 },
+    /// One end-to-end attempt is over.
+    Attempt { call: u32, attempt: u8 },
+}
+
+#[derive(Debug)]
+struct Pending {
+    hop: Hop,
+    tried: Vec<NodeId>,
+}
+
+#[derive(Debug)]
+struct Lookup {
+    key: Key,
+    attempt: u8,
+    /// First hops of earlier attempts.
+    avoid: Vec<NodeId>,
+    purpose: LookupFor,
+}
+
+/// Who wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LookupFor {
+    /// The layer above, under its own number.
+    Above(u32),
+    /// A slot of the table.
+    Slot,
+}
+
+/// Lookups and hops under way.
+#[derive(Debug, Default)]
+pub(crate) struct Routes {
+    next: u32,
+    pending: BTreeMap<u32, Pending>,
+    lookups: BTreeMap<u32, Lookup>,
+}
+
+impl Routes {
+    /// Slot starts that are being looked up.
+    pub(crate) fn slots_busy(&self) -> Vec<Key> {
+        let slot = |l: &&Lookup| l.purpose == LookupFor::Slot;
+        self.lookups.values().filter(slot).map(|l| l.key).collect()
+    }
+}
+
+enum Next {
+    Deliver,
+    Forward { to: NodeId, last: bool },
+    Nowhere,
+}
+
+impl Overlay {
+    /// Starts a lookup; the result comes as [`Event::Found`].
+    pub(crate) fn lookup(&mut self, key: Key, purpose: LookupFor, cx: &mut Cx<'_, Self>) {
+        if self.routes.lookups.len() >= PENDING_MAX {
+            self.count("lookup_overflow");
+            if let LookupFor::Above(call) = purpose {
+                cx.emit(Event::Found { call, found: None });
+            }
+            return;
+        }
+        self.routes.next = self.routes.next.wrapping_add(1);
+        let call = self.routes.next;
+        let lookup = Lookup { key, attempt: 0, avoid: Vec::new(), purpose };
+        self.routes.lookups.insert(call, lookup);
+        self.attempt(call, cx);
+    }
+
+    fn attempt(&mut self, call: u32, cx: &mut Cx<'_, Self>) {
+        let Some(lookup) = self.routes.lookups.get_mut(&call) else { return };
+        lookup.attempt += 1;
+        let (key, attempt, avoid) = (lookup.key, lookup.attempt, lookup.avoid.clone());
+        cx.after(LOOKUP, Timer::Route(RouteTimer::Attempt { call, attempt }));
+        let hop = Hop {
+            key,
+            purpose: Purpose::Find,
+            origin: self.ring.me().clone(),
+            call,
+            hops: 0,
+            last: false,
+            seq: 0,
+        };
+        if self.ring.is_member() {
+            let first = self.step(hop, avoid, cx);
+            if let (Some(first), Some(lookup)) = (first, self.routes.lookups.get_mut(&call)) {
+                lookup.avoid.push(first);
+            }
+        }
+    }
+
+    /// Sends `hop` on its way from here.
+    pub(crate) fn route(&mut self, hop: Hop, cx: &mut Cx<'_, Self>) {
+        self.step(hop, Vec::new(), cx);
+    }
+
+    /// Asks `via`, which is inside, to route my join.
+    pub(crate) fn route_join(&mut self, via: NodeId, op: u64, cx: &mut Cx<'_, Self>) {
+        let me = self.ring.me().clone();
+        let purpose = Purpose::Join { op };
+        let hop = Hop { key: me.id, purpose, origin: me, call: 0, hops: 0, last: false, seq: 0 };
+        cx.send(via, Msg::Route(RouteMsg::Hop(hop)));
+    }
+
+    pub(crate) fn on_route(&mut self, from: NodeId, msg: RouteMsg, cx: &mut Cx<'_, Self>) {
+        match msg {
+            RouteMsg::Hop(hop) => {
+                cx.send(from, Msg::Route(RouteMsg::Ack { seq: hop.seq }));
+                if hop.hops >= HOPS_MAX {
+                    self.count("hops_exceeded");
+                } else if !self.ring.is_member() && self.ring.status() < Status::Joining {
+                    self.count("not_inside");
+                    self.not_inside(&hop, cx);
+                } else {
+                    self.step(hop, Vec::from([from]), cx);
+                }
+            }
+            RouteMsg::Ack { seq } => {
+                self.routes.pending.remove(&seq);
+            }
+            RouteMsg::Found { call, found } => self.on_found(call, found, cx),
+            RouteMsg::NotInside { call } if call == 0 => self.on_way_in_closed(from, cx),
+            RouteMsg::NotInside { .. } => self.count("not_inside"),
+        }
+    }
+
+    fn not_inside(&self, hop: &Hop, cx: &mut Cx<'_, Self>) {
+        if hop.origin.id != self.ring.me().id {
+            cx.send(hop.origin.id, Msg::Route(RouteMsg::NotInside { call: hop.call }));
+        }
+    }
+
+    /// One step of the forwarding rule; returns where it went.
+    fn step(&mut self, mut hop: Hop, tried: Vec<NodeId>, cx: &mut Cx<'_, Self>) -> Option<NodeId> {
+        match self.next(&hop, &tried) {
+            Next::Deliver => {
+                self.deliver(hop, cx);
+                None
+            }
+            Next::Forward { to, last } => {
+                self.routes.next = self.routes.next.wrapping_add(1);
+                hop.seq = self.routes.next;
+                hop.hops += 1;
+                hop.last = last;
+                cx.send(to, Msg::Route(RouteMsg::Hop(hop.clone())));
+                if self.routes.pending.len() < PENDING_MAX {
+                    cx.after(HOP_RTO, Timer::Route(RouteTimer::Rto { seq: hop.seq }));
+                    let mut tried = tried;
+                    tried.push(to);
+                    self.routes.pending.insert(hop.seq, Pending { hop, tried });
+                } else {
+                    self.count("hop_overflow");
+                }
+                Some(to)
+            }
+            Next::Nowhere => {
+                self.count("no_next_hop");
+                None
+            }
+        }
+    }
+
+    /// Rules 2 to 6 of overlay.md 2.5.
+    fn next(&self, hop: &Hop, tried: &[NodeId]) -> Next {
+        let (me, key) = (self.ring.me().id, hop.key);
+        if let Some(to) = self.ring.redirect(key) {
+            return Next::Forward { to: to.id, last: true };
+        }
+        if self.ring.owns(key) {
+            return Next::Deliver;
+        }
+        let pred = self.ring.pred();
+        if hop.last && !self.ring.pred_suspect() && !tried.contains(&pred.id) {
+            return Next::Forward { to: pred.id, last: true };
+        }
+        if hop.last && self.ring.pred_suspect() {
+            // The owner is dead and I am next: I answer, uncertain.
+            return Next::Deliver;
+        }
+        let succs = self.ring.succs();
+        if in_oc(me, key, self.ring.succ().id) {
+            // The last hop always uses the successor list; a dead owner's successor comes next.
+            let live = succs.iter().find(|s| !tried.contains(&s.id) && s.id != me);
+            return live.map_or(Next::Nowhere, |s| Next::Forward { to: s.id, last: true });
+        }
+        let known = succs.iter().chain(core::iter::once(pred)).chain(self.table.contacts());
+        let usable = known
+            .filter(|peer| !tried.contains(&peer.id) && !self.detector.is_suspect(peer.id));
+        match closest_before(me, key, usable) {
+            Some(peer) => Next::Forward { to: peer.id, last: false },
+            None => succs
+                .iter()
+                .find(|s| !tried.contains(&s.id) && s.id != me)
+                .map_or(Next::Nowhere, |s| Next::Forward { to: s.id, last: false }),
+        }
+    }
+
+    fn deliver(&mut self, hop: Hop, cx: &mut Cx<'_, Self>) {
+        match hop.purpose {
+            Purpose::Join { op } => {
+                let joiner = hop.origin;
+                self.ring_input(ring::Command::JoinReq { op, joiner }, cx);
+            }
+            Purpose::Merge => self.on_merge_point(hop.origin, cx),
+            Purpose::Find => {
+                let certain = self.ring.certain(hop.key, cx.now)
+                    && !self.ring.pred_suspect()
+                    && self.ring.owns(hop.key);
+                let found = Found {
+                    owner: self.ring.me().clone(),
+                    succs: self.ring.succs().iter().take(4).cloned().collect(),
+                    certain,
+                    hops: hop.hops,
+                };
+                if hop.origin.id == self.ring.me().id {
+                    self.on_found(hop.call, found, cx);
+                } else {
+                    self.contact(&hop.origin, cx);
+                    let call = hop.call;
+                    cx.send(hop.origin.id, Msg::Route(RouteMsg::Found { call, found }));
+                }
+            }
+        }
+    }
+
+    fn on_found(&mut self, call: u32, found: Found, cx: &mut Cx<'_, Self>) {
+        let Some(lookup) = self.routes.lookups.remove(&call) else {
+            self.count("late_answer");
+            return;
+        };
+        self.contact(&found.owner, cx);
+        for succ in &found.succs {
+            self.contact(succ, cx);
+        }
+        match lookup.purpose {
+            LookupFor::Above(call) => cx.emit(Event::Found { call, found: Some(found) }),
+            LookupFor::Slot => self.table.set(lookup.key, found.owner),
+        }
+    }
+
+    pub(crate) fn on_route_timer(&mut self, timer: RouteTimer, cx: &mut Cx<'_, Self>) {
+        match timer {
+            RouteTimer::Rto { seq } => {
+                let Some(pending) = self.routes.pending.remove(&seq) else { return };
+                self.count("hop_timeout");
+                if pending.tried.len() <= HOP_ALTERNATIVES + 1 {
+                    self.step(pending.hop, pending.tried, cx);
+                }
+            }
+            RouteTimer::Attempt { call, attempt } => self.on_attempt_over(call, attempt, cx),
+        }
+    }
+
+    fn on_attempt_over(&mut self, call: u32, attempt: u8, cx: &mut Cx<'_, Self>) {
+        let Some(lookup) = self.routes.lookups.get(&call) else { return };
+        if lookup.attempt != attempt {
+            return;
+        }
+        if attempt < LOOKUP_ATTEMPTS {
+            self.attempt(call, cx);
+            return;
+        }
+        self.count("lookup_failed");
+        if let Some(lookup) = self.routes.lookups.remove(&call) {
+            if let LookupFor::Above(call) = lookup.purpose {
+                cx.emit(Event::Found { call, found: None });
+            }
+        }
+    }
+
+    /// A dead peer's hops go another way at once, without waiting for the timer.
+    pub(crate) fn reroute(&mut self, dead: NodeId, cx: &mut Cx<'_, Self>) {
+        let waits = |p: &Pending| p.tried.last() == Some(&dead);
+        let seqs: Vec<u32> =
+            self.routes.pending.iter().filter(|(_, p)| waits(p)).map(|(s, _)| *s).collect();
+        for seq in seqs {
+            if let Some(pending) = self.routes.pending.remove(&seq) {
+                self.step(pending.hop, pending.tried, cx);
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Stabilisation and rectify after Zave's verified model (overlay.md 2.8).
+//!
+//! Copied exactly: the successor's whole list is adopted in the same step as the successor; a
+//! candidate is asked for a sign of life before it is adopted; the old predecessor must be dead
+//! before a farther one replaces it; every round ends with a notify.
+
+use alloc::vec::Vec;
+
+use dugnad_kernel::arc::in_oo;
+use dugnad_kernel::{Cx, Duration, NodeId, Peer};
+
+use crate::config::{QUERY, QUERY_TRIES, STABILIZE_FAST, STABILIZE_QUIET, YOUNG};
+use crate::ring::{Asking, Event, Msg, Ring, Status, Timer};
+
+impl Ring {
+    /// Replaces whatever round was planned: a timer of an older round is stale.
+    pub(crate) fn schedule_stabilize(&mut self, base: Duration, cx: &mut Cx<'_, Self>) {
+        self.round = self.round.wrapping_add(1);
+        let jitter = cx.rng.u32(80..120);
+        cx.after(base * jitter / 100, Timer::Stabilize { round: self.round });
+    }
+
+    pub(crate) fn on_stabilize_timer(&mut self, round: u32, cx: &mut Cx<'_, Self>) {
+        if round != self.round || self.status() == Status::Gone {
+            return;
+        }
+        let young = cx.now.since(self.changed_at) < YOUNG;
+        self.schedule_stabilize(if young { STABILIZE_FAST } else { STABILIZE_QUIET }, cx);
+        self.stabilize(cx);
+    }
+
+    pub(crate) fn stabilize_soon(&mut self, cx: &mut Cx<'_, Self>) {
+        self.changed_at = cx.now;
+        self.schedule_stabilize(STABILIZE_FAST, cx);
+        self.stabilize(cx);
+    }
+
+    fn stabilize(&mut self, cx: &mut Cx<'_, Self>) {
+        if self.status() != Status::Inside || self.locked() || self.asking.is_some() {
+            return;
+        }
+        if self.succ().id == self.me().id {
+            // My own answer to my own query: the predecessor is a candidate (Zave, s == me).
+            if self.pred().id != self.me().id && !self.pred_suspect() {
+                self.query(self.pred().clone(), cx);
+            }
+            return;
+        }
+        self.query(self.succ().clone(), cx);
+    }
+
+    fn query(&mut self, target: Peer, cx: &mut Cx<'_, Self>) {
+        self.next_call = self.next_call.wrapping_add(1);
+        let call = self.next_call;
+        cx.send(target.id, Msg::Query { call });
+        cx.after(QUERY, Timer::Query { call });
+        self.asking = Some(Asking { call, target, tries: 1 });
+    }
+
+    pub(crate) fn on_query(&mut self, from: NodeId, call: u32, cx: &mut Cx<'_, Self>) {
+        match self.status() {
+            Status::Out | Status::JoinReq => {}
+            Status::Leaving | Status::Gone => {
+                cx.send(from, Msg::Moved { call, succs: self.succs().to_vec() });
+            }
+            _ => {
+                let (pred, succs) = (self.pred().clone(), self.succs().to_vec());
+                cx.send(from, Msg::QueryRes { call, pred, succs });
+            }
+        }
+    }
+
+    pub(crate) fn on_query_timeout(&mut self, call: u32, cx: &mut Cx<'_, Self>) {
+        let Some(asking) = self.asking.as_mut().filter(|asking| asking.call == call) else {
+            return;
+        };
+        if asking.tries < QUERY_TRIES {
+            asking.tries += 1;
+            cx.send(asking.target.id, Msg::Query { call });
+            cx.after(QUERY, Timer::Query { call });
+            return;
+        }
+        let target = asking.target.id;
+        self.asking = None;
+        if self.remove_succ(target) {
+            self.after_loss(cx);
+        } else if self.succ().id == self.me().id && self.pred_suspect() {
+            cx.emit(Event::Stranded);
+        }
+    }
+
+    pub(crate) fn on_query_res(
+        &mut self,
+        from: NodeId,
+        call: u32,
+        pred: Peer,
+        succs: Vec<Peer>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let Some(asking) = self.asking.take_if(|asking| asking.call == call) else { return };
+        if asking.target.id != from || self.status() != Status::Inside || self.locked() {
+            return;
+        }
+        let me = self.me().id;
+        let is_head = self.succ().id == from;
+        let is_closer = self.succ().id == me || in_oo(me, from, self.succ().id);
+        if !is_head && !is_closer {
+            return;
+        }
+        let old = self.succ().clone();
+        let mut list = Vec::from([asking.target]);
+        list.extend(succs);
+        self.set_succs(list, cx);
+        if !is_head && old.id != me && !self.succs().iter().any(|s| s.id == old.id) {
+            cx.emit(Event::Displaced { old, by: from });
+        }
+        if is_head && pred.id != me && in_oo(me, pred.id, from) {
+            self.query(pred, cx);
+            return;
+        }
+        self.notify_head(cx);
+    }
+
+    pub(crate) fn on_moved(
+        &mut self,
+        from: NodeId,
+        call: u32,
+        succs: Vec<Peer>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let Some(asking) = self.asking.take_if(|asking| asking.call == call) else { return };
+        if asking.target.id != from || self.status() != Status::Inside {
+            return;
+        }
+        if self.succ().id == from {
+            let mut list: Vec<Peer> = succs.into_iter().filter(|s| s.id != from).collect();
+            list.extend(self.succs().iter().filter(|s| s.id != from).cloned());
+            self.set_succs(list, cx);
+            self.notify_head(cx);
+        }
+    }
+
+    fn notify_head(&self, cx: &mut Cx<'_, Self>) {
+        if self.succ().id != self.me().id {
+            cx.send(self.succ().id, Msg::Notify { me: self.me().clone() });
+        }
+    }
+
+    /// Rectify: a node says it is my predecessor.
+    pub(crate) fn on_notify(&mut self, from: NodeId, peer: Peer, cx: &mut Cx<'_, Self>) {
+        if self.status() != Status::Inside || self.locked() || peer.id != from {
+            return;
+        }
+        let closer = in_oo(self.pred().id, from, self.me().id);
+        if from == self.pred().id || closer || self.pred_suspect() {
+            self.set_pred(peer, cx);
+        }
+        if self.succ().id == self.me().id && self.pred().id != self.me().id {
+            self.stabilize(cx);
+        }
+    }
+
+    pub(crate) fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        self.asking.take_if(|asking| asking.target.id == id);
+        let was_pred = self.suspect_pred(id);
+        let was_succ = self.remove_succ(id);
+        if was_succ {
+            self.after_loss(cx);
+        } else if was_pred {
+            cx.emit(Event::NeighboursChanged);
+            self.stabilize_soon(cx);
+        }
+        if self.succ().id == self.me().id && self.pred_suspect() {
+            cx.emit(Event::Stranded);
+        }
+    }
+
+    fn after_loss(&mut self, cx: &mut Cx<'_, Self>) {
+        if self.succ().id == self.me().id && self.pred().id != self.me().id {
+            if self.pred_suspect() {
+                cx.emit(Event::Stranded);
+            } else {
+                self.set_succs(Vec::from([self.pred().clone()]), cx);
+            }
+        }
+        self.neighbours_changed(cx);
+        if self.status() == Status::Inside && !self.locked() {
+            self.notify_head(cx);
+        }
+        self.stabilize_soon(cx);
+    }
+
+    /// Nobody is left: the whole ring is mine.
+    pub(crate) fn be_alone(&mut self, cx: &mut Cx<'_, Self>) {
+        if self.succ().id == self.me().id && self.pred_suspect() {
+            self.set_pred(self.me().clone(), cx);
+        }
+    }
+
+    /// A live node I was told of: ask it, and adopt it if it is closer than my successor.
+    pub(crate) fn on_candidate(&mut self, peer: Peer, cx: &mut Cx<'_, Self>) {
+        let me = self.me().id;
+        if peer.id == me || self.status() != Status::Inside || self.locked() {
+            return;
+        }
+        if self.succ().id == me || in_oo(me, peer.id, self.succ().id) {
+            self.asking = None;
+            self.query(peer, cx);
+        }
+    }
+}

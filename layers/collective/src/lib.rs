@@ -1,1 +1,507 @@
-#![no_std]
+//! Collective (paper 3.4): what the community does together. One component a node,
+//! [`Collective`]: the persistence module and the service deployment.
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod cast;
+pub mod deployment;
+pub mod persistence;
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use dugnad_connectivity::route::Found;
+use dugnad_kernel::ops::{CallId, Ops, Step};
+use dugnad_kernel::{Arc, Component, Cx, Duration, Hash, Id, Input, Key, NodeId, Time, ops};
+use dugnad_resource::execute::{Order, Report, ToHost, ToManager};
+use dugnad_resource::spec::Tree;
+use serde::{Deserialize, Serialize};
+
+use cast::CastBody;
+use deployment::client::{ClientQuestion, ClientReply};
+use deployment::manager::{Manager, View};
+use deployment::trees::Waiting;
+use persistence::record::{Name, Record, disk_key};
+use persistence::store::{Place, Store, encode};
+use persistence::sync::{ANTI_ENTROPY, SyncMsg};
+
+/// A request between nodes; its answer is a [`Response`] to the same call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// To an owner of the record's class.
+    Put(Record),
+    /// From an owner to its successors.
+    Copy(Record),
+    Get(Name),
+    /// To a manager: your view of the service, as soon as it differs from revision `seen`.
+    Query { service: Key, seen: u64 },
+    Why { service: Key },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// Who has it on disk.
+    Put { holders: Vec<NodeId> },
+    Copied,
+    Refused,
+    Get(Option<Record>),
+    NotOwner,
+    View(View),
+    /// It owns the key and knows no such service.
+    Unknown,
+    NotManager,
+    Why(Vec<String>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Msg {
+    Request { call: u32, request: Request },
+    Response { call: u32, response: Response },
+    Sync(SyncMsg),
+    /// I hold the tree you stored.
+    Held { root: Hash },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Timer {
+    /// The answer to this call is overdue.
+    Expire { call: CallId },
+    Sync,
+    AntiEntropy,
+    /// Look after one service: a take-over is over, a back-off ended.
+    Service { key: Key, round: u32 },
+    /// A manager's answer to a waiting query is due, changed or not.
+    Poll { key: Key, from: NodeId, call: u32 },
+    KeepAgain,
+}
+
+#[derive(Clone, Debug)]
+pub enum Command {
+    Restore(Vec<Record>),
+    /// Trees that are on disk here.
+    Trees(Vec<Tree>),
+    Place { place: Place, gained: Option<Arc> },
+    Found { call: u32, found: Option<Found> },
+    Feedback { call: u32, parts: Vec<Vec<u8>>, complete: bool },
+    Persisted(u64),
+    Report(Report),
+    ToManager { from: NodeId, msg: ToManager },
+    Dead(NodeId),
+    LinkDown(NodeId),
+    Ask { ask: u64, question: ClientQuestion },
+}
+
+#[derive(Clone, Debug)]
+pub enum Event {
+    Lookup { call: u32, key: Key },
+    Cast { call: u32, body: CastBody, feedback: bool },
+    Persist { token: u64, writes: Vec<(Vec<u8>, Option<Vec<u8>>)> },
+    Order(Order),
+    ToHost { to: NodeId, msg: ToHost },
+    /// Watch these nodes: they run replicas managed here.
+    Watch(BTreeSet<NodeId>),
+    Answer { ask: u64, reply: ClientReply },
+}
+
+/// What an operation may wait for.
+#[derive(Clone, Debug)]
+pub(crate) enum Ask {
+    Find(Key),
+    Call { to: NodeId, request: Request, limit: Duration },
+    Persist(Record),
+    Cast(CastBody),
+    Digest { to: NodeId, arc: Arc },
+    Reserve { to: NodeId, msg: ToHost },
+    /// Until `enough` nodes hold the tree, or `limit` is over.
+    Holders { root: Hash, enough: usize, limit: Duration },
+    Sleep(Duration),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    Found(Option<Found>),
+    Response(Option<Response>),
+    Persisted(bool),
+    Parts { parts: Vec<Vec<u8>>, complete: bool },
+    Reserved(Result<(), String>),
+    Holders(BTreeSet<NodeId>),
+    Over,
+}
+
+impl Reply {
+    pub(crate) fn owner(self) -> Option<NodeId> {
+        match self {
+            Self::Found(found) => found.map(|found| found.owner.id),
+            _ => None,
+        }
+    }
+}
+
+/// What an operation ends with.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    Nothing,
+    Respond { to: NodeId, call: u32, response: Response },
+    Holders { tree: Tree, from: Vec<NodeId> },
+    Answer { ask: u64, reply: ClientReply },
+    Placed(deployment::manager::Placed),
+    PlanStored { service: Key, term: u64, stored: bool },
+}
+
+pub(crate) type Asker = ops::Asker<Ask, Reply>;
+
+/// How long one node may take to answer another.
+const CALL: Duration = Duration::from_secs(2);
+/// Answers awaited at a time; more are refused to start.
+const OPS_MAX: usize = 512;
+
+/// Shorthand for operations.
+pub(crate) trait AskerExt {
+    fn call(&self, to: NodeId, request: Request) -> ops::Pending<Reply>;
+}
+
+impl AskerExt for Asker {
+    fn call(&self, to: NodeId, request: Request) -> ops::Pending<Reply> {
+        self.ask(Ask::Call { to, request, limit: CALL })
+    }
+}
+
+/// What is known about a question that is out.
+#[derive(Clone, Debug)]
+enum Out {
+    Call { to: NodeId },
+    Persist { token: u64 },
+    Reserve { to: NodeId, service: Key, number: u32 },
+    Holders,
+    Other,
+}
+
+pub struct Collective {
+    pub(crate) me: NodeId,
+    pub(crate) place: Place,
+    pub(crate) store: Store,
+    pub(crate) ops: Ops<Ask, Reply, Outcome>,
+    out: BTreeMap<CallId, Out>,
+    tokens: u64,
+    pub(crate) trees: BTreeSet<Tree>,
+    pub(crate) fetching: BTreeMap<Tree, NodeId>,
+    pub(crate) held: BTreeMap<CallId, Waiting>,
+    pub(crate) managers: BTreeMap<Key, Manager>,
+    pub(crate) dead: BTreeMap<NodeId, Time>,
+    counters: BTreeMap<&'static str, u64>,
+    ticking: bool,
+}
+
+impl Component for Collective {
+    type Command = Command;
+    type Msg = Msg;
+    type Timer = Timer;
+    type Event = Event;
+
+    fn handle(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
+        match input {
+            Input::Command(command) => self.on_command(command, cx),
+            Input::Message { from, msg } => self.on_message(from, msg, cx),
+            Input::Timer(timer) => self.on_timer(timer, cx),
+        }
+    }
+}
+
+impl Collective {
+    #[must_use]
+    pub fn new(me: NodeId) -> Self {
+        Self {
+            me,
+            place: Place::default(),
+            store: Store::default(),
+            ops: Ops::default(),
+            out: BTreeMap::new(),
+            tokens: 0,
+            trees: BTreeSet::new(),
+            fetching: BTreeMap::new(),
+            held: BTreeMap::new(),
+            managers: BTreeMap::new(),
+            dead: BTreeMap::new(),
+            counters: BTreeMap::new(),
+            ticking: false,
+        }
+    }
+
+    #[must_use]
+    pub const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    #[must_use]
+    pub const fn trees(&self) -> &BTreeSet<Tree> {
+        &self.trees
+    }
+
+    pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.counters.iter().map(|(name, count)| (*name, *count))
+    }
+
+    pub fn operations(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.ops.names()
+    }
+
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.counters.entry(what).or_default() += 1;
+    }
+
+    pub(crate) const fn next_token(&mut self) -> u64 {
+        self.tokens += 1;
+        self.tokens
+    }
+
+    fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {
+        match command {
+            Command::Restore(records) => {
+                self.store.records = records.into_iter().map(|r| (r.id(), r)).collect();
+            }
+            Command::Trees(trees) => self.trees.extend(trees),
+            Command::Place { place, gained } => self.on_place(place, gained, cx),
+            Command::Found { call, found } => self.answer(call, Reply::Found(found), cx),
+            Command::Feedback { call, parts, complete } => {
+                self.answer(call, Reply::Parts { parts, complete }, cx);
+            }
+            Command::Persisted(token) => self.on_persisted(token, cx),
+            Command::Report(report) => self.on_tree_report(&report, cx),
+            Command::ToManager { from, msg } => self.on_to_manager(from, msg, cx),
+            Command::Dead(node) => self.on_dead(node, cx),
+            Command::LinkDown(node) => self.on_link_down(node, cx),
+            Command::Ask { ask, question } => self.on_ask(ask, question, cx),
+        }
+    }
+
+    fn on_message(&mut self, from: NodeId, msg: Msg, cx: &mut Cx<'_, Self>) {
+        self.dead.remove(&from);
+        match msg {
+            Msg::Request { call, request } => self.on_request(from, call, request, cx),
+            Msg::Response { call, response } => {
+                let awaited =
+                    matches!(self.out.get(&call), Some(Out::Call { to }) if *to == from);
+                if awaited {
+                    self.answer(call, Reply::Response(Some(response)), cx);
+                } else {
+                    self.count("late_response");
+                }
+            }
+            Msg::Sync(msg) => self.on_sync(from, msg, cx),
+            Msg::Held { root } => self.on_held(from, root, cx),
+        }
+    }
+
+    fn on_timer(&mut self, timer: Timer, cx: &mut Cx<'_, Self>) {
+        match timer {
+            Timer::Expire { call } => self.on_expired(call, cx),
+            Timer::Sync => self.on_sync_timer(cx),
+            Timer::AntiEntropy => self.on_anti_entropy(cx),
+            Timer::Service { key, round } => self.on_service_timer(key, round, cx),
+            Timer::Poll { key, from, call } => self.on_poll_due(key, from, call, cx),
+            Timer::KeepAgain => self.refresh_trees(cx),
+        }
+    }
+
+    /// The ring moved: what I answer for, and whom I copy to.
+    fn on_place(&mut self, place: Place, gained: Option<Arc>, cx: &mut Cx<'_, Self>) {
+        let moved = self.place.range != place.range;
+        self.place = place;
+        if !self.ticking {
+            self.ticking = true;
+            cx.after(ANTI_ENTROPY, Timer::AntiEntropy);
+        }
+        if self.place.range.is_some() {
+            self.plan_sync(cx);
+        }
+        if moved {
+            self.refresh_managers(cx);
+            self.refresh_trees(cx);
+        }
+        if let Some(arc) = gained {
+            self.repair(arc, &[1, 2, 3], cx);
+        }
+    }
+
+    pub(crate) fn on_record_changed(&mut self, record: &Record, cx: &mut Cx<'_, Self>) {
+        if record.name == deployment::service::SPEC {
+            self.on_service_record(record.key, cx);
+        } else if record.name.len() == 16 {
+            self.on_tree_record(record, cx);
+        }
+    }
+
+    fn on_persisted(&mut self, token: u64, cx: &mut Cx<'_, Self>) {
+        let call = self
+            .out
+            .iter()
+            .find(|(_, out)| matches!(out, Out::Persist { token: waiting } if *waiting == token))
+            .map(|(call, _)| *call);
+        if let Some(call) = call {
+            self.answer(call, Reply::Persisted(true), cx);
+        }
+    }
+
+    fn on_dead(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        self.dead.insert(node, cx.now);
+        self.store.synced.remove(&node);
+        self.fail_calls(node, cx);
+        self.on_node_dead(node, cx);
+    }
+
+    fn on_link_down(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        // What was in flight is lost: compare again.
+        if self.store.synced.remove(&node).is_some() {
+            self.plan_sync(cx);
+        }
+        self.fail_calls(node, cx);
+    }
+
+    /// Answers that will not come.
+    fn fail_calls(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        let to_node = |out: &Out| match out {
+            Out::Call { to } | Out::Reserve { to, .. } => *to == node,
+            Out::Persist { .. } | Out::Holders | Out::Other => false,
+        };
+        let calls: Vec<CallId> =
+            self.out.iter().filter(|(_, out)| to_node(out)).map(|(call, _)| *call).collect();
+        for call in calls {
+            self.on_expired(call, cx);
+        }
+    }
+
+    fn on_expired(&mut self, call: CallId, cx: &mut Cx<'_, Self>) {
+        let reply = match self.out.get(&call) {
+            Some(Out::Call { .. }) => Reply::Response(None),
+            Some(Out::Persist { .. }) => Reply::Persisted(false),
+            Some(Out::Reserve { .. }) => Reply::Reserved(Err("does not answer".into())),
+            Some(Out::Holders) => return self.answer_holders(call, cx),
+            Some(Out::Other) => Reply::Over,
+            None => return,
+        };
+        self.answer(call, reply, cx);
+    }
+
+    /// The answer of a host to a reservation.
+    pub(crate) fn on_reserved(
+        &mut self,
+        from: NodeId,
+        service: Key,
+        number: u32,
+        result: Result<(), String>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let call = self.out.iter().find_map(|(call, out)| match out {
+            Out::Reserve { to, service: s, number: n } => {
+                (*to == from && *s == service && *n == number).then_some(*call)
+            }
+            _ => None,
+        });
+        if let Some(call) = call {
+            self.answer(call, Reply::Reserved(result), cx);
+        }
+    }
+
+    pub(crate) fn respond(
+        &self,
+        to: NodeId,
+        call: u32,
+        response: Response,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        cx.send(to, Msg::Response { call, response });
+    }
+
+    pub(crate) fn start<F>(
+        &mut self,
+        name: &'static str,
+        op: impl FnOnce(Asker) -> F,
+        cx: &mut Cx<'_, Self>,
+    ) where
+        F: Future<Output = Outcome> + 'static,
+    {
+        if self.ops.len() >= OPS_MAX {
+            self.count("operations_overflow");
+            return;
+        }
+        let step = self.ops.start(name, op);
+        self.carry_out(step, cx);
+    }
+
+    pub(crate) fn answer(&mut self, call: CallId, reply: Reply, cx: &mut Cx<'_, Self>) {
+        self.out.remove(&call);
+        let step = self.ops.answer(call, reply);
+        self.carry_out(step, cx);
+    }
+
+    fn carry_out(&mut self, step: Step<Ask, Outcome>, cx: &mut Cx<'_, Self>) {
+        for (call, ask) in step.asks {
+            self.ask(call, ask, cx);
+        }
+        for outcome in step.done {
+            match outcome {
+                Outcome::Nothing => {}
+                Outcome::Respond { to, call, response } => self.respond(to, call, response, cx),
+                Outcome::Holders { tree, from } => self.on_holders(tree, from, cx),
+                Outcome::Answer { ask, reply } => cx.emit(Event::Answer { ask, reply }),
+                Outcome::Placed(placed) => self.on_placed(placed, cx),
+                Outcome::PlanStored { service, term, stored } => {
+                    self.on_plan_stored(service, term, stored, cx);
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, call: CallId, ask: Ask, cx: &mut Cx<'_, Self>) {
+        let (out, limit) = match ask {
+            Ask::Find(key) => {
+                cx.emit(Event::Lookup { call, key });
+                (Out::Other, None)
+            }
+            Ask::Call { to, request, limit } => {
+                cx.send(to, Msg::Request { call, request });
+                (Out::Call { to }, Some(limit))
+            }
+            Ask::Persist(record) => {
+                let token = self.next_token();
+                let writes =
+                    Vec::from([(disk_key(record.key, &record.name), encode(&record))]);
+                cx.emit(Event::Persist { token, writes });
+                (Out::Persist { token }, Some(CALL * 5))
+            }
+            Ask::Cast(body) => {
+                cx.emit(Event::Cast { call, body, feedback: true });
+                (Out::Other, None)
+            }
+            Ask::Digest { to, arc } => {
+                self.send_digest(to, arc, cx);
+                (Out::Other, Some(Duration::ZERO))
+            }
+            Ask::Reserve { to, msg } => {
+                let (service, number) = match &msg {
+                    ToHost::Reserve { id, .. } => (id.service, id.number),
+                    _ => (Id::default(), 0),
+                };
+                cx.emit(Event::ToHost { to, msg });
+                (Out::Reserve { to, service, number }, Some(CALL))
+            }
+            Ask::Holders { root, enough, limit } => {
+                // Who asks has it.
+                let holders = BTreeSet::from([self.me]);
+                self.held.insert(call, Waiting { root, enough, holders });
+                if enough <= 1 {
+                    cx.after(Duration::ZERO, Timer::Expire { call });
+                }
+                (Out::Holders, Some(limit))
+            }
+            Ask::Sleep(limit) => (Out::Other, Some(limit)),
+        };
+        self.out.insert(call, out);
+        if let Some(limit) = limit {
+            cx.after(limit, Timer::Expire { call });
+        }
+    }
+}

@@ -161,6 +161,11 @@ impl Ledger {
         self.promises.insert(replica, Promise { amounts, until: None });
     }
 
+    #[must_use]
+    pub fn has(&self, replica: (Id, u32)) -> bool {
+        self.promises.contains_key(&replica)
+    }
+
     pub fn release(&mut self, replica: (Id, u32)) {
         self.promises.remove(&replica);
     }

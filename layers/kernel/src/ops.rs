@@ -69,6 +69,25 @@ pub async fn first<A>(pending: &mut Vec<Pending<A>>) -> A {
     .await
 }
 
+/// Runs several futures of one operation side by side; results in the order of `futures`.
+pub async fn join<T>(futures: Vec<Pin<Box<dyn Future<Output = T> + '_>>>) -> Vec<T> {
+    let mut slots: Vec<(Option<T>, _)> = futures.into_iter().map(|f| (None, f)).collect();
+    core::future::poll_fn(|cx| {
+        let mut open = false;
+        for (result, future) in &mut slots {
+            if result.is_none() {
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(value) => *result = Some(value),
+                    Poll::Pending => open = true,
+                }
+            }
+        }
+        if open { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    slots.into_iter().filter_map(|(result, _)| result).collect()
+}
+
 /// What came out of driving the operations once.
 pub struct Step<Q, O> {
     /// Operations that ended, with what they returned.

@@ -18,8 +18,8 @@ pub type Token = u64;
 /// What the driver tells the node.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Once, first: what the disk held. `alone` starts a ring at once (nobody to join).
-    Boot { records: Vec<(Vec<u8>, Vec<u8>)>, alone: bool },
+    /// Once, first: what the disk held: records, and trees that are complete. `alone` starts a ring at once (nobody to join).
+    Boot { records: Vec<(Vec<u8>, Vec<u8>)>, trees: Vec<Tree>, alone: bool },
     /// A session with a proven peer stands.
     LinkUp(Peer),
     /// The session ended, or the peer could not be dialled.
@@ -101,6 +101,8 @@ pub struct NodeView {
     pub state: NodeState,
     /// Whether this node has a session with it now.
     pub linked: bool,
+    /// What its owner calls it, or the beginning of its id.
+    pub name: String,
     /// Not known of a node that is gone.
     pub profile: Option<Profile>,
     pub free: Amounts,

@@ -1,9 +1,422 @@
-//! The whole node as one component: five layers, one `handle`.
+//! The whole node as one component: the paper's layers, one `handle`.
+//!
+//! Data goes one way round: an [`Input`] enters at the layer it belongs to, what that layer has to
+//! tell goes up as its events, and everything that must happen outside leaves as [`Effect`]s.
 
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
 mod api;
+mod casts;
+mod views;
 
 pub use api::*;
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use dugnad_collective as collective;
+use dugnad_collective::Collective;
+use dugnad_collective::persistence::record::Record;
+use dugnad_collective::persistence::store::Place;
+use dugnad_connectivity as connectivity;
+use dugnad_connectivity::Overlay;
+use dugnad_fabric::Ceilings;
+use dugnad_kernel::arc::in_oo;
+use dugnad_kernel::{Arc, Component, Cx, Effect, Input, Key, NodeId, Peer};
+use dugnad_resource::describe::Profile;
+use dugnad_resource::execute::{ReplicaId, Run, ToHost, ToManager};
+use dugnad_resource::executor::{self, Executor};
+use serde::{Deserialize, Serialize};
+
+/// Everything one node can say to another. The position of a variant is its number on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Msg {
+    Overlay(connectivity::Msg),
+    Collective(collective::Msg),
+    ToHost(ToHost),
+    ToManager(ToManager),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Timer {
+    Overlay(connectivity::Timer),
+    Collective(collective::Timer),
+    Executor(executor::Timer),
+}
+
+/// What does not change while the node runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub me: Peer,
+    pub profile: Profile,
+    pub ceilings: Ceilings,
+    /// [`program_hash`] of every program of the host a service may ask for, sorted.
+    pub programs: Vec<u32>,
+}
+
+/// Calls and tokens of the executor carry this bit, so that answers find their layer.
+const EXECUTOR_CALL: u32 = 1 << 31;
+const EXECUTOR_TOKEN: u64 = 1 << 63;
+/// Names of nodes that are remembered for people.
+const NAMES_MAX: usize = 512;
+
+pub struct Node {
+    overlay: Overlay,
+    executor: Executor,
+    collective: Collective,
+    profile: Profile,
+    programs: Vec<u32>,
+    started: Option<dugnad_kernel::Time>,
+    range: Option<Arc>,
+    /// Services whose manager the executor looks for, by call.
+    finding: BTreeMap<u32, Key>,
+    /// Run records on their way to the disk, by token.
+    keeping: BTreeMap<u64, ReplicaId>,
+    next: u32,
+    ports: BTreeMap<String, u16>,
+    names: BTreeMap<NodeId, String>,
+    malformed_records: u64,
+}
+
+impl Component for Node {
+    type Command = Command;
+    type Msg = Msg;
+    type Timer = Timer;
+    type Event = Event;
+
+    fn handle(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
+        let me = self.overlay.ring().me().id;
+        let mut inputs = VecDeque::from([input]);
+        // What the node says to itself takes the same way as what others say, at once.
+        while let Some(input) = inputs.pop_front() {
+            let mut effects = Vec::new();
+            self.step(input, &mut Cx::new(cx.now, cx.rng, &mut effects));
+            for effect in effects {
+                match effect {
+                    Effect::Send { to, msg } if to == me => {
+                        inputs.push_back(Input::Message { from: me, msg });
+                    }
+                    Effect::Send { to, msg } => cx.send(to, msg),
+                    Effect::After { delay, timer } => cx.after(delay, timer),
+                    Effect::Emit(event) => cx.emit(event),
+                }
+            }
+        }
+    }
+}
+
+impl Node {
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let (me, profile) = (config.me, config.profile);
+        let executor =
+            Executor::new(me.id, profile.name.clone(), profile.arch, config.ceilings);
+        Self {
+            collective: Collective::new(me.id),
+            overlay: Overlay::new(me),
+            executor,
+            profile,
+            programs: config.programs,
+            started: None,
+            range: None,
+            finding: BTreeMap::new(),
+            keeping: BTreeMap::new(),
+            next: 0,
+            ports: BTreeMap::new(),
+            names: BTreeMap::new(),
+            malformed_records: 0,
+        }
+    }
+
+    #[must_use]
+    pub const fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
+    #[must_use]
+    pub const fn collective(&self) -> &Collective {
+        &self.collective
+    }
+
+    #[must_use]
+    pub const fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    fn step(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
+        match input {
+            Input::Command(command) => self.on_command(command, cx),
+            Input::Message { from, msg } => match msg {
+                Msg::Overlay(msg) => self.feed_overlay(Input::Message { from, msg }, cx),
+                Msg::Collective(msg) => self.feed_collective(Input::Message { from, msg }, cx),
+                Msg::ToManager(msg) => {
+                    self.community(collective::Command::ToManager { from, msg }, cx);
+                }
+                Msg::ToHost(msg) => self.to_host(from, msg, cx),
+            },
+            Input::Timer(Timer::Overlay(timer)) => self.feed_overlay(Input::Timer(timer), cx),
+            Input::Timer(Timer::Collective(timer)) => self.feed_collective(Input::Timer(timer), cx),
+            Input::Timer(Timer::Executor(timer)) => self.feed_executor(Input::Timer(timer), cx),
+        }
+    }
+
+    fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {
+        match command {
+            Command::Boot { records, trees, alone } => self.boot(records, trees, alone, cx),
+            Command::LinkUp(peer) => {
+                self.ring(connectivity::Command::LinkUp(peer), cx);
+            }
+            Command::LinkDown(id) => {
+                self.ring(connectivity::Command::LinkDown(id), cx);
+                self.community(collective::Command::LinkDown(id), cx);
+            }
+            Command::Persisted(token) if token & EXECUTOR_TOKEN != 0 => {
+                if let Some(id) = self.keeping.remove(&token) {
+                    self.host(executor::Command::Persisted(id), cx);
+                }
+            }
+            Command::Persisted(token) => {
+                self.community(collective::Command::Persisted(token), cx);
+            }
+            Command::Host(report) => {
+                self.community(collective::Command::Report(report.clone()), cx);
+                self.host(executor::Command::Report(report), cx);
+            }
+            Command::Ask(ask, question) => {
+                let question = views::question(question);
+                self.community(collective::Command::Ask { ask, question }, cx);
+            }
+            Command::Limits { ceilings, takes_work } => {
+                self.host(executor::Command::Limits { ceilings, takes_work }, cx);
+            }
+            Command::Leave => self.ring(connectivity::Command::Leave, cx),
+        }
+    }
+
+    /// Local services first: they need no network.
+    fn boot(
+        &mut self,
+        records: Vec<(Vec<u8>, Vec<u8>)>,
+        trees: Vec<dugnad_resource::spec::Tree>,
+        alone: bool,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        self.started = Some(cx.now);
+        let (mut runs, mut stored) = (Vec::new(), Vec::new());
+        for (key, value) in records {
+            let taken = match key.first() {
+                Some(b'x') => postcard::from_bytes::<Run>(&value).map(|run| runs.push(run)),
+                Some(b'r') => postcard::from_bytes::<Record>(&value).map(|r| stored.push(r)),
+                _ => Ok(self.malformed_records += 1),
+            };
+            if taken.is_err() {
+                self.malformed_records += 1;
+            }
+        }
+        self.host(executor::Command::Restore(runs), cx);
+        self.community(collective::Command::Restore(stored), cx);
+        self.community(collective::Command::Trees(trees), cx);
+        self.ring(connectivity::Command::Boot { alone }, cx);
+    }
+
+    fn to_host(&mut self, from: NodeId, msg: ToHost, cx: &mut Cx<'_, Self>) {
+        let mut effects = Vec::new();
+        let mut inner = Cx::new(cx.now, cx.rng, &mut effects);
+        self.executor.on_message(from, msg, &mut inner);
+        self.executor_effects(effects, cx);
+    }
+
+    fn host(&mut self, command: executor::Command, cx: &mut Cx<'_, Self>) {
+        self.feed_executor(Input::Command(command), cx);
+    }
+
+    fn feed_executor(&mut self, input: Input<Executor>, cx: &mut Cx<'_, Self>) {
+        let mut effects = Vec::new();
+        self.executor.handle(input, &mut Cx::new(cx.now, cx.rng, &mut effects));
+        self.executor_effects(effects, cx);
+    }
+
+    fn executor_effects(&mut self, effects: Vec<Effect<Executor>>, cx: &mut Cx<'_, Self>) {
+        for effect in effects {
+            match effect {
+                Effect::Send { to, msg } => cx.send(to, Msg::ToManager(msg)),
+                Effect::After { delay, timer } => cx.after(delay, Timer::Executor(timer)),
+                Effect::Emit(executor::Event::Order(order)) => cx.emit(Event::Host(order)),
+                Effect::Emit(executor::Event::Keep(run)) => {
+                    self.next = self.next.wrapping_add(1);
+                    let token = EXECUTOR_TOKEN | u64::from(self.next);
+                    self.keeping.insert(token, run.id);
+                    let value = postcard::to_allocvec(&run).ok();
+                    let writes = Vec::from([(run_key(run.id), value)]);
+                    cx.emit(Event::Persist { token, writes });
+                }
+                Effect::Emit(executor::Event::Forget(id)) => {
+                    self.next = self.next.wrapping_add(1);
+                    let token = EXECUTOR_TOKEN | u64::from(self.next);
+                    let writes = Vec::from([(run_key(id), None)]);
+                    cx.emit(Event::Persist { token, writes });
+                }
+                Effect::Emit(executor::Event::FindManager(service)) => {
+                    if self.finding.values().any(|known| *known == service) {
+                        continue;
+                    }
+                    self.next = self.next.wrapping_add(1);
+                    let call = EXECUTOR_CALL | (self.next & !EXECUTOR_CALL);
+                    self.finding.insert(call, service);
+                    self.ring(connectivity::Command::Lookup { call, key: service }, cx);
+                }
+            }
+        }
+    }
+
+    fn ring(&mut self, command: connectivity::Command, cx: &mut Cx<'_, Self>) {
+        self.feed_overlay(Input::Command(command), cx);
+    }
+
+    fn feed_overlay(&mut self, input: Input<Overlay>, cx: &mut Cx<'_, Self>) {
+        for event in cx.child(&mut self.overlay, input, Msg::Overlay, Timer::Overlay) {
+            self.on_overlay_event(event, cx);
+        }
+    }
+
+    fn on_overlay_event(&mut self, event: connectivity::Event, cx: &mut Cx<'_, Self>) {
+        match event {
+            connectivity::Event::Contact(peer) => cx.emit(Event::Contact(peer)),
+            connectivity::Event::Joined => self.on_joined(cx),
+            connectivity::Event::RangeChanged | connectivity::Event::NeighboursChanged => {
+                self.place_changed(cx);
+            }
+            connectivity::Event::Found { call, found } if call & EXECUTOR_CALL != 0 => {
+                if let Some(service) = self.finding.remove(&call) {
+                    let manager = found.map(|found| found.owner.id);
+                    self.host(executor::Command::Manager { service, manager }, cx);
+                }
+            }
+            connectivity::Event::Found { call, found } => {
+                self.community(collective::Command::Found { call, found }, cx);
+            }
+            connectivity::Event::Cast { id, body, feedback } => {
+                let part = self.on_cast(&body, cx);
+                if feedback {
+                    self.ring(connectivity::Command::AnswerCast { id, part }, cx);
+                }
+            }
+            connectivity::Event::Feedback { call, feedback } => {
+                let (parts, complete) = (feedback.parts, feedback.complete);
+                self.community(collective::Command::Feedback { call, parts, complete }, cx);
+            }
+            connectivity::Event::Suspect(_) | connectivity::Event::Refuted(_) => {}
+            connectivity::Event::Dead(id) => self.on_dead(id, cx),
+            connectivity::Event::Left => cx.emit(Event::Left),
+        }
+    }
+
+    fn on_joined(&mut self, cx: &mut Cx<'_, Self>) {
+        self.place_changed(cx);
+        self.host(executor::Command::Joined, cx);
+        if self.overlay.ring().alone() {
+            return;
+        }
+        let text = alloc::format!("{} joined", self.profile.name);
+        self.announce(None, text, cx);
+        let question = collective::deployment::client::ClientQuestion::Ports;
+        self.community(collective::Command::Ask { ask: views::PORTS_ASK, question }, cx);
+    }
+
+    /// Tells the collective layer what this node answers for now.
+    fn place_changed(&mut self, cx: &mut Cx<'_, Self>) {
+        let ring = self.overlay.ring();
+        let (old, new) = (self.range, ring.claim());
+        let gained = match (old, new) {
+            (Some(old), Some(new)) if in_oo(new.lo, old.lo, new.hi) || new.lo == new.hi => {
+                let gained = Arc::new(new.lo, old.lo);
+                // With a hand-over the items come by themselves.
+                (old.lo != new.lo && !ring.certain(old.lo, cx.now)).then_some(gained)
+            }
+            _ => None,
+        };
+        self.range = new;
+        let place = Place {
+            range: new,
+            succs: ring.succs().to_vec(),
+            size: self.overlay.size(),
+        };
+        self.community(collective::Command::Place { place, gained }, cx);
+    }
+
+    fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        // One voice is enough: the one that takes over.
+        if self.overlay.ring().pred().id == id {
+            let text = alloc::format!("{} is gone", self.name_of(id));
+            self.announce(None, text, cx);
+        }
+        self.place_changed(cx);
+        self.host(executor::Command::Dead(id), cx);
+        self.community(collective::Command::Dead(id), cx);
+    }
+
+    fn community(&mut self, command: collective::Command, cx: &mut Cx<'_, Self>) {
+        self.feed_collective(Input::Command(command), cx);
+    }
+
+    fn feed_collective(&mut self, input: Input<Collective>, cx: &mut Cx<'_, Self>) {
+        for event in cx.child(&mut self.collective, input, Msg::Collective, Timer::Collective) {
+            match event {
+                collective::Event::Lookup { call, key } => {
+                    self.ring(connectivity::Command::Lookup { call, key }, cx);
+                }
+                collective::Event::Cast { call, body, feedback } => {
+                    self.cast(call, body, feedback, cx);
+                }
+                collective::Event::Persist { token, writes } => {
+                    cx.emit(Event::Persist { token, writes });
+                }
+                collective::Event::Order(order) => self.on_order(order, cx),
+                collective::Event::ToHost { to, msg } => cx.send(to, Msg::ToHost(msg)),
+                collective::Event::Watch(set) => {
+                    self.ring(connectivity::Command::Watch(set), cx);
+                }
+                collective::Event::Answer { ask, reply } => self.on_reply(ask, reply, cx),
+            }
+        }
+    }
+
+    fn on_order(&self, order: dugnad_resource::execute::Order, cx: &mut Cx<'_, Self>) {
+        use dugnad_resource::execute::Order;
+        if let Order::Drop { tree } = &order {
+            // Something that runs here still needs it.
+            if self.executor.packages().any(|package| package == *tree) {
+                return;
+            }
+        }
+        cx.emit(Event::Host(order));
+    }
+
+    fn name_of(&self, id: NodeId) -> String {
+        self.names.get(&id).cloned().unwrap_or_else(|| alloc::format!("{}", id.short()))
+    }
+
+    fn remember_name(&mut self, id: NodeId, name: &str) {
+        if self.names.len() < NAMES_MAX || self.names.contains_key(&id) {
+            self.names.insert(id, String::from(name));
+        }
+    }
+}
+
+/// Key on disk of what runs here: `x`, the service, the number.
+fn run_key(id: ReplicaId) -> Vec<u8> {
+    let mut key = Vec::from([b'x']);
+    key.extend_from_slice(&id.service.0.to_be_bytes());
+    key.extend_from_slice(&id.number.to_be_bytes());
+    key
+}
+
+/// How a program of the host is known in [`Config::programs`].
+#[must_use]
+pub fn program_hash(path: &str) -> u32 {
+    let hash = dugnad_kernel::Hash::of(path.as_bytes()).0;
+    u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]])
+}

@@ -4,6 +4,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use dugnad_fabric::Amounts;
 use dugnad_kernel::{Key, NodeId};
 use serde::{Deserialize, Serialize};
 
@@ -62,4 +63,59 @@ pub enum Report {
     /// A tree asked for with [`Order::Keep`] is here, verified and on disk.
     Kept { tree: Tree },
     KeepFailed { tree: Tree, reason: String },
+}
+
+/// Which manager speaks, and in which term: nodes obey the highest they have seen and refuse the
+/// rest, so a deposed manager moves nothing (overlay.md 10.6).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+)]
+pub struct Epoch {
+    pub term: u64,
+    pub manager: NodeId,
+}
+
+/// State of a replica, as its host sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostState {
+    Reserved,
+    Fetching,
+    Starting,
+    Ready,
+    /// Was ready or ended, and is started again here.
+    Unready,
+    /// Will not be started again here.
+    Failed,
+    Stopping,
+    /// Nothing of it is left here.
+    Gone,
+}
+
+/// From a manager to a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToHost {
+    /// Hold room for a replica for a minute.
+    Reserve { id: ReplicaId, epoch: Epoch, needs: Amounts },
+    /// Run it; idempotent. The package may be had from `sources`.
+    Start { id: ReplicaId, epoch: Epoch, generation: u64, spec: Spec, sources: Vec<NodeId> },
+    Stop { id: ReplicaId, epoch: Epoch, forget: bool },
+    /// Report every replica of this service; I manage it now.
+    Probe { service: Key, epoch: Epoch },
+    /// The beat was heard.
+    BeatAck { service: Key, epoch: Epoch },
+    /// I do not manage this service.
+    NotManager { service: Key },
+}
+
+/// From a host to the manager.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToManager {
+    Reserved { id: ReplicaId, epoch: Epoch },
+    Refused { id: ReplicaId, epoch: Epoch, reason: String },
+    /// State of one replica: on every change, and every minute.
+    Beat { id: ReplicaId, generation: u64, state: HostState, note: String, node_name: String },
+    /// The answer to a probe where nothing of the service is.
+    Nothing { service: Key },
+    /// A higher epoch was seen: you are deposed.
+    Deposed { service: Key, epoch: Epoch },
 }

@@ -7,4 +7,5 @@ extern crate alloc;
 
 pub mod describe;
 pub mod execute;
+pub mod executor;
 pub mod spec;

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub const NAME_MAX: usize = 48;
 pub const WORDS_MAX: usize = 64;
 pub const TEXT_MAX: usize = 4096;
+/// Bytes of all texts of a spec: it travels in one message.
+pub const ALL_TEXT_MAX: usize = 16 * 1024;
 pub const REPLICAS_MAX: u8 = 15;
 
 /// A kind of processor, as `uname -m` would roughly say it.
@@ -181,6 +183,10 @@ impl Spec {
         }
         if self.env.len() > WORDS_MAX || self.env.iter().any(|(k, v)| long(k) || long(v)) {
             return Err("env is too long");
+        }
+        let words = self.command.iter().chain(self.env.iter().flat_map(|(k, v)| [k, v]));
+        if words.map(String::len).sum::<usize>() > ALL_TEXT_MAX {
+            return Err("command and env together are longer than 16 KB");
         }
         if self.artifacts.len() > Arch::ALL.len() + 1 {
             return Err("too many artifacts");

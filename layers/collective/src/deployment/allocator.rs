@@ -1,0 +1,208 @@
+//! The service allocator: which nodes run the replicas (paper 3.4.4, overlay.md 10.5). Pure.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use dugnad_kernel::NodeId;
+use dugnad_resource::describe::Description;
+use dugnad_resource::spec::{Kind, Spec};
+
+/// A node that can run it, and why it stands where it stands.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub node: NodeId,
+    pub name: String,
+    pub why: String,
+}
+
+/// Candidates, best first, and every other node with its reason.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    pub candidates: Vec<Candidate>,
+    pub refused: Vec<(NodeId, String, String)>,
+}
+
+/// Orders the nodes that can run `spec`. `taken` run a replica already; `avoid` failed lately.
+pub fn choose(
+    spec: &Spec,
+    nodes: &[Description],
+    taken: &BTreeSet<NodeId>,
+    avoid: &BTreeSet<NodeId>,
+    rng: &mut fastrand::Rng,
+) -> Choice {
+    let mut choice = Choice::default();
+    let mut fit: Vec<(&Description, i64, String)> = Vec::new();
+    for node in nodes {
+        match obstacle(spec, node, taken, avoid) {
+            Some(reason) => {
+                choice.refused.push((node.peer.id, node.profile.name.clone(), reason));
+            }
+            None => {
+                let (score, why) = score(spec, node);
+                // Equal nodes are taken at random, or all managers pick the same idle one.
+                fit.push((node, score * 16 + i64::from(rng.u8(0..16)), why));
+            }
+        }
+    }
+    // Homes of the replicas that stay count as used.
+    let mut homes: BTreeMap<u32, i64> = BTreeMap::new();
+    for node in nodes.iter().filter(|node| taken.contains(&node.peer.id)) {
+        *homes.entry(node.profile.home).or_default() += 1;
+    }
+    while !fit.is_empty() {
+        // A home that runs one already is a worse place, not a forbidden one (architecture.md 7).
+        let value = |(node, score, _): &(&Description, i64, String)| {
+            score - 16 * 40 * homes.get(&node.profile.home).copied().unwrap_or(0)
+        };
+        let best = (0..fit.len()).max_by_key(|place| value(&fit[*place])).unwrap_or(0);
+        let (node, _, why) = fit.swap_remove(best);
+        *homes.entry(node.profile.home).or_default() += 1;
+        let name = node.profile.name.clone();
+        choice.candidates.push(Candidate { node: node.peer.id, name, why });
+    }
+    choice
+}
+
+/// Why a node cannot run it, if so.
+fn obstacle(
+    spec: &Spec,
+    node: &Description,
+    taken: &BTreeSet<NodeId>,
+    avoid: &BTreeSet<NodeId>,
+) -> Option<String> {
+    if taken.contains(&node.peer.id) {
+        return Some("runs a replica already".to_string());
+    }
+    if !node.takes_work {
+        return Some("takes no new work".to_string());
+    }
+    if let Some(program) = spec.host_program() {
+        if !node.programs.iter().any(|known| known == program) {
+            return Some(format!("has no {program}"));
+        }
+    }
+    let needs_package = spec.kind == Kind::Static || !spec.artifacts.is_empty();
+    if needs_package && spec.artifact(node.profile.arch).is_none() {
+        return Some(format!("no build for {}", node.profile.arch));
+    }
+    if let Some(short) = spec.needs.short_of(node.gives) {
+        return Some(format!("gives too little {short}"));
+    }
+    if let Some(short) = spec.needs.short_of(node.free) {
+        return Some(short.to_string());
+    }
+    if avoid.contains(&node.peer.id) {
+        return Some("it failed there lately".to_string());
+    }
+    None
+}
+
+fn score(spec: &Spec, node: &Description) -> (i64, String) {
+    let mut why = Vec::new();
+    let mut score = 0;
+    let package = spec.artifact(node.profile.arch);
+    if package.is_some_and(|tree| node.holds.contains(&tree.root)) {
+        score += 15;
+        why.push("has the package".to_string());
+    }
+    let left = node.free.memory.saturating_sub(spec.needs.memory);
+    let share = left.saturating_mul(20) / node.gives.memory.max(1);
+    score += i64::try_from(share.min(20)).unwrap_or(0);
+    why.push(format!("{} memory free", dugnad_fabric::Bytes(node.free.memory)));
+    let load = i64::from(node.replicas.min(32));
+    score -= 4 * load;
+    if load > 0 {
+        why.push(format!("runs {load} other"));
+    }
+    (score, why.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dugnad_fabric::Amounts;
+    use dugnad_kernel::{Hash, Id, Peer};
+    use dugnad_resource::describe::Profile;
+    use dugnad_resource::spec::{Arch, Check, Health, Port, Tree, Want};
+
+    fn spec() -> Spec {
+        let tree = Tree { root: Hash::of(b"x"), bytes: 10 };
+        let check = Check::Port;
+        Spec {
+            name: "wiki".into(),
+            kind: Kind::Process,
+            want: Want::Replicas(3),
+            command: std::vec!["./wiki".into()],
+            env: std::vec![],
+            artifacts: std::vec![(Some(Arch::X86_64), tree)],
+            needs: Amounts { memory: 64, cpu: 100, disk: 1, processes: 1 },
+            port: Port::Http,
+            health: Health { check, interval_ms: 1, timeout_ms: 1, failures: 1 },
+            stop_grace_ms: 1,
+            keep_state: false,
+        }
+    }
+
+    fn node(id: u128, home: u32) -> Description {
+        let gives = Amounts { memory: 1000, cpu: 1000, disk: 1000, processes: 10 };
+        Description {
+            peer: Peer::new(Id(id)),
+            profile: Profile {
+                name: std::format!("n{id}"),
+                arch: Arch::X86_64,
+                home,
+                version: "0".into(),
+            },
+            free: gives,
+            gives,
+            takes_work: true,
+            up_secs: 1,
+            replicas: 0,
+            holds: std::vec![],
+            programs: std::vec![],
+        }
+    }
+
+    fn pick(nodes: &[Description]) -> Choice {
+        let mut rng = fastrand::Rng::with_seed(3);
+        choose(&spec(), nodes, &BTreeSet::new(), &BTreeSet::new(), &mut rng)
+    }
+
+    #[test]
+    fn homes_are_spread_before_a_home_is_used_twice() {
+        let nodes = [node(1, 7), node(2, 7), node(3, 8), node(4, 9)];
+        let choice = pick(&nodes);
+        let homes: BTreeSet<u32> = choice.candidates[..3]
+            .iter()
+            .filter_map(|c| nodes.iter().find(|n| n.peer.id == c.node))
+            .map(|n| n.profile.home)
+            .collect();
+        assert_eq!(homes.len(), 3);
+        assert_eq!(choice.candidates.len(), 4, "a used home is worse, not forbidden");
+    }
+
+    #[test]
+    fn every_refusal_says_why() {
+        let mut arm = node(1, 1);
+        arm.profile.arch = Arch::Aarch64;
+        let mut small = node(2, 1);
+        small.free.memory = 10;
+        let mut tiny = node(3, 1);
+        tiny.gives.memory = 32;
+        let mut paused = node(4, 1);
+        paused.takes_work = false;
+        let reasons: Vec<String> =
+            pick(&[arm, small, tiny, paused]).refused.into_iter().map(|(_, _, r)| r).collect();
+        assert_eq!(
+            reasons,
+            [
+                "no build for aarch64",
+                "memory: needs 64, free 10",
+                "gives too little memory: needs 64, free 32",
+                "takes no new work",
+            ]
+        );
+    }
+}

@@ -1,0 +1,73 @@
+//! The two records of a service: what is wanted, and the plan that meets it (overlay.md 10.2).
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use dugnad_kernel::NodeId;
+use dugnad_resource::execute::{Epoch, HostState};
+use dugnad_resource::spec::Spec;
+use serde::{Deserialize, Serialize};
+
+/// Names of the records under the service's key.
+pub const SPEC: &[u8] = b"spec";
+pub const PLAN: &[u8] = b"plan";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Desired {
+    Running,
+    Stopped,
+    Removed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    pub spec: Spec,
+    /// Grows with every deploy.
+    pub generation: u64,
+    pub desired: Desired,
+    /// The node it was deployed from: it has the packages.
+    pub deployed_from: NodeId,
+}
+
+/// Where the replicas are. Written before anything is started, so that the next manager finds
+/// every replica that may run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub epoch: Epoch,
+    pub next_number: u32,
+    pub slots: Vec<Slot>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    pub number: u32,
+    pub node: NodeId,
+    pub node_name: String,
+    pub generation: u64,
+    pub state: SlotState,
+    pub note: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SlotState {
+    Reserved,
+    Starting,
+    Ready,
+    Draining,
+    /// Its node is dead; kept until it is replaced.
+    Lost,
+}
+
+impl SlotState {
+    /// What a host's report means for the plan.
+    #[must_use]
+    pub const fn of_host(state: HostState) -> Self {
+        match state {
+            HostState::Reserved => Self::Reserved,
+            HostState::Fetching | HostState::Starting | HostState::Unready => Self::Starting,
+            HostState::Ready => Self::Ready,
+            HostState::Stopping => Self::Draining,
+            HostState::Failed | HostState::Gone => Self::Lost,
+        }
+    }
+}

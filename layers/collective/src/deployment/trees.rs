@@ -1,0 +1,161 @@
+//! Packages as the community keeps them: one record a tree and service; the owners of the tree's
+//! class hold the bytes (overlay.md 5; bytes never pass through the core).
+
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+
+use dugnad_kernel::ops::CallId;
+use dugnad_kernel::{Cx, Duration, Hash, Key, NodeId};
+use dugnad_resource::execute::{Order, Report};
+use dugnad_resource::spec::Tree;
+use serde::{Deserialize, Serialize};
+
+use crate::persistence::record::{DEGREE, Record, class};
+use crate::{Ask, Asker, Collective, Event, Msg, Outcome, Reply, Timer};
+
+/// A tree that could not be fetched is tried again after this.
+pub(crate) const KEEP_AGAIN: Duration = Duration::from_secs(30);
+
+/// The value of a tree's record; its name is the key of the service that needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needed {
+    pub tree: Tree,
+    /// Who had it first.
+    pub origin: NodeId,
+}
+
+/// Name of the record that says `service` needs a tree.
+#[must_use]
+pub fn name_for(service: Key) -> Vec<u8> {
+    service.0.to_be_bytes().to_vec()
+}
+
+fn needed(record: &Record) -> Option<Needed> {
+    let needed: Needed = postcard::from_bytes(record.value.as_ref()?).ok()?;
+    (needed.tree.key() == record.key && record.name.len() == 16).then_some(needed)
+}
+
+impl Collective {
+    /// Makes sure of the bytes of every tree whose class this node owns a part of.
+    pub(crate) fn refresh_trees(&mut self, cx: &mut Cx<'_, Self>) {
+        let mine: Vec<Needed> = self
+            .store
+            .iter()
+            .filter(|record| self.owns_class_of(record.key))
+            .filter_map(needed)
+            .collect();
+        for needed in mine {
+            self.want_tree(needed, cx);
+        }
+    }
+
+    pub(crate) fn on_tree_record(&mut self, record: &Record, cx: &mut Cx<'_, Self>) {
+        if !self.owns_class_of(record.key) {
+            return;
+        }
+        match needed(record) {
+            Some(needed) => self.want_tree(needed, cx),
+            None => self.drop_unneeded(record.key, cx),
+        }
+    }
+
+    fn want_tree(&mut self, needed: Needed, cx: &mut Cx<'_, Self>) {
+        if self.trees.contains(&needed.tree) {
+            self.tell_held(needed.tree.root, needed.origin, cx);
+        } else if self.fetching.insert(needed.tree, needed.origin).is_none() {
+            let me = self.me;
+            self.start("find holders", move |asker| find_holders(asker, needed, me), cx);
+        }
+    }
+
+    /// No service needs the tree any more.
+    fn drop_unneeded(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        let alive = |r: &&Record| r.key == key && needed(r).is_some();
+        if self.store.iter().any(|record| alive(&record)) {
+            return;
+        }
+        if let Some(tree) = self.trees.iter().copied().find(|tree| tree.key() == key) {
+            self.trees.remove(&tree);
+            cx.emit(Event::Order(Order::Drop { tree }));
+        }
+    }
+
+    pub(crate) fn on_holders(
+        &mut self,
+        tree: Tree,
+        from: Vec<NodeId>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        if self.fetching.contains_key(&tree) {
+            cx.emit(Event::Order(Order::Keep { tree, from }));
+        }
+    }
+
+    /// What the host says about trees. A package fetched to run is as good as one kept.
+    pub(crate) fn on_tree_report(&mut self, report: &Report, cx: &mut Cx<'_, Self>) {
+        match report {
+            Report::Kept { tree } => {
+                self.trees.insert(*tree);
+                if let Some(origin) = self.fetching.remove(tree) {
+                    self.tell_held(tree.root, origin, cx);
+                }
+            }
+            Report::KeepFailed { tree, .. } => {
+                self.count("keep_failed");
+                if self.fetching.remove(tree).is_some() {
+                    cx.after(KEEP_AGAIN, Timer::KeepAgain);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn tell_held(&mut self, root: Hash, origin: NodeId, cx: &mut Cx<'_, Self>) {
+        if origin == self.me {
+            self.on_held(self.me, root, cx);
+        } else {
+            cx.send(origin, Msg::Held { root });
+        }
+    }
+
+    pub(crate) fn on_held(&mut self, from: NodeId, root: Hash, cx: &mut Cx<'_, Self>) {
+        let mut met = Vec::new();
+        for (call, waiting) in self.held.iter_mut().filter(|(_, w)| w.root == root) {
+            waiting.holders.insert(from);
+            if waiting.holders.len() >= waiting.enough {
+                met.push(*call);
+            }
+        }
+        for call in met {
+            self.answer_holders(call, cx);
+        }
+    }
+
+    /// Enough nodes hold the tree, or the time is over.
+    pub(crate) fn answer_holders(&mut self, call: CallId, cx: &mut Cx<'_, Self>) {
+        if let Some(waiting) = self.held.remove(&call) {
+            self.answer(call, Reply::Holders(waiting.holders), cx);
+        }
+    }
+}
+
+/// Somebody waits until enough nodes hold a tree.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) root: Hash,
+    pub(crate) enough: usize,
+    pub(crate) holders: BTreeSet<NodeId>,
+}
+
+async fn find_holders(asker: Asker, needed: Needed, me: NodeId) -> Outcome {
+    let mut from = Vec::from([needed.origin]);
+    for x in 0..DEGREE {
+        if let Some(owner) = asker.ask(Ask::Find(class(needed.tree.key(), x))).await.owner() {
+            if !from.contains(&owner) {
+                from.push(owner);
+            }
+        }
+    }
+    from.retain(|node| *node != me);
+    Outcome::Holders { tree: needed.tree, from }
+}

@@ -1,0 +1,173 @@
+//! The records one node holds, and how it answers for them.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use dugnad_kernel::{Arc, Cx, Key, NodeId, Peer};
+
+use super::put;
+use super::record::{COPIES, Name, RECORDS_MAX, Record, Version, belongs, disk_key};
+use crate::{Collective, Event, Request, Response};
+
+/// What the ring says about this node.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// `None` while it is not a member.
+    pub range: Option<Arc>,
+    pub succs: Vec<Peer>,
+    /// Estimated size of the community.
+    pub size: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Store {
+    pub(crate) records: BTreeMap<Name, Record>,
+    /// Which successor holds copies of which range of mine.
+    pub(crate) synced: BTreeMap<NodeId, Arc>,
+    pub(crate) sync_planned: bool,
+}
+
+impl Store {
+    #[must_use]
+    pub fn get(&self, key: Key, name: &[u8]) -> Option<&Record> {
+        // A tuple key needs an owned name; names are a few bytes.
+        self.records.get(&(key, name.to_vec()))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The version a new write must have to win here.
+    #[must_use]
+    pub fn next_version(&self, key: Key, name: &[u8], author: NodeId) -> Version {
+        let known = self.get(key, name).map_or(0, |record| record.version.counter);
+        Version { counter: known + 1, author }
+    }
+}
+
+/// How a write met what is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Applied {
+    New,
+    /// The same or a newer version is here already.
+    Old,
+    /// Out of bounds, or no room.
+    Refused,
+}
+
+impl Collective {
+    /// Last writer wins.
+    pub(crate) fn apply(&mut self, record: &Record, cx: &mut Cx<'_, Self>) -> Applied {
+        let id = record.id();
+        let known = self.store.records.get(&id).map(|known| known.version);
+        if !record.fits() {
+            self.count("record_out_of_bounds");
+            return Applied::Refused;
+        }
+        if known.is_some_and(|known| known >= record.version) {
+            return Applied::Old;
+        }
+        if known.is_none() && self.store.records.len() >= RECORDS_MAX {
+            self.count("store_full");
+            return Applied::Refused;
+        }
+        self.store.records.insert(id, record.clone());
+        self.on_record_changed(record, cx);
+        Applied::New
+    }
+
+    /// A write that nobody waits for (from a sync).
+    pub(crate) fn take_in(&mut self, records: &[Record], cx: &mut Cx<'_, Self>) {
+        let mut writes = Vec::new();
+        for record in records {
+            if self.apply(record, cx) == Applied::New {
+                writes.push((disk_key(record.key, &record.name), encode(record)));
+            }
+        }
+        if !writes.is_empty() {
+            let token = self.next_token();
+            cx.emit(Event::Persist { token, writes });
+        }
+    }
+
+    pub(crate) fn owns_class_of(&self, key: Key) -> bool {
+        self.place.range.is_some_and(|range| belongs(key, &range))
+    }
+
+    pub(crate) fn on_put(&mut self, from: NodeId, call: u32, record: Record, cx: &mut Cx<'_, Self>) {
+        if !self.owns_class_of(record.key) {
+            self.respond(from, call, Response::NotOwner, cx);
+            return;
+        }
+        match self.apply(&record, cx) {
+            Applied::Refused => self.respond(from, call, Response::Refused, cx),
+            // An older write is as good as done; a repeated one is stored again to be sure.
+            Applied::Old | Applied::New => {
+                let (me, copies) = (self.me, self.copy_holders());
+                let newest = self.store.records.get(&record.id()).cloned().unwrap_or(record);
+                let op = |asker| put::accept(asker, me, newest, copies, from, call);
+                self.start("accept put", op, cx);
+            }
+        }
+    }
+
+    pub(crate) fn copy_holders(&self) -> Vec<NodeId> {
+        let others = self.place.succs.iter().map(|p| p.id).filter(|id| *id != self.me);
+        others.take(COPIES).collect()
+    }
+
+    pub(crate) fn on_copy(
+        &mut self,
+        from: NodeId,
+        call: u32,
+        record: Record,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        match self.apply(&record, cx) {
+            Applied::Refused => self.respond(from, call, Response::Refused, cx),
+            Applied::Old | Applied::New => {
+                let newest = self.store.records.get(&record.id()).cloned().unwrap_or(record);
+                self.start("copy", |asker| put::copy(asker, newest, from, call), cx);
+            }
+        }
+    }
+
+    pub(crate) fn on_request(
+        &mut self,
+        from: NodeId,
+        call: u32,
+        request: Request,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        match request {
+            Request::Put(record) => self.on_put(from, call, record, cx),
+            Request::Copy(record) => self.on_copy(from, call, record, cx),
+            Request::Get((key, name)) => {
+                let response = if self.owns_class_of(key) {
+                    Response::Get(self.store.get(key, &name).cloned())
+                } else {
+                    Response::NotOwner
+                };
+                self.respond(from, call, response, cx);
+            }
+            Request::Query { service, seen } => self.on_query(from, call, service, seen, cx),
+            Request::Why { service } => self.on_why(from, call, service, cx),
+        }
+    }
+}
+
+pub(crate) fn encode(record: &Record) -> Option<Vec<u8>> {
+    // Plain data into memory cannot fail; `None` would delete, which a later sync repairs.
+    postcard::to_allocvec(record).ok()
+}

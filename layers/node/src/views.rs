@@ -1,0 +1,180 @@
+//! From what the layers know to what people are shown.
+
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use dugnad_collective::deployment::client::{ClientQuestion, ClientReply};
+use dugnad_collective::deployment::manager::View;
+use dugnad_collective::deployment::service::{Desired, SlotState};
+use dugnad_fabric::Amounts;
+use dugnad_kernel::{Cx, NodeId};
+use dugnad_resource::describe::Description;
+use dugnad_resource::execute::{HostState, ReplicaId};
+use dugnad_resource::spec::Kind;
+
+use crate::{
+    Answer, AskId, Event, Node, NodeState, NodeView, PlanView, Question, ReplicaState, ReplicaView,
+    ServiceView, Status,
+};
+
+/// The node's own question after it joined; no person waits for it.
+pub(crate) const PORTS_ASK: AskId = AskId::MAX;
+
+pub(crate) fn question(question: Question) -> ClientQuestion {
+    match question {
+        Question::Nodes => ClientQuestion::Nodes,
+        Question::Plan(spec) => ClientQuestion::Plan(spec),
+        Question::Deploy(spec) => ClientQuestion::Deploy(spec),
+        Question::Ps => ClientQuestion::Ps,
+        Question::Why(name) => ClientQuestion::Why(name),
+        Question::Resolve(name) => ClientQuestion::Resolve(name),
+        Question::Stop(name) => ClientQuestion::Stop(name),
+        Question::Remove(name) => ClientQuestion::Remove(name),
+    }
+}
+
+impl Node {
+    pub(crate) fn on_reply(&mut self, ask: AskId, reply: ClientReply, cx: &mut Cx<'_, Self>) {
+        let answer = match reply {
+            ClientReply::Ports(ports) => {
+                self.ports.extend(ports);
+                self.tell_ports(cx);
+                return;
+            }
+            _ if ask == PORTS_ASK => return,
+            ClientReply::Nodes(descriptions) => Answer::Nodes(self.node_views(descriptions)),
+            ClientReply::Plan { want, because, choice, notes } => {
+                let chosen = choice.candidates.into_iter().map(|c| (c.node, c.name, c.why));
+                let (chosen, refused) = (chosen.collect(), choice.refused);
+                Answer::Plan(PlanView { want, because, chosen, refused, notes })
+            }
+            ClientReply::Deployed { view, missing } => {
+                Answer::Deployed { service: service_view(view), missing }
+            }
+            ClientReply::Ps { views, complete } => {
+                Answer::Ps { services: views.into_iter().map(service_view).collect(), complete }
+            }
+            ClientReply::Why(lines) => Answer::Why(lines),
+            ClientReply::Resolved(view) => Answer::Resolved(service_view(view)),
+            ClientReply::Done => Answer::Done,
+            ClientReply::Unmet(reasons) => Answer::Unmet(reasons),
+            ClientReply::Unknown => Answer::Unknown,
+            ClientReply::Failed(text) => Answer::Failed(text),
+        };
+        cx.emit(Event::Answer(ask, answer));
+    }
+
+    fn node_views(&mut self, descriptions: Vec<Description>) -> Vec<NodeView> {
+        for description in &descriptions {
+            self.remember_name(description.peer.id, &description.profile.name);
+        }
+        let detector = self.overlay.detector();
+        let answered: BTreeSet<NodeId> = descriptions.iter().map(|d| d.peer.id).collect();
+        let mut views: Vec<NodeView> = descriptions
+            .into_iter()
+            .map(|d| NodeView {
+                state: if detector.is_suspect(d.peer.id) {
+                    NodeState::Suspect
+                } else {
+                    NodeState::Alive
+                },
+                linked: detector.is_linked(d.peer.id),
+                profile: Some(d.profile),
+                name: String::new(),
+                free: d.free,
+                gives: d.gives,
+                up_secs: d.up_secs,
+                replicas: d.replicas,
+                peer: d.peer,
+            })
+            .collect();
+        // Met before, silent now.
+        for peer in self.overlay.book().filter(|peer| !answered.contains(&peer.id)) {
+            let linked = detector.is_linked(peer.id);
+            views.push(NodeView {
+                peer: peer.clone(),
+                state: if linked { NodeState::Suspect } else { NodeState::Gone },
+                linked,
+                profile: None,
+                name: String::new(),
+                free: Amounts::default(),
+                gives: Amounts::default(),
+                up_secs: 0,
+                replicas: 0,
+            });
+        }
+        for view in &mut views {
+            view.name = self.name_of(view.peer.id);
+        }
+        views.sort_by(|a, b| a.name.cmp(&b.name));
+        views
+    }
+
+    /// What this node knows of itself without asking anybody.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        use dugnad_connectivity::ring::Status as Ring;
+        let ring = self.overlay.ring();
+        let state = match ring.status() {
+            Ring::Out | Ring::JoinReq | Ring::Joining => "joining",
+            Ring::Leaving | Ring::Gone => "left",
+            _ if ring.alone() => "alone",
+            _ => "member",
+        };
+        let replica = |(id, name, state): (ReplicaId, &str, HostState)| {
+            (id, String::from(name), replica_state(SlotState::of_host(state)))
+        };
+        let mut counters: Vec<(&'static str, u64)> = self.overlay.counters().collect();
+        counters.extend(self.collective.counters());
+        counters.push(("refused_epochs", self.executor.refused_epochs()));
+        counters.push(("malformed_records", self.malformed_records));
+        Status {
+            me: ring.me().clone(),
+            state,
+            predecessor: ring.is_member().then(|| ring.pred().id),
+            successors: ring.succs().iter().map(|peer| peer.id).collect(),
+            size: self.overlay.size(),
+            ceilings: *self.executor.ledger().ceilings(),
+            promised: self.executor.ledger().promised(),
+            replicas: self.executor.replicas().map(replica).collect(),
+            managed: self.collective.managers().map(|(_, m)| String::from(m.name())).collect(),
+            records: self.collective.store().len(),
+            trees: self.collective.trees().iter().copied().collect(),
+            operations: self.collective.operations().collect(),
+            counters,
+        }
+    }
+}
+
+const fn replica_state(state: SlotState) -> ReplicaState {
+    match state {
+        SlotState::Reserved => ReplicaState::Reserved,
+        SlotState::Starting => ReplicaState::Starting,
+        SlotState::Ready => ReplicaState::Ready,
+        SlotState::Draining => ReplicaState::Draining,
+        SlotState::Lost => ReplicaState::Lost,
+    }
+}
+
+fn service_view(view: View) -> ServiceView {
+    let replicas = view.slots.into_iter().map(|slot| ReplicaView {
+        id: ReplicaId { service: view.service, number: slot.number },
+        node: slot.node,
+        node_name: slot.node_name,
+        state: replica_state(slot.state),
+        note: slot.note,
+    });
+    ServiceView {
+        replicas: replicas.collect(),
+        name: view.name,
+        key: view.service,
+        version: view.generation,
+        stopped: view.desired != Desired::Running,
+        port: view.port,
+        is_static: view.kind == Kind::Static,
+        want: view.want,
+        ready: view.ready,
+        manager: view.manager,
+    }
+}

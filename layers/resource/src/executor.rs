@@ -1,0 +1,486 @@
+//! The host's side of the remote execution protocol: reserve → fetch → start → ready → watch
+//! (overlay.md 10.6).
+//!
+//! What runs here is written to disk before it is started, so that a node without a network
+//! starts the same replicas again after a power cut.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use dugnad_fabric::{Amounts, Ceilings, Ledger};
+use dugnad_kernel::{Component, Cx, Duration, Input, Key, NodeId};
+
+use crate::execute::{Epoch, HostState, Order, ReplicaId, Report, Run, ToHost, ToManager};
+use crate::spec::{Arch, Spec, Tree};
+
+/// A reservation nobody took up is void after this (overlay.md 10.6).
+pub const RESERVATION: Duration = Duration::from_secs(60);
+/// A replica's manager hears of it at least this often.
+pub const BEAT: Duration = Duration::from_secs(60);
+/// Replicas on one node.
+pub const REPLICAS_MAX: usize = 64;
+/// Services whose epochs are remembered.
+pub const EPOCHS_MAX: usize = 512;
+/// Bytes of a note.
+pub const NOTE_MAX: usize = 256;
+
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// What ran here before the restart.
+    Restore(Vec<Run>),
+    /// The run record asked for is on disk.
+    Persisted(ReplicaId),
+    Report(Report),
+    /// Who answers for this service now; `None` if nobody was found.
+    Manager { service: Key, manager: Option<NodeId> },
+    Limits { ceilings: Ceilings, takes_work: bool },
+    /// The ring changed around a manager: ask again who it is.
+    Dead(NodeId),
+    /// The ring can be asked now: tell the managers what runs here.
+    Joined,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Order(Order),
+    /// Write the run record; [`Command::Persisted`] follows.
+    Keep(Run),
+    /// Delete the run record.
+    Forget(ReplicaId),
+    /// Who manages this service? [`Command::Manager`] follows.
+    FindManager(Key),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Timer {
+    Beat,
+    Expire,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    run: Option<Run>,
+    state: HostState,
+    note: String,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Term {
+    epoch: Epoch,
+    manager: Option<NodeId>,
+    /// Whether the last beat was acknowledged.
+    heard: bool,
+}
+
+pub struct Executor {
+    me: NodeId,
+    name: String,
+    arch: Arch,
+    ledger: Ledger,
+    takes_work: bool,
+    held: BTreeMap<ReplicaId, Held>,
+    terms: BTreeMap<Key, Term>,
+    beating: bool,
+    refused_epochs: u64,
+}
+
+impl Component for Executor {
+    type Command = Command;
+    type Msg = ToManager;
+    type Timer = Timer;
+    type Event = Event;
+
+    /// Messages from managers come through [`Executor::on_message`]: the two directions have
+    /// different types.
+    fn handle(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
+        match input {
+            Input::Command(command) => self.on_command(command, cx),
+            Input::Timer(Timer::Beat) => self.on_beat_timer(cx),
+            Input::Timer(Timer::Expire) => {
+                self.ledger.expire(cx.now);
+                let held = &mut self.held;
+                let ledger = &self.ledger;
+                held.retain(|id, h| h.run.is_some() || ledger.has((id.service, id.number)));
+            }
+            // Answers of hosts are for managers.
+            Input::Message { .. } => {}
+        }
+    }
+}
+
+impl Executor {
+    #[must_use]
+    pub const fn new(me: NodeId, name: String, arch: Arch, ceilings: Ceilings) -> Self {
+        Self {
+            me,
+            name,
+            arch,
+            ledger: Ledger::new(ceilings),
+            takes_work: true,
+            held: BTreeMap::new(),
+            terms: BTreeMap::new(),
+            beating: false,
+            refused_epochs: 0,
+        }
+    }
+
+    #[must_use]
+    pub const fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    #[must_use]
+    pub const fn takes_work(&self) -> bool {
+        self.takes_work
+    }
+
+    #[must_use]
+    pub const fn refused_epochs(&self) -> u64 {
+        self.refused_epochs
+    }
+
+    pub fn replicas(&self) -> impl Iterator<Item = (ReplicaId, &str, HostState)> {
+        self.held.iter().map(|(id, held)| {
+            (*id, held.run.as_ref().map_or("", |run| run.spec.name.as_str()), held.state)
+        })
+    }
+
+    /// Packages of what runs here.
+    pub fn packages(&self) -> impl Iterator<Item = Tree> + '_ {
+        self.held.values().filter_map(|held| held.run.as_ref()?.package)
+    }
+
+    fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {
+        match command {
+            Command::Restore(runs) => self.restore(runs, cx),
+            Command::Persisted(id) => self.on_persisted(id, cx),
+            Command::Report(report) => self.on_report(report, cx),
+            Command::Manager { service, manager } => self.on_manager(service, manager, cx),
+            Command::Limits { ceilings, takes_work } => {
+                self.ledger.set_ceilings(ceilings);
+                self.takes_work = takes_work;
+            }
+            Command::Dead(node) => {
+                for term in self.terms.values_mut().filter(|t| t.manager == Some(node)) {
+                    term.manager = None;
+                }
+            }
+            Command::Joined => {
+                for service in self.services() {
+                    cx.emit(Event::FindManager(service));
+                }
+            }
+        }
+    }
+
+    fn services(&self) -> Vec<Key> {
+        let mut services: Vec<Key> = self.held.keys().map(|id| id.service).collect();
+        services.dedup();
+        services
+    }
+
+    fn restore(&mut self, runs: Vec<Run>, cx: &mut Cx<'_, Self>) {
+        for run in runs {
+            let (id, needs) = (run.id, run.spec.needs);
+            self.ledger.adopt((id.service, id.number), needs);
+            let state = HostState::Starting;
+            let held = Held { run: Some(run.clone()), state, note: String::new() };
+            self.held.insert(id, held);
+            cx.emit(Event::Order(Order::Start(run)));
+        }
+        self.keep_beating(cx);
+    }
+
+    pub fn on_message(&mut self, from: NodeId, msg: ToHost, cx: &mut Cx<'_, Self>) {
+        match msg {
+            ToHost::Reserve { id, epoch, needs } => {
+                if self.obeys(from, id.service, epoch, cx) {
+                    self.on_reserve(from, id, epoch, needs, cx);
+                }
+            }
+            ToHost::Start { id, epoch, generation, spec, sources } => {
+                if self.obeys(from, id.service, epoch, cx) {
+                    self.on_start(from, id, generation, spec, sources, cx);
+                }
+            }
+            ToHost::Stop { id, epoch, forget } => {
+                if self.obeys(from, id.service, epoch, cx) {
+                    self.on_stop(id, forget, cx);
+                }
+            }
+            ToHost::Probe { service, epoch } => {
+                if self.obeys(from, service, epoch, cx) {
+                    self.on_probe(from, service, cx);
+                }
+            }
+            ToHost::BeatAck { service, epoch } => {
+                if self.obeys(from, service, epoch, cx) {
+                    if let Some(term) = self.terms.get_mut(&service) {
+                        term.heard = true;
+                    }
+                }
+            }
+            ToHost::NotManager { service } => {
+                if let Some(term) = self.terms.get_mut(&service) {
+                    if term.manager == Some(from) {
+                        term.manager = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether this epoch is the highest seen for the service; if so it is remembered.
+    fn obeys(&mut self, from: NodeId, service: Key, epoch: Epoch, cx: &mut Cx<'_, Self>) -> bool {
+        let known = self.terms.contains_key(&service);
+        if !known && self.terms.len() >= EPOCHS_MAX {
+            let idle = |key: &Key| !self.held.keys().any(|id| id.service == *key);
+            if let Some(key) = self.terms.keys().copied().find(idle) {
+                self.terms.remove(&key);
+            }
+        }
+        let term = self.terms.entry(service).or_default();
+        if epoch < term.epoch {
+            self.refused_epochs += 1;
+            cx.send(from, ToManager::Deposed { service, epoch: term.epoch });
+            return false;
+        }
+        term.epoch = epoch;
+        term.manager = Some(from);
+        true
+    }
+
+    fn on_reserve(
+        &mut self,
+        from: NodeId,
+        id: ReplicaId,
+        epoch: Epoch,
+        needs: Amounts,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let other = self.held.iter().any(|(held, h)| {
+            held.service == id.service && held.number != id.number && h.run.is_some()
+        });
+        let refusal = if !self.takes_work {
+            Some("takes no new work".to_string())
+        } else if other {
+            Some("runs another replica of it already".to_string())
+        } else if self.held.len() >= REPLICAS_MAX {
+            Some(format!("runs {REPLICAS_MAX} replicas already"))
+        } else {
+            self.ledger.expire(cx.now);
+            let until = cx.now + RESERVATION;
+            let replica = (id.service, id.number);
+            self.ledger.promise(replica, needs, until).err().map(|short| short.to_string())
+        };
+        match refusal {
+            Some(reason) => cx.send(from, ToManager::Refused { id, epoch, reason }),
+            None => {
+                let reserved =
+                    Held { run: None, state: HostState::Reserved, note: String::new() };
+                self.held.entry(id).or_insert(reserved);
+                cx.after(RESERVATION, Timer::Expire);
+                cx.send(from, ToManager::Reserved { id, epoch });
+            }
+        }
+    }
+
+    fn on_start(
+        &mut self,
+        from: NodeId,
+        id: ReplicaId,
+        generation: u64,
+        spec: Spec,
+        sources: Vec<NodeId>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let running = self.held.get(&id).and_then(|held| held.run.as_ref());
+        if running.is_some_and(|run| run.generation >= generation) {
+            self.beat(id, cx);
+            return;
+        }
+        if spec.check().is_err() || spec.key() != id.service {
+            let state = HostState::Failed;
+            let note = "the service record is not valid".to_string();
+            let node_name = self.name.clone();
+            cx.send(from, ToManager::Beat { id, generation, state, note, node_name });
+            return;
+        }
+        let upgrade = running.is_some();
+        if !upgrade && !self.ledger.keep((id.service, id.number)) {
+            let note = "the reservation is over".to_string();
+            let (state, node_name) = (HostState::Gone, self.name.clone());
+            cx.send(from, ToManager::Beat { id, generation, state, note, node_name });
+            return;
+        }
+        if upgrade {
+            self.ledger.adopt((id.service, id.number), spec.needs);
+        }
+        let package = spec.artifact(self.arch);
+        let run = Run { id, generation, spec, package };
+        let state = HostState::Fetching;
+        self.held.insert(id, Held { run: Some(run.clone()), state, note: String::new() });
+        self.keep_beating(cx);
+        match package {
+            Some(tree) => {
+                let from = sources.into_iter().filter(|node| *node != self.me).collect();
+                cx.emit(Event::Order(Order::Fetch { id, tree, from }));
+            }
+            None => cx.emit(Event::Keep(run)),
+        }
+        self.beat(id, cx);
+    }
+
+    fn on_stop(&mut self, id: ReplicaId, forget: bool, cx: &mut Cx<'_, Self>) {
+        match self.held.get_mut(&id) {
+            Some(held) if held.run.is_some() => {
+                held.state = HostState::Stopping;
+                cx.emit(Event::Forget(id));
+                cx.emit(Event::Order(Order::Stop { id, forget }));
+            }
+            Some(_) | None => {
+                self.held.remove(&id);
+                self.ledger.release((id.service, id.number));
+                self.tell(id, 0, HostState::Gone, "", cx);
+            }
+        }
+    }
+
+    fn on_probe(&mut self, from: NodeId, service: Key, cx: &mut Cx<'_, Self>) {
+        let ids: Vec<ReplicaId> = self
+            .held
+            .iter()
+            .filter(|(id, held)| id.service == service && held.run.is_some())
+            .map(|(id, _)| *id)
+            .collect();
+        if ids.is_empty() {
+            cx.send(from, ToManager::Nothing { service });
+        }
+        for id in ids {
+            self.beat(id, cx);
+        }
+    }
+
+    fn on_persisted(&mut self, id: ReplicaId, cx: &mut Cx<'_, Self>) {
+        let Some(held) = self.held.get_mut(&id) else { return };
+        if held.state != HostState::Fetching {
+            return;
+        }
+        if let Some(run) = held.run.clone() {
+            held.state = HostState::Starting;
+            cx.emit(Event::Order(Order::Start(run)));
+            self.beat(id, cx);
+        }
+    }
+
+    fn on_report(&mut self, report: Report, cx: &mut Cx<'_, Self>) {
+        match report {
+            Report::Fetched { id } => {
+                let fetching = self.held.get(&id).filter(|h| h.state == HostState::Fetching);
+                if let Some(run) = fetching.and_then(|held| held.run.clone()) {
+                    cx.emit(Event::Keep(run));
+                }
+            }
+            Report::FetchFailed { id, reason } => self.fail(id, &reason, cx),
+            Report::Started { id } => self.advance(id, HostState::Starting, "", cx),
+            Report::Ready { id } => self.advance(id, HostState::Ready, "", cx),
+            Report::Unready { id, reason } => self.advance(id, HostState::Unready, &reason, cx),
+            Report::Failed { id, reason } => self.fail(id, &reason, cx),
+            Report::Stopped { id } => {
+                let stopping = self.held.get(&id).is_some_and(|h| h.state == HostState::Stopping);
+                if stopping {
+                    self.held.remove(&id);
+                    self.ledger.release((id.service, id.number));
+                    self.tell(id, 0, HostState::Gone, "", cx);
+                }
+            }
+            // Trees are kept for the community, not for a replica.
+            Report::Kept { .. } | Report::KeepFailed { .. } => {}
+        }
+    }
+
+    fn advance(&mut self, id: ReplicaId, state: HostState, note: &str, cx: &mut Cx<'_, Self>) {
+        let Some(held) = self.held.get_mut(&id) else { return };
+        if held.state == HostState::Stopping || (held.state == state && held.note == note) {
+            return;
+        }
+        held.state = state;
+        held.note = bounded(note);
+        self.beat(id, cx);
+    }
+
+    /// It will not run here: gives its room back and says why.
+    fn fail(&mut self, id: ReplicaId, reason: &str, cx: &mut Cx<'_, Self>) {
+        let Some(held) = self.held.remove(&id) else { return };
+        self.ledger.release((id.service, id.number));
+        cx.emit(Event::Forget(id));
+        cx.emit(Event::Order(Order::Stop { id, forget: false }));
+        let generation = held.run.map_or(0, |run| run.generation);
+        self.tell(id, generation, HostState::Failed, &bounded(reason), cx);
+    }
+
+    fn beat(&self, id: ReplicaId, cx: &mut Cx<'_, Self>) {
+        if let Some((held, run)) = self.held.get(&id).and_then(|h| Some((h, h.run.as_ref()?))) {
+            self.tell(id, run.generation, held.state, &held.note, cx);
+        }
+    }
+
+    fn tell(
+        &self,
+        id: ReplicaId,
+        generation: u64,
+        state: HostState,
+        note: &str,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        match self.terms.get(&id.service).and_then(|term| term.manager) {
+            Some(manager) => {
+                let (note, node_name) = (note.to_string(), self.name.clone());
+                cx.send(manager, ToManager::Beat { id, generation, state, note, node_name });
+            }
+            // Found again at the next beat, or when a new manager probes.
+            None => cx.emit(Event::FindManager(id.service)),
+        }
+    }
+
+    fn keep_beating(&mut self, cx: &mut Cx<'_, Self>) {
+        if !self.beating && !self.held.is_empty() {
+            self.beating = true;
+            cx.after(BEAT, Timer::Beat);
+        }
+    }
+
+    fn on_beat_timer(&mut self, cx: &mut Cx<'_, Self>) {
+        self.beating = false;
+        self.keep_beating(cx);
+        for service in self.services() {
+            let term = self.terms.entry(service).or_default();
+            if !term.heard || term.manager.is_none() {
+                cx.emit(Event::FindManager(service));
+                continue;
+            }
+            term.heard = false;
+            self.beat_all(service, cx);
+        }
+    }
+
+    fn beat_all(&self, service: Key, cx: &mut Cx<'_, Self>) {
+        for id in self.held.keys().filter(|id| id.service == service) {
+            self.beat(*id, cx);
+        }
+    }
+
+    fn on_manager(&mut self, service: Key, manager: Option<NodeId>, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = manager else { return };
+        let term = self.terms.entry(service).or_default();
+        term.manager = Some(manager);
+        term.heard = false;
+        self.beat_all(service, cx);
+    }
+}
+
+fn bounded(note: &str) -> String {
+    note.chars().take(NOTE_MAX).collect()
+}

@@ -10,6 +10,9 @@ use crate::id::NodeId;
 /// How many addresses a peer record holds (overlay.md 0.4).
 pub const ADDRS_MAX: usize = 4;
 
+/// Where a node listens, best first.
+pub type Addrs = Vec<SocketAddr, ADDRS_MAX>;
+
 /// A node as others know it. The link proves that whoever answers at an address owns the id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
@@ -17,7 +20,7 @@ pub struct Peer {
     /// Grows at every start of the node: a record with a higher incarnation is the newer one.
     pub inc: u32,
     /// Where it listens, best first. Empty if it can only dial out.
-    pub addrs: Vec<SocketAddr, ADDRS_MAX>,
+    pub addrs: Addrs,
 }
 
 impl Peer {

@@ -1,0 +1,100 @@
+//! What must hold of a community.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dugnad_connectivity::ring::Status;
+use dugnad_kernel::{ArcSet, Key, NodeId};
+
+use crate::World;
+
+/// Every live member's successor and predecessor are its neighbours among the live members, and
+/// the successor lists are exact (overlay.md 2.8, "Ideal"). The first thing that is wrong.
+pub fn ideal_ring(world: &World) -> Result<(), String> {
+    let alive = world.alive();
+    for (place, id) in alive.iter().enumerate() {
+        let Some(node) = world.node(*id) else { continue };
+        let ring = node.overlay().ring();
+        let name = id.short();
+        if ring.status() != Status::Inside {
+            return Err(format!("{name} is {:?}", ring.status()));
+        }
+        let next = alive[(place + 1) % alive.len()];
+        let before = alive[(place + alive.len() - 1) % alive.len()];
+        if ring.succ().id != next {
+            return Err(format!("{name}: successor {} not {}", ring.succ().id.short(), next.short()));
+        }
+        if ring.pred().id != before || ring.pred_suspect() {
+            return Err(format!("{name}: predecessor {}", ring.pred().id.short()));
+        }
+        let list = ring.succs().iter().map(|p| p.id);
+        let wanted = (1..alive.len()).map(|k| alive[(place + k) % alive.len()]);
+        if alive.len() > 1 && !list.eq(wanted.take(ring.succs().len())) {
+            return Err(format!("{name}: successor list {:?}", ring.succs()));
+        }
+    }
+    Ok(())
+}
+
+/// The claims of all members cover no id twice (I-OWN, one half); while no node failed and no
+/// message point is in flight they cover the ring. The overlapping pair, if any.
+pub fn no_two_owners(world: &World) -> Result<(), String> {
+    let mut claims: Vec<(NodeId, ArcSet)> = Vec::new();
+    for id in world.alive() {
+        let Some(claim) = world.node(id).and_then(|n| n.overlay().ring().claim()) else { continue };
+        let claim = ArcSet::of(claim);
+        for (other, theirs) in &claims {
+            if theirs.and(&claim).is_ok_and(|both| !both.is_empty()) {
+                return Err(format!("{} and {} both own", other.short(), id.short()));
+            }
+        }
+        claims.push((id, claim));
+    }
+    Ok(())
+}
+
+/// Replicas that run on live machines, by service.
+pub fn running(world: &World) -> BTreeMap<Key, Vec<(NodeId, u32)>> {
+    let mut all: BTreeMap<Key, Vec<(NodeId, u32)>> = BTreeMap::new();
+    for (id, machine) in world.machines.iter().filter(|(_, m)| m.node.is_some()) {
+        for replica in machine.processes.running.keys() {
+            all.entry(replica.service).or_default().push((*id, replica.number));
+        }
+    }
+    all
+}
+
+/// Every service runs exactly `want` replicas on different live nodes, one manager knows exactly
+/// those, and nothing else runs.
+pub fn services(world: &World, wanted: &BTreeMap<Key, usize>) -> Result<(), String> {
+    let running = running(world);
+    for (key, replicas) in &running {
+        let want = wanted.get(key).copied().unwrap_or(0);
+        let nodes: BTreeSet<NodeId> = replicas.iter().map(|(node, _)| *node).collect();
+        if replicas.len() != want || nodes.len() != want {
+            return Err(format!("{}: {} of {want} run: {replicas:?}", key.short(), replicas.len()));
+        }
+    }
+    for (key, want) in wanted {
+        if *want > 0 && !running.contains_key(key) {
+            return Err(format!("{}: none of {want} run", key.short()));
+        }
+        let views: Vec<_> = world
+            .alive()
+            .into_iter()
+            .filter_map(|id| world.node(id))
+            .flat_map(|node| node.collective().views())
+            .filter(|view| view.service == *key)
+            .collect();
+        let [view] = views.as_slice() else {
+            return Err(format!("{}: {} managers", key.short(), views.len()));
+        };
+        let known: BTreeSet<(NodeId, u32)> =
+            view.slots.iter().map(|slot| (slot.node, slot.number)).collect();
+        let real: BTreeSet<(NodeId, u32)> =
+            running.get(key).into_iter().flatten().copied().collect();
+        if known != real || usize::from(view.ready) != *want {
+            return Err(format!("{}: plan {known:?}, real {real:?}, {} ready", key.short(), view.ready));
+        }
+    }
+    Ok(())
+}

@@ -342,9 +342,10 @@ impl Group {
             oom_kills: field("memory.events", "oom_kill")
                 .or_else(|| field("memory.oom_control", "oom_kill"))
                 .unwrap_or(0),
-            at_limit: field("memory.events", "max")
-                .or_else(|| any(&["memory.failcnt"]))
-                .unwrap_or(0),
+            // v1 counts memory with swap first: either limit is the group's own.
+            at_limit: field("memory.events", "max").unwrap_or_else(|| {
+                any(&["memory.failcnt"]).unwrap_or(0) + any(&["memory.memsw.failcnt"]).unwrap_or(0)
+            }),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::rc::Rc;
 use std::time::Duration;
 
 use dugnad_kernel::Hash;
@@ -19,6 +20,8 @@ use dugnad_platform::process::Process;
 use dugnad_platform::spawn::{Launch, Rlimits, StartError};
 use dugnad_resource::execute::Run;
 use dugnad_resource::spec::{Port, Tree};
+
+use smol::LocalExecutor;
 
 use super::record::{Folder, Record, make_dir, remove_all};
 use super::running::{Around, Running};
@@ -57,6 +60,7 @@ pub(super) struct Prepared {
     pub(super) sample_memory: bool,
     /// Health checks run so far, to tell their processes apart.
     checks: Cell<u64>,
+    ex: Rc<LocalExecutor<'static>>,
 }
 
 /// The variable only this replica of this node has.
@@ -95,8 +99,8 @@ impl Prepared {
                 .then_some(u64::from(needs.processes)),
             files: Some(FILES),
         };
-        let checks = Cell::new(0);
-        Ok(Self { env, cwd, has_package, user, view, rlimits, sample_memory, checks })
+        let (checks, ex) = (Cell::new(0), Rc::clone(&shared.ex));
+        Ok(Self { ex, env, cwd, has_package, user, view, rlimits, sample_memory, checks })
     }
 
     /// The program of a command: `/path` of the host, `./path` of the package, or a name that is
@@ -148,20 +152,29 @@ impl Prepared {
         let around =
             Around { keeper: None, group: Default::default(), user: None, port: None, cookie };
         let check = Running::new(process, Some(child), around);
-        let ended = async { Some(check.ended().await) };
-        let late = async {
-            smol::Timer::after(limit).await;
-            None
+        let name = command[0].clone();
+        let (tell, told) = smol::channel::bounded(1);
+        // A task of its own: whoever waits for the check may go, the process still gets reaped.
+        let task = async move {
+            let ended = async { Some(check.ended().await) };
+            let late = async {
+                smol::Timer::after(limit).await;
+                None
+            };
+            let outcome = match smol::future::or(ended, late).await {
+                Some(Some(status)) if status.success() => Ok(()),
+                Some(Some(status)) => Err(format!("{name} ended with {status}")),
+                Some(None) => Err(format!("{name} ended, nobody knows how")),
+                None => {
+                    check.clear().await;
+                    Err(format!("{name} took longer than {} ms", limit.as_millis()))
+                }
+            };
+            // Nobody waits any more.
+            let _: Result<(), _> = tell.send(outcome).await;
         };
-        match smol::future::or(ended, late).await {
-            Some(Some(status)) if status.success() => Ok(()),
-            Some(Some(status)) => Err(format!("{} ended with {status}", command[0])),
-            Some(None) => Err(format!("{} ended, nobody knows how", command[0])),
-            None => {
-                check.clear().await;
-                Err(format!("{} took longer than {} ms", command[0], limit.as_millis()))
-            }
-        }
+        self.ex.spawn(task).detach();
+        told.recv().await.unwrap_or_else(|_| Err("the check was given up".to_owned()))
     }
 }
 
@@ -214,6 +227,7 @@ pub(super) async fn start(
         memory: (needs.memory > 0).then_some(needs.memory),
         cpu: None,
         cpu_share: (needs.cpu > 0).then_some(needs.cpu),
+        end_together: true,
         pids: (needs.processes > 0).then_some(needs.processes),
     };
     let group = {
@@ -291,7 +305,8 @@ fn why(error: &StartError) -> Fail {
     let text = error.to_string();
     match error.error.kind() {
         io::ErrorKind::NotFound => Fail::Final(format!(
-            "{text}; the program, or the interpreter in its first line, is not there"
+            "{text}; the program, or the interpreter in its first line, is not there (services have \
+             a /tmp of their own)"
         )),
         io::ErrorKind::PermissionDenied => {
             Fail::Final(format!("{text}; is it executable, and may everybody read its folder?"))

@@ -152,6 +152,12 @@ impl Host {
         // Services see the same path as we do, so it must hold no links.
         config.dir = fs::canonicalize(&config.dir)
             .map_err(|e| explain(&e, &format!("cannot use {}", config.dir.display())))?;
+        if let (Some(parent), Some(name)) = (config.socket.parent(), config.socket.file_name()) {
+            // Not there yet: then it is as it was written.
+            if let Ok(parent) = fs::canonicalize(parent) {
+                config.socket = parent.join(name);
+            }
+        }
         let services = config.dir.join("services");
         make_dir(&services, 0o711)?;
         let probe = Probe::run(&Roots::default());
@@ -419,6 +425,7 @@ fn limits(ceilings: &Ceilings) -> Limits {
         memory: (amounts.memory > 0).then_some(amounts.memory),
         cpu: (amounts.cpu > 0).then_some(amounts.cpu),
         cpu_share: None,
+        end_together: false,
         pids: (amounts.processes > 0).then_some(amounts.processes),
     }
 }

@@ -157,16 +157,19 @@ impl Replica {
             Ended::Order(order) => {
                 self.shared.set_state(self.id, State::Stopping, "");
                 running.stop(grace).await;
+                running.log_closed().await;
                 Ok(order)
             }
             Ended::Exit(status) => {
                 running.clear().await;
+                running.log_closed().await;
                 let reason = running.reason(status, run.spec.needs.memory, &folder.0).await;
                 Err(Fail::Again(reason))
             }
             Ended::Sick(reason) => {
                 self.shared.set_state(self.id, State::Unready, &reason);
                 running.stop(grace).await;
+                running.log_closed().await;
                 Err(Fail::Again(reason))
             }
         };

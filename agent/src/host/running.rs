@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(2);
 /// How long the keeper may take to write the last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Bytes by which a peak may stay below the limit that was met.
+const SLACK: u64 = 1 << 20;
 /// Bytes of the last log line that go into a reason.
 const LINE_MAX: usize = 200;
 
@@ -172,13 +174,8 @@ impl Running {
         self.group.usage().memory.unwrap_or_else(|| self.members().resident())
     }
 
-    /// Why it ended, with its last words. Call it when all of it is gone.
-    pub(super) async fn reason(
-        &self,
-        status: Option<ExitStatus>,
-        memory: u64,
-        dir: &Path,
-    ) -> String {
+    /// Waits until its last words are in the log. Call it when all of it is gone.
+    pub(super) async fn log_closed(&self) {
         if let Some(keeper) = self.keeper {
             let written = async {
                 if let Some(end) = watch(&keeper) {
@@ -192,9 +189,20 @@ impl Running {
             };
             smol::future::or(written, late).await;
         }
+    }
+
+    /// Why it ended, with its last words. Call it when all of it is gone.
+    pub(super) async fn reason(
+        &self,
+        status: Option<ExitStatus>,
+        memory: u64,
+        dir: &Path,
+    ) -> String {
         let usage = self.group.usage();
         let mut reason = if usage.oom_kills > self.oom_kills {
-            killed_for_memory(memory, usage.at_limit > 0)
+            // Some v1 kernels do not count how often a limit was met; then the peak tells.
+            let peak = usage.memory_peak.unwrap_or(0);
+            killed_for_memory(memory, usage.at_limit > 0 || peak.saturating_add(SLACK) > memory)
         } else {
             describe(status)
         };

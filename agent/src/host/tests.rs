@@ -116,11 +116,12 @@ impl World {
         self.reports.recv().await.unwrap()
     }
 
-    /// The next report that is not `Started`.
-    async fn news(&self) -> Report {
+    /// The next report of something that went wrong. On a busy machine a service may be ready
+    /// before that.
+    async fn trouble(&self) -> Report {
         loop {
             match self.next().await {
-                Report::Started { .. } => {}
+                Report::Started { .. } | Report::Ready { .. } => {}
                 report => return report,
             }
         }
@@ -180,7 +181,9 @@ impl World {
 #[test]
 fn the_contract_is_kept() {
     with_host(|world| async move {
-        let tree = world.store("contract", &[("prog", b"#!/bin/sh\nenv | sort\npwd\necho \"$@\"\necho x > $STATE_DIRECTORY/x && echo x > $TMPDIR/x && echo wrote\nread nothing || echo no input\necho END\nexec sleep 100\n")]);
+        let tree = world.store("contract", &[("prog", b"#!/bin/sh\nenv | sort\npwd\necho \"$@\"\necho x > $STATE_DIRECTORY/x && echo x > $TMPDIR/x && echo wrote\necho socket: $(ls ${DUGNAD_SOCKET%/*})\nread nothing || echo no input\necho END\nexec sleep 100\n")]);
+        fs::create_dir(world.dir.join("d/run")).unwrap();
+        fs::write(world.dir.join("d/run/dugnad.sock"), "").unwrap();
         let mut spec = spec("contract", &["./prog", "--port=$PORT", "${DUGNAD_NODE}", "$OWN"]);
         spec.artifacts = vec![(None, tree)];
         spec.port = Port::None;
@@ -205,6 +208,7 @@ fn the_contract_is_kept() {
             "--port=$PORT kitchen mine".to_owned(),
             "wrote".to_owned(),
             "no input".to_owned(),
+            "socket: dugnad.sock".to_owned(),
         ] {
             assert!(lines.contains(&wanted), "{wanted} is not in {lines:#?}");
         }
@@ -221,9 +225,9 @@ fn an_end_is_explained_and_a_crash_loop_is_given_up() {
         let id = world.start(sh("crash", "echo no luck; exit 3"));
         for _ in 0..4 {
             let reason = "exited with 3; it last wrote: no luck".to_owned();
-            assert_eq!(world.news().await, Report::Unready { id, reason });
+            assert_eq!(world.trouble().await, Report::Unready { id, reason });
         }
-        let Report::Failed { reason, .. } = world.news().await else { panic!("not given up") };
+        let Report::Failed { reason, .. } = world.trouble().await else { panic!("not given up") };
         assert!(reason.contains("exited with 3") && reason.contains("5 starts"), "{reason}");
         assert_eq!(world.host.running()[0].state, State::Failed);
         assert_eq!(world.host.running()[0].restarts, 4);
@@ -232,7 +236,7 @@ fn an_end_is_explained_and_a_crash_loop_is_given_up() {
         assert!(world.host.running().is_empty());
 
         let id = world.start(sh("signal", "kill -9 $$$$"));
-        let Report::Unready { reason, .. } = world.news().await else { panic!() };
+        let Report::Unready { reason, .. } = world.trouble().await else { panic!() };
         assert_eq!(reason, "killed by signal 9");
         world.host.order(Order::Stop { id, forget: false });
         while world.next().await != (Report::Stopped { id }) {}
@@ -374,7 +378,7 @@ fn too_much_memory_ends_a_service_and_is_named() {
         }
         let hog = "x = []\nwhile True: x.append(bytearray(1 << 20))";
         let id = world.start(spec("hog", &[python, "-c", hog]));
-        let Report::Unready { reason, .. } = world.news().await else { panic!() };
+        let Report::Unready { reason, .. } = world.trouble().await else { panic!() };
         assert_eq!(reason, "killed for memory (limit 64M)");
         world.host.order(Order::Stop { id, forget: true });
         while world.next().await != (Report::Stopped { id }) {}

@@ -26,6 +26,8 @@ pub struct Limits {
     pub cpu: Option<u32>,
     /// Thousandths of one core it gets when others want them, too; more while nobody else does.
     pub cpu_share: Option<u32>,
+    /// When memory runs out, all of the group ends rather than one of its processes (v2 only).
+    pub end_together: bool,
     /// Processes and threads.
     pub pids: Option<u32>,
 }

@@ -15,14 +15,20 @@ fn values(plan: Vec<Setting>) -> Vec<(&'static str, String)> {
     plan.into_iter().map(|setting| (setting.file, setting.value)).collect()
 }
 
-const LIMITS: Limits =
-    Limits { memory: Some(64 << 20), cpu: Some(500), cpu_share: Some(100), pids: Some(32) };
+const LIMITS: Limits = Limits {
+    memory: Some(64 << 20),
+    cpu: Some(500),
+    cpu_share: Some(100),
+    end_together: true,
+    pids: Some(32),
+};
 
 #[test]
 fn v2_plans_say_file_and_value() {
     let of = |resource| values(v2::plan(resource, &LIMITS));
     assert_eq!(of(Resource::Memory)[0], ("memory.max", "67108864".into()));
     assert_eq!(of(Resource::Memory)[1], ("memory.swap.max", "0".into()));
+    assert_eq!(of(Resource::Memory)[2], ("memory.oom.group", "1".into()));
     let cpu = [("cpu.max", "50000 100000".into()), ("cpu.weight", "10".into())];
     assert_eq!(of(Resource::Cpu), cpu);
     assert_eq!(of(Resource::Pids), [("pids.max", "32".into())]);

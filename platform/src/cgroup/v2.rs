@@ -93,11 +93,11 @@ pub fn plan(resource: Resource, limits: &Limits) -> Vec<Setting> {
         Resource::Memory => {
             let mut plan = vec![Setting::new("memory.max", or_max(limits.memory))];
             if limits.memory.is_some() {
-                // Swap would only make the limit slow; and half a service is worse than none.
+                // Swap would only make the limit slow.
                 plan.push(Setting::optional("memory.swap.max", 0));
-                if limits.cpu_share.is_some() {
-                    plan.push(Setting::optional("memory.oom.group", 1));
-                }
+            }
+            if limits.end_together {
+                plan.push(Setting::optional("memory.oom.group", 1));
             }
             plan
         }

@@ -174,7 +174,8 @@ fn put(fd: i32, path: &CStr) -> Result<(), Errno> {
 
 /// Whether this kernel and these rights allow a [`View`]; changes the calling process.
 pub(crate) fn work() -> bool {
-    separate().is_ok() && hold(c"/").is_ok()
+    let cover = || mount(Some(c"tmpfs"), c"/tmp", Some(c"tmpfs"), MsFlags::empty(), None::<&CStr>);
+    separate().is_ok() && hold(c"/").is_ok() && cover().is_ok()
 }
 
 #[cfg(test)]

@@ -62,6 +62,8 @@ pub struct StartError {
     /// What was being done, for a person: `cannot run ./wiki`.
     pub what: String,
     pub error: io::Error,
+    /// The box stood; it is the program itself that cannot be run.
+    pub program: bool,
 }
 
 impl std::fmt::Display for StartError {
@@ -94,7 +96,10 @@ impl Launch {
     /// # Errors
     /// [`StartError`] with the step that failed; nothing runs then.
     pub fn start(self) -> Result<(Child, Process), StartError> {
-        let failed = |what: &str, error: io::Error| StartError { what: what.to_owned(), error };
+        let failed = |what: &str, error: io::Error| {
+            let what = what.to_owned();
+            StartError { what, error, program: false }
+        };
         let mut command = Command::new(&self.program);
         command.args(&self.args).env_clear().envs(self.env);
         command.stdin(self.input.map_or_else(Stdio::null, Stdio::from));
@@ -133,7 +138,10 @@ impl Launch {
                 let step = last_step(heard);
                 Err(match step {
                     Some(step) => failed(step.what(), error),
-                    None => failed(&format!("cannot run {}", self.program.display()), error),
+                    None => {
+                        let what = format!("cannot run {}", self.program.display());
+                        StartError { what, error, program: true }
+                    }
                 })
             }
         }

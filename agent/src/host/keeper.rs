@@ -30,7 +30,7 @@ const BUFFER: usize = 64 * 1024;
 const BURST: u64 = 4 * HALF;
 const RATE: u64 = 512 * 1024;
 /// The word on the command line that makes this program a keeper.
-pub(crate) const COMMAND: &str = "keep-log";
+const COMMAND: &str = "keep-log";
 
 /// To be called first in `main`: `Some` if this process was started as a keeper and is done.
 pub(crate) fn keeper_main() -> Option<ExitCode> {

@@ -304,6 +304,7 @@ fn boot(
 fn why(error: &StartError) -> Fail {
     let text = error.to_string();
     match error.error.kind() {
+        _ if !error.program => Fail::Again(text),
         io::ErrorKind::NotFound => Fail::Final(format!(
             "{text}; the program, or the interpreter in its first line, is not there (services have \
              a /tmp of their own)"

@@ -270,6 +270,33 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn start(script: &str) -> Running {
+        let mut launch = dugnad_platform::spawn::Launch::new("/bin/sh", "/");
+        launch.args = vec!["-c".into(), script.into()];
+        let (child, process) = launch.start().unwrap_or_else(|error| panic!("{error}"));
+        let around = Around {
+            keeper: None,
+            group: Group::default(),
+            user: None,
+            port: None,
+            cookie: "DUGNAD_RUN=unit".to_owned(),
+        };
+        Running::new(process, Some(child), around)
+    }
+
+    #[test]
+    fn an_old_kernel_without_pidfd_is_enough() {
+        let mut running = start("exit 7");
+        running.pidfd = None;
+        let status = smol::block_on(running.ended());
+        assert_eq!(describe(status), "exited with 7");
+        let mut running = start("sleep 1000; sleep 1000");
+        running.pidfd = None;
+        smol::block_on(running.stop(Duration::from_secs(5)));
+        assert!(!running.process.is_alive());
+        assert_eq!(describe(smol::block_on(running.ended())), "killed by signal 15");
+    }
+
     #[test]
     fn last_words_are_short_and_printable() {
         let tmp = tempfile::tempdir().unwrap();

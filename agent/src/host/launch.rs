@@ -24,7 +24,7 @@ use dugnad_resource::spec::{Port, Tree};
 use smol::LocalExecutor;
 
 use super::record::{Folder, Record, make_dir, remove_all};
-use super::running::{Around, Running};
+use super::running::{Around, PATIENCE, Running};
 use super::{Shared, contract, elf, keeper};
 
 /// Users for services: below those systemd gives away by itself, above those of people.
@@ -219,25 +219,14 @@ pub(super) async fn start(
     if user.is_some() && prepared.view.is_none() {
         check_passable(&folder).map_err(Fail::Final)?;
     }
-    let name = folder.0.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let needs = run.spec.needs;
-    // The share of CPU is what was promised; the ceiling on the sum is what the owner gives. More
-    // than its share while nobody else wants it, so that services start fast.
-    let limits = Limits {
-        memory: (needs.memory > 0).then_some(needs.memory),
-        cpu: None,
-        cpu_share: (needs.cpu > 0).then_some(needs.cpu),
-        end_together: true,
-        pids: (needs.processes > 0).then_some(needs.processes),
-    };
+    let (group, tmp) = (limits(run), prepared.view.is_none());
     let group = {
-        let (parent, folder, tmp) =
-            (shared.parent.borrow().clone(), folder.clone(), prepared.view.is_none());
+        let (parent, folder) = (shared.parent.borrow().clone(), folder.clone());
         smol::unblock(move || -> io::Result<_> {
             prepare_folders(&folder, user, tmp)?;
             // What an agent that died in the middle may have left.
-            parent.existing(&name).kill(Duration::from_secs(5))?;
-            parent.group(&name, &limits)
+            parent.existing(folder.name()).kill(PATIENCE)?;
+            parent.group(folder.name(), &group)
         })
         .await?
     };
@@ -258,22 +247,30 @@ pub(super) async fn start(
         }
     };
     shared.reap(keeper_child, keeper);
-    let around = Around {
-        keeper: Some(keeper),
-        group: group.clone(),
-        user,
-        port,
-        cookie: cookie(shared, run),
-    };
-    let running = Running::new(process, Some(child), around);
     let mut record = Record::new(run.clone(), process, Some(keeper));
     (record.port, record.user, record.groups) = (port, user, group.dirs().to_vec());
+    let cookie = cookie(shared, run);
+    let around = Around { keeper: Some(keeper), group, user, port, cookie };
+    let running = Running::new(process, Some(child), around);
     let folder = shared.folder(run);
     if let Err(error) = smol::unblock(move || folder.save(&record)).await {
         // It runs; only the next agent will not know it.
         log::warn!("{error}");
     }
     Ok((running, prepared))
+}
+
+/// The share of CPU is what was promised; the ceiling on the sum is what the owner gives. A service
+/// may have more than its share while nobody else wants it, so that it starts fast.
+fn limits(run: &Run) -> Limits {
+    let needs = run.spec.needs;
+    Limits {
+        memory: (needs.memory > 0).then_some(needs.memory),
+        cpu: None,
+        cpu_share: (needs.cpu > 0).then_some(needs.cpu),
+        end_together: true,
+        pids: (needs.processes > 0).then_some(needs.processes),
+    }
 }
 
 type Booted = (Child, Process, (Child, Process));

@@ -1,5 +1,6 @@
 //! Reading the logs that keepers write, once or for as long as somebody listens.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -8,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use dugnad_kernel::Key;
 use dugnad_platform::explain;
-use dugnad_resource::spec::key_of;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use smol::Async;
 use smol::channel::{Receiver, Sender};
@@ -61,13 +61,13 @@ async fn send(
     let mut first = true;
     loop {
         for folder in find(&services, service).await {
-            let number = folder.names().map_or(0, |(_, number)| number);
+            let number = folder.id().map_or(0, |id| id.number);
             if let Some(watch) = &mut watch {
                 watch.add(&folder.0)?;
             }
             // A replica that appears later is read from its beginning.
             let lines_wanted = if first { tail } else { usize::MAX };
-            if !readers.contains_key(&number) {
+            if let Entry::Vacant(place) = readers.entry(number) {
                 let (mut reader, last) =
                     smol::unblock(move || Reader::open(folder, lines_wanted)).await;
                 if !deliver(&lines, number, last).await {
@@ -76,7 +76,7 @@ async fn send(
                 if !follow && !deliver(&lines, number, reader.rest()).await {
                     return Ok(());
                 }
-                readers.insert(number, reader);
+                place.insert(reader);
             }
         }
         let Some(watch) = &mut watch else { return Ok(()) };
@@ -119,7 +119,7 @@ async fn deliver(lines: &Sender<LogLine>, replica: u32, texts: Vec<String>) -> b
 async fn find(services: &Path, service: Key) -> Vec<Folder> {
     let services = services.to_path_buf();
     let folders = smol::unblock(move || super::folders(&services)).await;
-    let ours = |folder: &Folder| folder.names().is_some_and(|(name, _)| key_of(name) == service);
+    let ours = |folder: &Folder| folder.id().is_some_and(|id| id.service == service);
     folders.into_iter().filter(ours).collect()
 }
 

@@ -37,7 +37,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use dugnad_fabric::Ceilings;
 use dugnad_kernel::{Key, NodeId};
@@ -360,39 +359,25 @@ impl Host {
         receiver
     }
 
-    /// Ends and deletes what an earlier agent left and nobody has ordered since. State that was to
-    /// be kept when its replica stopped stays.
+    /// Ends and deletes what an earlier agent left and nobody has ordered since: processes,
+    /// folders, groups. Each goes through the queue of its replica, so an order that comes
+    /// meanwhile waits for it; each is reported as stopped. State that was to be kept when its
+    /// replica stopped stays.
     pub(crate) fn forget_unordered(&self) {
         let ordered = self.ordered.borrow().clone();
-        for run in self.adopted.iter().filter(|run| !ordered.contains(&run.id)) {
-            log::info!("nobody wants {} {} here any more", run.spec.name, run.id.number);
-            self.pass(run.id, Order::Stop { id: run.id, forget: true });
+        let mut left: BTreeMap<ReplicaId, bool> = BTreeMap::new();
+        for name in self.shared.parent.borrow().names() {
+            // Processes that an agent started and died before writing it down.
+            left.extend(replica_of(&name).map(|id| (id, true)));
         }
-        let known: Vec<ReplicaId> = self.shared.entries.borrow().keys().copied().collect();
-        let (services, parent) =
-            (self.shared.services.clone(), self.shared.parent.borrow().clone());
-        let sweep = move || {
-            let wanted = |folder: &Folder| known.iter().any(|id| is_for(folder, *id));
-            let (keep, drop): (Vec<_>, Vec<_>) = folders(&services).into_iter().partition(wanted);
-            for folder in drop.iter().filter(|folder| !folder.is_kept()) {
-                log::info!("deleting {}", folder.0.display());
-                if let Err(error) = folder.delete() {
-                    log::warn!("{error}");
-                }
-            }
-            // Processes an agent started and died before writing it down.
-            for name in parent.names().iter().filter(|name| *name != KEEPERS) {
-                if keep.iter().all(|f| f.0.file_name().is_none_or(|n| n != name.as_str())) {
-                    let group = parent.existing(name);
-                    if let Err(error) =
-                        group.kill(Duration::from_secs(5)).and_then(|()| group.remove())
-                    {
-                        log::warn!("{error}");
-                    }
-                }
-            }
-        };
-        self.shared.ex.spawn(smol::unblock(sweep)).detach();
+        for folder in folders(&self.shared.services) {
+            left.extend(folder.id().map(|id| (id, !folder.is_kept())));
+        }
+        left.extend(self.adopted.iter().map(|run| (run.id, true)));
+        for (id, forget) in left.into_iter().filter(|(id, _)| !ordered.contains(id)) {
+            log::info!("nobody wants replica {} of {} here", id.number, id.service.short());
+            self.pass(id, Order::Stop { id, forget });
+        }
     }
 
     /// Stops everything and waits until it is gone; folders stay.
@@ -434,14 +419,15 @@ fn limits(ceilings: &Ceilings) -> Limits {
 fn folders(services: &Path) -> Vec<Folder> {
     let entries = fs::read_dir(services).into_iter().flatten().flatten();
     let mut folders: Vec<_> = entries.map(|entry| Folder(entry.path())).collect();
-    folders.retain(|folder| folder.names().is_some() && folder.0.is_dir());
+    folders.retain(|folder| folder.id().is_some() && folder.0.is_dir());
     folders.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     folders
 }
 
-fn is_for(folder: &Folder, id: ReplicaId) -> bool {
-    let names = folder.names();
-    names.is_some_and(|(name, number)| number == id.number && key_of(name) == id.service)
+/// The replica that a folder or group of this name is for.
+fn replica_of(name: &str) -> Option<ReplicaId> {
+    let (service, number) = name.rsplit_once('.')?;
+    Some(ReplicaId { service: key_of(service), number: number.parse().ok()? })
 }
 
 #[cfg(test)]

@@ -73,10 +73,14 @@ impl Folder {
         Self(services.join(format!("{name}.{}", id.number)))
     }
 
-    /// Service name and number of the replica it is for.
-    pub(super) fn names(&self) -> Option<(&str, u32)> {
-        let (name, number) = self.0.file_name()?.to_str()?.rsplit_once('.')?;
-        Some((name, number.parse().ok()?))
+    /// `NAME.NUMBER`.
+    pub(super) fn name(&self) -> &str {
+        self.0.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
+    /// The replica it is for.
+    pub(super) fn id(&self) -> Option<ReplicaId> {
+        super::replica_of(self.name())
     }
 
     pub(super) fn package(&self) -> PathBuf {

@@ -1,8 +1,11 @@
 //! The life of one replica on this node: one task that carries its orders out one after another.
 
+use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use dugnad_platform::cgroup::Parent;
 use dugnad_resource::execute::{Order, ReplicaId, Report, Run};
 use dugnad_resource::spec::{Kind, Tree};
 use smol::Timer;
@@ -10,8 +13,8 @@ use smol::channel::Receiver;
 
 use super::health::{self, Notice};
 use super::launch::{self, Fail, Prepared};
-use super::record::{Folder, remove_all};
-use super::running::Running;
+use super::record::remove_all;
+use super::running::{PATIENCE, Running};
 use super::{Endpoint, Shared, State};
 
 /// An end within this time is a crash at start.
@@ -32,7 +35,7 @@ pub(super) struct Replica {
 
 /// Why watching a process came to an end.
 enum Ended {
-    Order(Order),
+    Order(Box<Order>),
     Exit(Option<std::process::ExitStatus>),
     Sick(String),
 }
@@ -144,7 +147,7 @@ impl Replica {
         };
         self.shared.set_process(self.id, &running);
         let ended = {
-            let order = async { Ended::Order(self.superseding(run).await) };
+            let order = async { Ended::Order(Box::new(self.superseding(run).await)) };
             let exit = async { Ended::Exit(running.ended().await) };
             let sick = async { Ended::Sick(health::watch(run, &running, &prepared, self).await) };
             smol::future::or(order, smol::future::or(exit, sick)).await
@@ -158,7 +161,7 @@ impl Replica {
                 self.shared.set_state(self.id, State::Stopping, "");
                 running.stop(grace).await;
                 running.log_closed().await;
-                Ok(order)
+                Ok(*order)
             }
             Ended::Exit(status) => {
                 running.clear().await;
@@ -232,31 +235,17 @@ impl Replica {
         }
     }
 
-    /// Nothing runs: tidies up what is on disk and says so.
+    /// Nothing of ours runs: tidies up what is on disk (and what an agent that died left
+    /// running) and says so.
     async fn stopped(&mut self, forget: bool) {
         let id = self.id;
         let run = self.shared.end(id);
-        let run = run.map(|run| (run.spec.name.clone(), run.spec.keep_state));
-        let services = self.shared.services.clone();
+        let keep_state = run.map(|run| run.spec.keep_state);
         self.unpacked = self.unpacked.take().filter(|_| !forget);
-        let tidied = smol::unblock(move || {
-            let folder = match &run {
-                Some((name, _)) => Some(Folder::of(&services, name, id)),
-                None => super::folders(&services).into_iter().find(|f| super::is_for(f, id)),
-            };
-            let Some(folder) = folder.filter(|folder| folder.0.is_dir()) else { return Ok(()) };
-            folder.clear()?;
-            if forget {
-                return folder.delete();
-            }
-            match run {
-                Some((_, false)) => remove_all(&folder.state()),
-                Some((_, true)) => folder.set_kept(true),
-                // Nobody knows whether to keep it: its state stays until it is forgotten.
-                None => Ok(()),
-            }
-        });
-        if let Err(error) = tidied.await {
+        let services = self.shared.services.clone();
+        let parent = self.shared.parent.borrow().clone();
+        let tidied = smol::unblock(move || tidy(&services, &parent, id, keep_state, forget)).await;
+        if let Err(error) = tidied {
             log::warn!("{error}");
         }
         self.report(Report::Stopped { id }).await;
@@ -265,6 +254,31 @@ impl Replica {
     async fn report(&self, report: Report) {
         // Without a receiver the agent is ending.
         let _: Result<(), _> = self.shared.reports.send(report).await;
+    }
+}
+
+/// `keep_state` is `None` where nobody knows: then state stays until it is forgotten.
+fn tidy(
+    services: &Path,
+    parent: &Parent,
+    id: ReplicaId,
+    keep_state: Option<bool>,
+    forget: bool,
+) -> io::Result<()> {
+    for name in parent.names().iter().filter(|name| super::replica_of(name) == Some(id)) {
+        let left = parent.existing(name);
+        left.kill(PATIENCE)?;
+        left.remove()?;
+    }
+    let Some(folder) = super::folders(services).into_iter().find(|f| f.id() == Some(id)) else {
+        return Ok(());
+    };
+    folder.clear()?;
+    match keep_state {
+        _ if forget => folder.delete(),
+        Some(false) => remove_all(&folder.state()),
+        Some(true) => folder.set_kept(true),
+        None => Ok(()),
     }
 }
 

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use smol::{Async, Timer};
 
 /// How long the rest of a killed service may take to disappear.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at an adopted process, on kernels without pidfd.
 const LOOK: Duration = Duration::from_secs(2);
 /// How long the keeper may take to write the last words.

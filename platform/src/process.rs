@@ -38,7 +38,8 @@ fn stat(pid: i32) -> Option<Stat> {
     // The name is in brackets and may hold anything, even brackets.
     let rest = text.get(text.rfind(')')? + 2..)?;
     let fields: Vec<&str> = rest.split(' ').collect();
-    let page = 4096;
+    // SAFETY: asks for a constant of the system. Some boards have pages of 16 KB.
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
     Some(Stat {
         state: fields.first()?.chars().next()?,
         group: fields.get(2)?.parse().ok()?,

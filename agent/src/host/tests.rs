@@ -424,6 +424,23 @@ fn the_owner_s_ceiling_holds_on_the_sum() {
 }
 
 #[test]
+fn a_service_has_no_more_processes_than_it_asked_for() {
+    with_host(|world| async move {
+        let held = world.host.enforced()[2].1;
+        if !held.starts_with("cgroup") {
+            eprintln!("SKIPPED: processes are held by {held}");
+            return world;
+        }
+        let script = "n=0; while test $n -lt 100; do n=$((n+1)); sleep 1000 & done; echo forked";
+        let id = world.start(sh("forks", script));
+        let Report::Unready { reason, .. } = world.trouble().await else { panic!() };
+        assert!(reason.to_lowercase().contains("fork") && !reason.contains("forked"), "{reason}");
+        world.host.order(Order::Stop { id, forget: true });
+        world
+    });
+}
+
+#[test]
 fn a_flood_of_output_stays_within_the_ring() {
     with_host(|world| async move {
         let script = "head -c 60000000 /dev/zero | tr '\\0' 'x' | fold -w 99; echo; echo END; exec sleep 100";

@@ -120,3 +120,36 @@ fn counters_are_read_from_either_version() {
     let usage = Group::of(vec![tmp.path().join("v1")]).usage();
     assert_eq!((usage.memory, usage.oom_kills, usage.at_limit), (Some(11), 1, 5));
 }
+
+#[test]
+fn a_v2_parent_passes_controllers_on_and_says_what_it_cannot() {
+    let tmp = tempfile::tempdir().unwrap();
+    let base = tmp.path();
+    fixture(base, "", &[("cgroup.controllers", "memory pids cpu\n"), ("cgroup.procs", "")]);
+    fixture(base, "", &[("cgroup.subtree_control", "")]);
+    let files = [("memory.max", ""), ("cpu.max", ""), ("pids.max", "")];
+    fixture(base, "dugnad-x", &files);
+    fixture(base, "dugnad-x", &[("cgroup.subtree_control", "")]);
+    fixture(base, "dugnad-x/a.0", &files);
+    let find = || v2::find(base, "0::/\n").into_iter().collect();
+    let parent = Parent::create(find(), "dugnad-x", &LIMITS);
+    assert_eq!(parent.problems(), [] as [&str; 0]);
+    assert_eq!(parent.limits(Resource::Memory), Some(Version::V2));
+    let read = |file: &str| fs::read_to_string(base.join(file)).unwrap();
+    assert_eq!(read("dugnad-x/memory.max"), "67108864");
+    assert!(read("dugnad-x/cgroup.subtree_control").starts_with('+'));
+    let limits = Limits { memory: Some(1 << 20), ..Limits::default() };
+    let group = parent.group("a.0", &limits).unwrap();
+    assert_eq!(read("dugnad-x/a.0/memory.max"), "1048576");
+    assert_eq!(group.dirs(), [base.join("dugnad-x/a.0")]);
+    assert_eq!(parent.names(), ["a.0"]);
+    // A limit that cannot be set is an error: nothing runs without it.
+    let error = parent.group("b.0", &limits).unwrap_err().to_string();
+    assert!(error.contains("b.0/memory.max"), "{error}");
+
+    // Nothing may be passed on: the agent runs, and says what is missing.
+    fs::remove_file(base.join("cgroup.subtree_control")).unwrap();
+    let parent = Parent::create(find(), "dugnad-x", &LIMITS);
+    assert_eq!(parent.limits(Resource::Memory), None);
+    assert_eq!(parent.problems().len(), 3, "{:?}", parent.problems());
+}

@@ -1,0 +1,184 @@
+//! What is remembered of a running replica, so that the next agent recognises it; and the folder
+//! it lives in.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use dugnad_platform::explain;
+use dugnad_platform::process::Process;
+use dugnad_resource::execute::{ReplicaId, Run};
+use serde::{Deserialize, Serialize};
+
+const VERSION: u8 = 1;
+
+/// One running replica, as `run` in its folder (postcard).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    version: u8,
+    /// Process ids mean nothing after a boot.
+    boot: String,
+    pub(super) run: Run,
+    process: (i32, u64),
+    keeper: Option<(i32, u64)>,
+    pub(super) port: Option<u16>,
+    pub(super) user: Option<u32>,
+    pub(super) groups: Vec<PathBuf>,
+}
+
+fn boot() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+const fn process_of((pid, start): (i32, u64)) -> Process {
+    Process { pid, start }
+}
+
+impl Record {
+    pub(super) fn new(run: Run, process: Process, keeper: Option<Process>) -> Self {
+        Self {
+            version: VERSION,
+            boot: boot(),
+            run,
+            process: (process.pid, process.start),
+            keeper: keeper.map(|keeper| (keeper.pid, keeper.start)),
+            port: None,
+            user: None,
+            groups: Vec::new(),
+        }
+    }
+
+    pub(super) fn process(&self) -> Process {
+        process_of(self.process)
+    }
+
+    pub(super) fn keeper(&self) -> Option<Process> {
+        self.keeper.map(process_of)
+    }
+
+    /// Whether its process still runs.
+    pub(super) fn is_alive(&self) -> bool {
+        self.boot == boot() && self.process().is_alive()
+    }
+}
+
+/// `D/services/NAME.NUMBER`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Folder(pub(super) PathBuf);
+
+impl Folder {
+    pub(super) fn of(services: &Path, name: &str, id: ReplicaId) -> Self {
+        Self(services.join(format!("{name}.{}", id.number)))
+    }
+
+    /// `NAME.NUMBER`.
+    pub(super) fn name(&self) -> &str {
+        self.0.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
+    /// The replica it is for.
+    pub(super) fn id(&self) -> Option<ReplicaId> {
+        super::replica_of(self.name())
+    }
+
+    pub(super) fn package(&self) -> PathBuf {
+        self.0.join("package")
+    }
+
+    pub(super) fn state(&self) -> PathBuf {
+        self.0.join("state")
+    }
+
+    /// Scratch space where the box has no private /tmp.
+    pub(super) fn tmp(&self) -> PathBuf {
+        self.0.join("tmp")
+    }
+
+    fn run(&self) -> PathBuf {
+        self.0.join("run")
+    }
+
+    /// Says that its state outlives the replica ([`super::Host::forget_unordered`]).
+    fn kept(&self) -> PathBuf {
+        self.0.join("kept")
+    }
+
+    /// Makes it. Others may pass through (services have users of their own), not look.
+    pub(super) fn make(&self) -> io::Result<()> {
+        make_dir(&self.0, 0o711)
+    }
+
+    pub(super) fn load(&self) -> Option<Record> {
+        let bytes = fs::read(self.run()).ok()?;
+        match postcard::from_bytes::<Record>(&bytes) {
+            Ok(record) if record.version == VERSION => Some(record),
+            Ok(_) | Err(_) => {
+                log::warn!("{} is of another version or damaged: ignored", self.run().display());
+                None
+            }
+        }
+    }
+
+    /// Writes the record aside, syncs it, and puts it in place.
+    pub(super) fn save(&self, record: &Record) -> io::Result<()> {
+        let bytes = postcard::to_allocvec(record).map_err(io::Error::other)?;
+        let (aside, path) = (self.0.join("run.new"), self.run());
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options
+            .open(&aside)
+            .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
+            .and_then(|()| fs::rename(&aside, &path))
+            .and_then(|()| File::open(&self.0)?.sync_all())
+            .map_err(|error| explain(&error, &format!("cannot write {}", path.display())))
+    }
+
+    /// Nothing runs here any more.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        remove(&self.run())
+    }
+
+    pub(super) fn set_kept(&self, kept: bool) -> io::Result<()> {
+        let path = self.kept();
+        if !kept {
+            return remove(&path);
+        }
+        let made = File::create(&path).map(drop);
+        made.map_err(|error| explain(&error, &format!("cannot write {}", path.display())))
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept().exists()
+    }
+
+    pub(super) fn delete(&self) -> io::Result<()> {
+        remove_all(&self.0)
+    }
+}
+
+pub(super) fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|error| explain(&error, &format!("cannot make the folder {}", path.display())))
+}
+
+fn missing_is_fine(done: io::Result<()>, path: &Path) -> io::Result<()> {
+    match done {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(explain(&error, &format!("cannot delete {}", path.display())))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    missing_is_fine(fs::remove_file(path), path)
+}
+
+pub(super) fn remove_all(path: &Path) -> io::Result<()> {
+    missing_is_fine(fs::remove_dir_all(path), path)
+}

@@ -1,0 +1,307 @@
+//! The life of one replica on this node: one task that carries its orders out one after another.
+
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use dugnad_platform::cgroup::Parent;
+use dugnad_resource::execute::{Order, ReplicaId, Report, Run};
+use dugnad_resource::spec::{Kind, Tree};
+use smol::Timer;
+use smol::channel::Receiver;
+
+use super::health::{self, Notice};
+use super::launch::{self, Fail, Prepared};
+use super::record::remove_all;
+use super::running::{PATIENCE, Running};
+use super::{Endpoint, Shared, State};
+
+/// An end within this time is a crash at start.
+const YOUNG: Duration = Duration::from_secs(10);
+/// So many of them in a row, and it is not started again.
+const CRASHES_MAX: u32 = 5;
+/// Before the first restart; doubled every time. Tests do not wait for it.
+const PAUSE_MIN: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+pub(super) struct Replica {
+    pub(super) shared: Rc<Shared>,
+    pub(super) id: ReplicaId,
+    pub(super) orders: Receiver<Order>,
+    /// The package that this agent has put into its folder.
+    pub(super) unpacked: Option<Tree>,
+}
+
+/// Why watching a process came to an end.
+enum Ended {
+    Order(Box<Order>),
+    Exit(Option<std::process::ExitStatus>),
+    Sick(String),
+}
+
+/// Restarts, and how long to wait before the next one.
+#[derive(Default)]
+struct Crashes {
+    young: u32,
+    pause: Option<Duration>,
+}
+
+impl Crashes {
+    /// How long to wait now; `None` if it is not to be started again.
+    fn next(&mut self, young: bool) -> Option<Duration> {
+        if young {
+            self.young += 1;
+        } else {
+            *self = Self::default();
+        }
+        if self.young >= CRASHES_MAX {
+            return None;
+        }
+        let pause = self.pause.map_or(PAUSE_MIN, |last| (last * 2).min(PAUSE_MAX));
+        self.pause = Some(pause);
+        Some(pause)
+    }
+}
+
+impl Replica {
+    /// Runs until the replica is stopped and no further order waits.
+    pub(super) async fn live(mut self, adopted: Option<(Rc<Run>, Running)>) {
+        let mut next = match adopted {
+            Some((run, running)) => Some(self.keep(run, Some(running)).await),
+            None => None,
+        };
+        loop {
+            let order = match next.take() {
+                Some(order) => order,
+                None if self.orders.is_empty() && self.shared.forget(self.id) => return,
+                None => match self.orders.recv().await {
+                    Ok(order) => order,
+                    Err(_) => return,
+                },
+            };
+            match order {
+                Order::Start(run) => next = Some(self.keep(Rc::new(run), None).await),
+                Order::Stop { forget, .. } => self.stopped(forget).await,
+                Order::Fetch { .. } | Order::Keep { .. } | Order::Drop { .. } => {}
+            }
+        }
+    }
+
+    /// Keeps `run` running until an order says otherwise; returns that order. Nothing of it runs
+    /// then.
+    async fn keep(&mut self, run: Rc<Run>, mut running: Option<Running>) -> Order {
+        let adopted = running.is_some();
+        self.shared.begin(&run);
+        if let Err(reason) = run.spec.check() {
+            return self.failed(&run, format!("the service is not valid: {reason}")).await;
+        }
+        if run.spec.kind == Kind::Static {
+            return self.keep_static(&run).await;
+        }
+        if adopted {
+            self.report(Report::Started { id: self.id }).await;
+        }
+        let mut crashes = Crashes::default();
+        loop {
+            let (young, reason) = match self.once(&run, running.take()).await {
+                Ok(order) => return order,
+                Err(Fail::Final(reason)) => return self.failed(&run, reason).await,
+                Err(Fail::Again(reason)) => (self.shared.was_young(self.id), reason),
+            };
+            let Some(pause) = crashes.next(young) else {
+                let reason = format!("{reason}; given up after {CRASHES_MAX} starts");
+                return self.failed(&run, reason).await;
+            };
+            self.shared.set_state(self.id, State::Unready, &reason);
+            self.shared.restarted(self.id);
+            self.report(Report::Unready { id: self.id, reason }).await;
+            let over = async {
+                Timer::after(pause).await;
+                None
+            };
+            if let Some(order) =
+                smol::future::or(async { Some(self.superseding(&run).await) }, over).await
+            {
+                return order;
+            }
+        }
+    }
+
+    /// One process from start to end. `Ok` is the order that ended it.
+    async fn once(&mut self, run: &Rc<Run>, running: Option<Running>) -> Result<Order, Fail> {
+        self.shared.set_young(self.id, true);
+        let (running, prepared) = match running {
+            Some(running) => {
+                let (user, port) = (running.user, running.port);
+                let prepared = Prepared::new(&self.shared, run, user, port)?;
+                (running, prepared)
+            }
+            None => {
+                self.shared.set_state(self.id, State::Starting, "");
+                let started = launch::start(&self.shared, run, &mut self.unpacked).await?;
+                self.shared.set_process(self.id, &started.0);
+                self.report(Report::Started { id: self.id }).await;
+                started
+            }
+        };
+        self.shared.set_process(self.id, &running);
+        let ended = {
+            let order = async { Ended::Order(Box::new(self.superseding(run).await)) };
+            let exit = async { Ended::Exit(running.ended().await) };
+            let sick = async { Ended::Sick(health::watch(run, &running, &prepared, self).await) };
+            smol::future::or(order, smol::future::or(exit, sick)).await
+        };
+        let young = running.lived() < YOUNG || !running.was_ready.get();
+        self.shared.set_young(self.id, young);
+        let folder = self.shared.folder(run);
+        let grace = Duration::from_millis(u64::from(run.spec.stop_grace_ms));
+        let outcome = match ended {
+            Ended::Order(order) => {
+                self.shared.set_state(self.id, State::Stopping, "");
+                running.stop(grace).await;
+                running.log_closed().await;
+                Ok(*order)
+            }
+            Ended::Exit(status) => {
+                running.clear().await;
+                running.log_closed().await;
+                let reason = running.reason(status, run.spec.needs.memory, &folder.0).await;
+                Err(Fail::Again(reason))
+            }
+            Ended::Sick(reason) => {
+                self.shared.set_state(self.id, State::Unready, &reason);
+                running.stop(grace).await;
+                running.log_closed().await;
+                Err(Fail::Again(reason))
+            }
+        };
+        running.remove_group().await;
+        self.shared.set_ended(self.id);
+        if let Err(error) = smol::unblock(move || folder.clear()).await {
+            log::warn!("{error}");
+        }
+        outcome
+    }
+
+    async fn keep_static(&self, run: &Rc<Run>) -> Order {
+        let Some(tree) = run.package else {
+            let reason = "the service has no folder for this node: [artifacts] any = \"site/\"";
+            return self.failed(run, reason.to_owned()).await;
+        };
+        self.shared.set_endpoint(self.id, Endpoint::Static(tree));
+        self.shared.set_state(self.id, State::Ready, "");
+        self.report(Report::Started { id: self.id }).await;
+        self.report(Report::Ready { id: self.id }).await;
+        self.superseding(run).await
+    }
+
+    async fn failed(&self, run: &Run, reason: String) -> Order {
+        log::warn!("{} {}: {reason}", run.spec.name, self.id.number);
+        self.shared.set_state(self.id, State::Failed, &reason);
+        self.report(Report::Failed { id: self.id, reason }).await;
+        match self.orders.recv().await {
+            Ok(order) => order,
+            // The host is gone; so will this task be.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// The next order that changes something. One that asks for what already is gets a report of
+    /// it.
+    async fn superseding(&self, run: &Run) -> Order {
+        loop {
+            match self.orders.recv().await {
+                Ok(Order::Start(other)) if other.generation <= run.generation => {
+                    self.report_state().await;
+                }
+                Ok(order) => return order,
+                Err(_) => return std::future::pending().await,
+            }
+        }
+    }
+
+    async fn report_state(&self) {
+        let id = self.id;
+        let Some((state, note, has_process)) = self.shared.state(id) else { return };
+        if has_process {
+            self.report(Report::Started { id }).await;
+        }
+        match state {
+            State::Ready => self.report(Report::Ready { id }).await,
+            State::Unready => self.report(Report::Unready { id, reason: note }).await,
+            State::Failed => self.report(Report::Failed { id, reason: note }).await,
+            State::Starting | State::Stopping => {}
+        }
+    }
+
+    /// Nothing of ours runs: tidies up what is on disk (and what an agent that died left
+    /// running) and says so.
+    async fn stopped(&mut self, forget: bool) {
+        let id = self.id;
+        let run = self.shared.end(id);
+        let keep_state = run.map(|run| run.spec.keep_state);
+        self.unpacked = self.unpacked.take().filter(|_| !forget);
+        let services = self.shared.services.clone();
+        let parent = self.shared.parent.borrow().clone();
+        let tidied = smol::unblock(move || tidy(&services, &parent, id, keep_state, forget)).await;
+        if let Err(error) = tidied {
+            log::warn!("{error}");
+        }
+        self.report(Report::Stopped { id }).await;
+    }
+
+    async fn report(&self, report: Report) {
+        // Without a receiver the agent is ending.
+        let _: Result<(), _> = self.shared.reports.send(report).await;
+    }
+}
+
+/// `keep_state` is `None` where nobody knows: then state stays until it is forgotten.
+fn tidy(
+    services: &Path,
+    parent: &Parent,
+    id: ReplicaId,
+    keep_state: Option<bool>,
+    forget: bool,
+) -> io::Result<()> {
+    for name in parent.names().iter().filter(|name| super::replica_of(name) == Some(id)) {
+        let left = parent.existing(name);
+        left.kill(PATIENCE)?;
+        left.remove()?;
+    }
+    let Some(folder) = super::folders(services).into_iter().find(|f| f.id() == Some(id)) else {
+        return Ok(());
+    };
+    folder.clear()?;
+    match keep_state {
+        _ if forget => folder.delete(),
+        Some(false) => remove_all(&folder.state()),
+        Some(true) => folder.set_kept(true),
+        None => Ok(()),
+    }
+}
+
+impl Notice for Replica {
+    async fn ready(&self) {
+        self.shared.set_state(self.id, State::Ready, "");
+        self.report(Report::Ready { id: self.id }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_and_a_crash_loop_ends() {
+        let mut crashes = Crashes::default();
+        let pauses: Vec<_> = (0..5).map(|_| crashes.next(true)).collect();
+        assert_eq!(pauses[..4], [1, 2, 4, 8].map(|times| Some(PAUSE_MIN * times)));
+        assert_eq!(pauses[4], None);
+        let mut crashes = Crashes::default();
+        for _ in 0..20 {
+            assert_eq!(crashes.next(false), Some(PAUSE_MIN));
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What the tasks of all replicas share: the machine, and the table of what each is doing.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Child;
+use std::rc::Rc;
+
+use dugnad_platform::cgroup::{Group, Parent};
+use dugnad_platform::probe::Probe;
+use dugnad_platform::process::Process;
+use dugnad_resource::execute::{Order, ReplicaId, Report, Run};
+use smol::channel::Sender;
+use smol::{Async, LocalExecutor};
+
+use super::record::Folder;
+use super::running::Running;
+use super::{Endpoint, HostConfig, RunningView, State};
+
+pub(super) struct Shared {
+    pub(super) ex: Rc<LocalExecutor<'static>>,
+    pub(super) config: HostConfig,
+    /// `D/services`.
+    pub(super) services: PathBuf,
+    pub(super) probe: Probe,
+    pub(super) parent: RefCell<Parent>,
+    /// Where the keepers of logs are.
+    pub(super) keepers: Group,
+    pub(super) reports: Sender<Report>,
+    /// One entry a replica that was ordered and not stopped: bounded by what the core promised.
+    pub(super) entries: RefCell<BTreeMap<ReplicaId, Entry>>,
+}
+
+pub(super) struct Entry {
+    pub(super) orders: Sender<Order>,
+    /// `None` before its first start and after its stop.
+    run: Option<Rc<Run>>,
+    pub(super) state: State,
+    note: String,
+    pub(super) endpoint: Option<Endpoint>,
+    process: Option<Process>,
+    group: Group,
+    port: Option<u16>,
+    user: Option<u32>,
+    restarts: u32,
+    /// Its last end came early.
+    young: bool,
+}
+
+impl Entry {
+    pub(super) fn new(orders: Sender<Order>) -> Self {
+        Self {
+            orders,
+            run: None,
+            state: State::Starting,
+            note: String::new(),
+            endpoint: None,
+            process: None,
+            group: Group::default(),
+            port: None,
+            user: None,
+            restarts: 0,
+            young: true,
+        }
+    }
+
+    pub(super) fn view(&self, id: ReplicaId) -> Option<RunningView> {
+        let run = self.run.as_ref()?;
+        let usage = self.process.map(|_| self.group.usage()).unwrap_or_default();
+        Some(RunningView {
+            id,
+            service: run.spec.name.clone(),
+            generation: run.generation,
+            state: self.state,
+            note: self.note.clone(),
+            pid: self.process.map(|process| process.pid),
+            memory: usage.memory,
+            memory_peak: usage.memory_peak,
+            cpu_us: usage.cpu_us,
+            processes: usage.pids,
+            restarts: self.restarts,
+            endpoint: self.endpoint,
+        })
+    }
+}
+
+impl Shared {
+    pub(super) fn folder(&self, run: &Run) -> Folder {
+        Folder::of(&self.services, &run.spec.name, run.id)
+    }
+
+    fn with(&self, id: ReplicaId, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.entries.borrow_mut().get_mut(&id) {
+            change(entry);
+        }
+    }
+
+    /// A generation of a replica begins.
+    pub(super) fn begin(&self, run: &Rc<Run>) {
+        self.with(run.id, |entry| {
+            entry.run = Some(Rc::clone(run));
+            entry.state = State::Starting;
+            entry.note.clear();
+            entry.restarts = 0;
+        });
+    }
+
+    /// It was stopped; returns what it was.
+    pub(super) fn end(&self, id: ReplicaId) -> Option<Rc<Run>> {
+        let mut run = None;
+        self.with(id, |entry| {
+            run = entry.run.take();
+            entry.endpoint = None;
+        });
+        run
+    }
+
+    /// Takes a stopped replica out of the table; false if it is not stopped.
+    pub(super) fn forget(&self, id: ReplicaId) -> bool {
+        let mut entries = self.entries.borrow_mut();
+        let stopped = entries.get(&id).is_none_or(|entry| entry.run.is_none());
+        if stopped {
+            entries.remove(&id);
+        }
+        stopped
+    }
+
+    pub(super) fn set_state(&self, id: ReplicaId, state: State, note: &str) {
+        self.with(id, |entry| {
+            entry.state = state;
+            note.clone_into(&mut entry.note);
+        });
+    }
+
+    pub(super) fn set_endpoint(&self, id: ReplicaId, endpoint: Endpoint) {
+        self.with(id, |entry| entry.endpoint = Some(endpoint));
+    }
+
+    pub(super) fn set_process(&self, id: ReplicaId, running: &Running) {
+        let at = |port| Endpoint::Port(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        self.with(id, |entry| {
+            entry.process = Some(running.process);
+            entry.group = running.group.clone();
+            entry.port = running.port;
+            entry.user = running.user;
+            entry.endpoint = running.port.map(at);
+        });
+    }
+
+    /// Its process is gone.
+    pub(super) fn set_ended(&self, id: ReplicaId) {
+        self.with(id, |entry| {
+            entry.process = None;
+            entry.group = Group::default();
+            entry.port = None;
+            entry.endpoint = None;
+        });
+    }
+
+    pub(super) fn restarted(&self, id: ReplicaId) {
+        self.with(id, |entry| entry.restarts = entry.restarts.saturating_add(1));
+    }
+
+    pub(super) fn set_young(&self, id: ReplicaId, young: bool) {
+        self.with(id, |entry| entry.young = young);
+    }
+
+    pub(super) fn was_young(&self, id: ReplicaId) -> bool {
+        self.entries.borrow().get(&id).is_none_or(|entry| entry.young)
+    }
+
+    /// State, note, and whether it has a process.
+    pub(super) fn state(&self, id: ReplicaId) -> Option<(State, String, bool)> {
+        let entries = self.entries.borrow();
+        let entry = entries.get(&id)?;
+        let is_static = matches!(entry.endpoint, Some(Endpoint::Static(_)));
+        Some((entry.state, entry.note.clone(), is_static || entry.process.is_some()))
+    }
+
+    pub(super) fn has_port(&self, port: u16) -> bool {
+        self.entries.borrow().values().any(|entry| entry.port == Some(port))
+    }
+
+    /// Users of the other replicas.
+    pub(super) fn users_beside(&self, id: ReplicaId) -> Vec<u32> {
+        let entries = self.entries.borrow();
+        let others = entries.iter().filter(|(other, _)| **other != id);
+        others.filter_map(|(_, entry)| entry.user).collect()
+    }
+
+    /// Waits in the background for a child of ours that ends by itself.
+    pub(super) fn reap(&self, mut child: Child, process: Process) {
+        let watched = process.pidfd().and_then(Async::new_nonblocking);
+        let reap = async move {
+            let Ok(pidfd) = watched else {
+                // A thread that sleeps: the kernel has nothing better.
+                if let Err(error) = smol::unblock(move || child.wait()).await {
+                    log::debug!("a child was gone: {error}");
+                }
+                return;
+            };
+            loop {
+                match child.try_wait() {
+                    Ok(None) => {}
+                    Ok(Some(_)) | Err(_) => return,
+                }
+                if let Err(error) = pidfd.readable().await {
+                    log::debug!("cannot watch a child: {error}");
+                    return;
+                }
+            }
+        };
+        self.ex.spawn(reap).detach();
+    }
+}

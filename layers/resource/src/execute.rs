@@ -47,19 +47,41 @@ pub enum Order {
 /// What the host reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
-    Fetched { id: ReplicaId },
+    Fetched {
+        id: ReplicaId,
+    },
     /// None of the sources gave it; the reason names them.
-    FetchFailed { id: ReplicaId, reason: String },
+    FetchFailed {
+        id: ReplicaId,
+        reason: String,
+    },
     /// The process exists.
-    Started { id: ReplicaId },
+    Started {
+        id: ReplicaId,
+    },
     /// It passed its health check (again).
-    Ready { id: ReplicaId },
+    Ready {
+        id: ReplicaId,
+    },
     /// It was ready and is not, or ended and will be started again here.
-    Unready { id: ReplicaId, reason: String },
+    Unready {
+        id: ReplicaId,
+        reason: String,
+    },
     /// It will not be started again here.
-    Failed { id: ReplicaId, reason: String },
-    Stopped { id: ReplicaId },
+    Failed {
+        id: ReplicaId,
+        reason: String,
+    },
+    Stopped {
+        id: ReplicaId,
+    },
     /// A tree asked for with [`Order::Keep`] is here, verified and on disk.
-    Kept { tree: Tree },
-    KeepFailed { tree: Tree, reason: String },
+    Kept {
+        tree: Tree,
+    },
+    KeepFailed {
+        tree: Tree,
+        reason: String,
+    },
 }

@@ -22,21 +22,21 @@ use smol::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
 
 /// Bytes in both directions.
-pub trait ReadWrite: AsyncRead + AsyncWrite {}
+pub(crate) trait ReadWrite: AsyncRead + AsyncWrite {}
 impl<T: AsyncRead + AsyncWrite + ?Sized> ReadWrite for T {}
 
 /// A stream of any make: TCP, or one of the many inside a link.
-pub type Stream = Pin<Box<dyn ReadWrite>>;
+pub(crate) type Stream = Pin<Box<dyn ReadWrite>>;
 
 /// A boxed future of this thread.
-pub type Later<T> = Pin<Box<dyn Future<Output = T>>>;
+pub(crate) type Later<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// Opens a stream to a node. The head is not written yet.
-pub type OpenStream = Rc<dyn Fn(NodeId) -> Later<io::Result<Stream>>>;
+pub(crate) type OpenStream = Rc<dyn Fn(NodeId) -> Later<io::Result<Stream>>>;
 
 /// Where a replica on this node answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Endpoint {
+pub(crate) enum Endpoint {
     /// A process that listens there.
     Port(SocketAddr),
     /// A folder the agent itself serves.
@@ -45,7 +45,7 @@ pub enum Endpoint {
 
 /// What a stream between agents is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum StreamHead {
+pub(crate) enum StreamHead {
     /// Chunks are asked for by hash and sent back.
     Chunks,
     /// Connects to a replica on the accepting node.
@@ -58,7 +58,7 @@ pub enum StreamHead {
 ///
 /// # Errors
 /// Those of the stream.
-pub async fn write_head<S: AsyncWrite + Unpin>(
+pub(crate) async fn write_head<S: AsyncWrite + Unpin>(
     stream: &mut S,
     head: &StreamHead,
 ) -> io::Result<()> {
@@ -73,7 +73,7 @@ pub async fn write_head<S: AsyncWrite + Unpin>(
 ///
 /// # Errors
 /// Those of the stream; `TimedOut`; `InvalidData` if it is no head of this version.
-pub async fn read_head<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<StreamHead> {
+pub(crate) async fn read_head<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<StreamHead> {
     let read = async {
         let mut length = [0];
         stream.read_exact(&mut length).await?;
@@ -95,7 +95,7 @@ pub async fn read_head<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Strea
 ///
 /// # Errors
 /// Those of `work`, and `TimedOut`.
-pub async fn within<T>(
+pub(crate) async fn within<T>(
     limit: Duration,
     text: &str,
     work: impl Future<Output = io::Result<T>>,

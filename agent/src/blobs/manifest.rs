@@ -10,11 +10,11 @@ use dugnad_resource::spec::Tree;
 use serde::{Deserialize, Serialize};
 
 /// The longest chunk, in bytes.
-pub const CHUNK: usize = 256 * 1024;
+pub(crate) const CHUNK: usize = 256 * 1024;
 /// The longest manifest, in bytes: enough for 32 GB in long files.
-pub const MANIFEST_MAX: usize = 4 * 1024 * 1024;
+pub(crate) const MANIFEST_MAX: usize = 4 * 1024 * 1024;
 /// The most files, folders and links in a tree.
-pub const ENTRIES_MAX: usize = 50_000;
+pub(crate) const ENTRIES_MAX: usize = 50_000;
 /// The longest path and link target, in bytes.
 const PATH_MAX: usize = 1024;
 const NAME_MAX: usize = 255;
@@ -25,19 +25,19 @@ const VERSION: u8 = 1;
 
 /// Everything in a tree, sorted by path. The root folder itself is not listed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Manifest {
-    pub entries: Vec<Entry>,
+pub(crate) struct Manifest {
+    pub(crate) entries: Vec<Entry>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Relative, parts separated by `/`.
-    pub path: String,
-    pub what: What,
+    pub(crate) path: String,
+    pub(crate) what: What,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum What {
+pub(crate) enum What {
     Dir,
     File {
         executable: bool,
@@ -54,9 +54,14 @@ pub enum What {
 
 /// What a path leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found<'a> {
+pub(crate) enum Found<'a> {
     Dir,
-    File { size: u64, chunks: &'a [Hash] },
+    /// `entry`: its place in the manifest, for [`Manifest::chunk`].
+    File {
+        entry: usize,
+        size: u64,
+        chunks: &'a [Hash],
+    },
 }
 
 /// The chunk a tree is named after.
@@ -99,7 +104,7 @@ impl Index {
 impl Manifest {
     /// Bytes of all files.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         let size = |entry: &Entry| match entry.what {
             What::File { size, .. } => size,
             What::Dir | What::Link { .. } => 0,
@@ -108,7 +113,7 @@ impl Manifest {
     }
 
     /// Every chunk of its files with its length in bytes, in order, repeated as often as used.
-    pub fn chunks(&self) -> impl Iterator<Item = (Hash, usize)> + '_ {
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = (Hash, usize)> + '_ {
         self.entries.iter().flat_map(|entry| match &entry.what {
             What::File { size, chunks, .. } => lengths(*size, chunks),
             What::Dir | What::Link { .. } => lengths(0, &[]),
@@ -187,14 +192,18 @@ impl Manifest {
         Ok(())
     }
 
-    fn entry(&self, path: &str) -> Option<&What> {
-        let at = self.entries.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok()?;
-        Some(&self.entries[at].what)
+    /// A chunk of the file at this place of the list, counted from 0.
+    #[must_use]
+    pub(crate) fn chunk(&self, entry: usize, number: usize) -> Option<Hash> {
+        match &self.entries.get(entry)?.what {
+            What::File { chunks, .. } => chunks.get(number).copied(),
+            What::Dir | What::Link { .. } => None,
+        }
     }
 
     /// What a path leads to, following links. Empty parts and `.` are skipped; `..` is nothing.
     #[must_use]
-    pub fn find(&self, path: &str) -> Option<Found<'_>> {
+    pub(crate) fn find(&self, path: &str) -> Option<Found<'_>> {
         let parts = |path: &str| -> Vec<String> {
             path.split('/').rev().filter(|p| !matches!(*p, "" | ".")).map(str::to_owned).collect()
         };
@@ -214,7 +223,9 @@ impl Manifest {
                 at.push('/');
             }
             at.push_str(&part);
-            match self.entry(&at)? {
+            let by_path = |entry: &Entry| entry.path.as_str().cmp(&at);
+            let entry = self.entries.binary_search_by(by_path).ok()?;
+            match &self.entries[entry].what {
                 What::Dir => {}
                 What::Link { target } => {
                     links += 1;
@@ -225,7 +236,8 @@ impl Manifest {
                     todo.extend(parts(target));
                 }
                 What::File { size, chunks, .. } => {
-                    return todo.is_empty().then_some(Found::File { size: *size, chunks });
+                    let found = Found::File { entry, size: *size, chunks };
+                    return todo.is_empty().then_some(found);
                 }
             }
         }

@@ -30,7 +30,7 @@ use dugnad_resource::spec::Tree;
 use futures_util::future::{FutureExt as _, LocalBoxFuture, Shared, WeakShared};
 use smol::lock::{RwLock, Semaphore};
 
-pub use manifest::{CHUNK, Found, Manifest};
+pub(crate) use manifest::{CHUNK, Found, Manifest};
 
 use crate::stream::{OpenStream, Stream};
 use store::Store;
@@ -42,15 +42,15 @@ const CACHED_ENTRIES: usize = 2000;
 /// Chunks in memory for others at any time.
 const SERVING: usize = 4;
 
-type Fetching = Shared<LocalBoxFuture<'static, Result<(), String>>>;
+type Fetching = LocalBoxFuture<'static, Result<(), String>>;
 
 /// The store of chunks and trees of this node.
-pub struct Blobs {
+pub(crate) struct Blobs {
     store: Arc<Store>,
     /// Read by whoever adds chunks; written, and only if free, to remove chunks nobody uses.
     gate: Arc<RwLock<()>>,
     /// Fetches under way, by root. Bounded by what the core orders.
-    fetching: RefCell<HashMap<Hash, WeakShared<LocalBoxFuture<'static, Result<(), String>>>>>,
+    fetching: RefCell<HashMap<Hash, WeakShared<Fetching>>>,
     cached: RefCell<VecDeque<(Tree, Rc<Manifest>)>>,
     serving: Semaphore,
     moved: Rc<Cell<u64>>,
@@ -62,7 +62,7 @@ impl Blobs {
     ///
     /// # Errors
     /// Those of the disk, naming the path.
-    pub fn open(dir: &Path, ceiling: u64) -> io::Result<Rc<Self>> {
+    pub(crate) fn open(dir: &Path, ceiling: u64) -> io::Result<Rc<Self>> {
         Ok(Rc::new(Self {
             store: Arc::new(Store::open(dir, ceiling)?),
             gate: Arc::new(RwLock::new(())),
@@ -76,35 +76,35 @@ impl Blobs {
 
     /// Bytes on disk, in whole blocks.
     #[must_use]
-    pub fn used(&self) -> u64 {
+    pub(crate) fn used(&self) -> u64 {
         self.store.used()
     }
 
     /// The owner changed her mind; nothing is removed by it.
-    pub fn set_ceiling(&self, bytes: u64) {
+    pub(crate) fn set_ceiling(&self, bytes: u64) {
         self.store.set_ceiling(bytes);
     }
 
     /// Chunks got from other nodes since the start.
     #[must_use]
-    pub fn chunks_fetched(&self) -> u64 {
+    pub(crate) fn chunks_fetched(&self) -> u64 {
         self.moved.get()
     }
 
     /// Chunks given to other nodes since the start.
     #[must_use]
-    pub fn chunks_served(&self) -> u64 {
+    pub(crate) fn chunks_served(&self) -> u64 {
         self.served.get()
     }
 
     /// Whether every chunk of the tree is here and on the medium.
-    pub async fn has(&self, tree: Tree) -> bool {
+    pub(crate) async fn has(&self, tree: Tree) -> bool {
         self.store.complete(tree)
     }
 
     /// The complete trees here, by root.
     #[must_use]
-    pub fn trees(&self) -> Vec<Tree> {
+    pub(crate) fn trees(&self) -> Vec<Tree> {
         self.store.trees()
     }
 
@@ -112,7 +112,7 @@ impl Blobs {
     ///
     /// # Errors
     /// What cannot be stored or read, naming the file; `StorageFull` beyond the ceiling.
-    pub async fn ingest(&self, path: PathBuf) -> io::Result<Tree> {
+    pub(crate) async fn ingest(&self, path: PathBuf) -> io::Result<Tree> {
         let stored = self.try_ingest(path.clone()).await;
         match &stored {
             // What failed before has been swept away now: there may be room.
@@ -142,7 +142,7 @@ impl Blobs {
     ///
     /// # Errors
     /// Why it is not here now, for a person: each source and what it said, or that disk is short.
-    pub async fn fetch(
+    pub(crate) async fn fetch(
         &self,
         tree: Tree,
         from: Vec<NodeId>,
@@ -166,7 +166,7 @@ impl Blobs {
             let _guard = gate.read_arc().await;
             fetch::fetch(store, tree, from, open, moved).await
         };
-        let shared: Fetching = work.boxed_local().shared();
+        let shared: Shared<Fetching> = work.boxed_local().shared();
         if let Some(weak) = shared.downgrade() {
             let mut fetching = self.fetching.borrow_mut();
             // Also forgets those whose waiters all went away.
@@ -182,7 +182,7 @@ impl Blobs {
     ///
     /// # Errors
     /// Those of the stream, and `TimedOut` if the other side stalls.
-    pub async fn serve(&self, stream: Stream) -> io::Result<u64> {
+    pub(crate) async fn serve(&self, stream: Stream) -> io::Result<u64> {
         let sent = Cell::new(0);
         let served = serve::serve(&self.store, &self.serving, stream, &sent).await;
         self.served.set(self.served.get() + sent.get());
@@ -194,7 +194,7 @@ impl Blobs {
     ///
     /// # Errors
     /// Those of the disk, naming the path.
-    pub async fn drop_tree(&self, tree: Tree) -> io::Result<()> {
+    pub(crate) async fn drop_tree(&self, tree: Tree) -> io::Result<()> {
         self.cached.borrow_mut().retain(|(cached, _)| *cached != tree);
         let store = Arc::clone(&self.store);
         smol::unblock(move || store.drop_tree(tree)).await?;
@@ -206,7 +206,7 @@ impl Blobs {
     ///
     /// # Errors
     /// Those of the disk, naming the path; `InvalidData` if a chunk was damaged.
-    pub async fn unpack(&self, tree: Tree, dest: PathBuf) -> io::Result<()> {
+    pub(crate) async fn unpack(&self, tree: Tree, dest: PathBuf) -> io::Result<()> {
         let store = Arc::clone(&self.store);
         smol::unblock(move || ingest::unpack(&store, tree, &dest)).await
     }
@@ -215,7 +215,7 @@ impl Blobs {
     ///
     /// # Errors
     /// Those of the disk; `InvalidData` if a chunk was damaged.
-    pub async fn manifest(&self, tree: Tree) -> io::Result<Rc<Manifest>> {
+    pub(crate) async fn manifest(&self, tree: Tree) -> io::Result<Rc<Manifest>> {
         let cached = self.cached.borrow().iter().find(|(has, _)| *has == tree).cloned();
         if let Some((_, manifest)) = cached {
             return Ok(manifest);
@@ -231,8 +231,7 @@ impl Blobs {
     }
 
     /// Reads one chunk and checks its hash. The task needs nothing of `self`.
-    #[must_use]
-    pub fn read_chunk(&self, hash: Hash) -> smol::Task<io::Result<Vec<u8>>> {
+    pub(crate) fn read_chunk(&self, hash: Hash) -> smol::Task<io::Result<Vec<u8>>> {
         let store = Arc::clone(&self.store);
         smol::unblock(move || store.read(hash))
     }

@@ -1,0 +1,4 @@
+use super::clock::Clock;
+pub(super) fn hurry(clock: Clock) -> Clock {
+    clock
+}

@@ -34,6 +34,11 @@ impl Load {
         Busy { load: Rc::clone(self), id }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
     fn of(&self, id: ReplicaId) -> u32 {
         self.0.borrow().get(&id).copied().unwrap_or(0)
     }

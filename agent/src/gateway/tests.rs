@@ -1,4 +1,0 @@
-use super::clock::Clock;
-pub(super) fn hurry(clock: Clock) -> Clock {
-    clock
-}

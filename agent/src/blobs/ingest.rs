@@ -245,7 +245,7 @@ fn write_file(
         .map_err(|error| at(to, error))?;
     let mut written = 0;
     for hash in chunks {
-        let bytes = store.read(*hash)?;
+        let bytes = store.read_needed(*hash)?;
         file.write_all(&bytes).map_err(|error| at(to, error))?;
         written += bytes.len() as u64;
     }

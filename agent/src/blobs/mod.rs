@@ -40,7 +40,7 @@ use store::Store;
 const CACHED: usize = 4;
 const CACHED_ENTRIES: usize = 2000;
 /// Chunks in memory for others at any time.
-const SERVING: usize = 4;
+const SERVING: usize = 8;
 
 type Fetching = LocalBoxFuture<'static, Result<(), String>>;
 
@@ -230,10 +230,10 @@ impl Blobs {
         Ok(manifest)
     }
 
-    /// Reads one chunk and checks its hash. The task needs nothing of `self`.
+    /// Reads one chunk of a tree that is here and checks its hash. The task needs nothing of `self`.
     pub(crate) fn read_chunk(&self, hash: Hash) -> smol::Task<io::Result<Vec<u8>>> {
         let store = Arc::clone(&self.store);
-        smol::unblock(move || store.read(hash))
+        smol::unblock(move || store.read_needed(hash))
     }
 
     /// What was put off while somebody was writing.

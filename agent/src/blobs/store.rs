@@ -195,6 +195,16 @@ impl Store {
         }
     }
 
+    /// A chunk of a tree that should be whole here. If it is missing, the marks of all trees that
+    /// need it go, so that they are fetched again.
+    pub(super) fn read_needed(&self, hash: Hash) -> io::Result<Vec<u8>> {
+        let read = self.read(hash);
+        if read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            self.unmark_users(hash);
+        }
+        read
+    }
+
     /// `None` if the bytes are not those the name promises.
     fn read_plain(&self, hash: Hash) -> io::Result<Option<Vec<u8>>> {
         let path = self.chunk_path(hash);
@@ -303,10 +313,10 @@ impl Store {
 
     /// The manifest of a tree whose index and manifest chunks are here.
     pub(super) fn manifest(&self, tree: Tree) -> io::Result<Manifest> {
-        let index = Index::decode(tree, &self.read(tree.root)?).map_err(invalid)?;
+        let index = Index::decode(tree, &self.read_needed(tree.root)?).map_err(invalid)?;
         let mut bytes = Vec::with_capacity(index.manifest as usize);
         for hash in &index.chunks {
-            bytes.extend(self.read(*hash)?);
+            bytes.extend(self.read_needed(*hash)?);
         }
         self.check_manifest(tree, &index, &bytes)
     }

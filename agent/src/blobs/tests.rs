@@ -429,3 +429,47 @@ fn damage_is_noticed() {
         assert!(!a.blobs.has(tree).await);
     });
 }
+
+#[test]
+fn a_chunk_that_vanished_is_fetched_again() {
+    World::run(async |world| {
+        let (a, b, from) = (home(ROOM), home(ROOM), tempfile::tempdir().unwrap());
+        let bytes = noise(1, 3 * CHUNK);
+        write(from.path(), "f", &bytes);
+        let tree = a.blobs.ingest(from.path().to_owned()).await.unwrap();
+        let node = world.source(1, Rc::clone(&a.blobs), Source::Honest).await;
+        b.blobs.fetch(tree, vec![node], world.open()).await.unwrap();
+        fs::remove_file(b.chunk(Hash::of(&bytes[..CHUNK]))).unwrap();
+        let error = b.blobs.unpack(tree, b.dir.path().join("pkg")).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(!b.blobs.has(tree).await);
+        let before = b.blobs.chunks_fetched();
+        b.blobs.fetch(tree, vec![node], world.open()).await.unwrap();
+        assert_eq!(b.blobs.chunks_fetched(), before + 1);
+        b.blobs.unpack(tree, b.dir.path().join("pkg")).await.unwrap();
+        same(from.path(), &b.dir.path().join("pkg"));
+    });
+}
+
+#[test]
+fn a_fetch_given_up_midway_goes_on_where_it_was() {
+    World::run(async |world| {
+        let (a, b, from) = (home(ROOM), home(ROOM), tempfile::tempdir().unwrap());
+        write(from.path(), "big", &noise(9, 10 * MB));
+        let tree = a.blobs.ingest(from.path().to_owned()).await.unwrap();
+        let node = world.source(1, Rc::clone(&a.blobs), Source::Honest).await;
+        let mut fetch = Box::pin(b.blobs.fetch(tree, vec![node], world.open()));
+        while b.blobs.chunks_fetched() < 10 {
+            assert!(smol::future::poll_once(&mut fetch).await.is_none());
+            smol::future::yield_now().await;
+        }
+        drop(fetch);
+        // As after a crash.
+        let again = Blobs::open(b.dir.path(), ROOM).unwrap();
+        again.fetch(tree, vec![node], world.open()).await.unwrap();
+        let (first, second) = (b.blobs.chunks_fetched(), again.chunks_fetched());
+        assert!(first >= 10 && second < 42, "{first} and {second}");
+        again.unpack(tree, b.dir.path().join("pkg")).await.unwrap();
+        same(from.path(), &b.dir.path().join("pkg"));
+    });
+}

@@ -90,8 +90,7 @@ fn listen(shared: &Rc<Shared>, service: &str, port: u16) -> Result<Task<()>, Str
 
 async fn accept(shared: Rc<Shared>, service: String, socket: Async<TcpListener>) {
     loop {
-        let permit = shared.connections.acquire_arc().await;
-        let (stream, peer) = serve::next(&socket).await;
+        let (stream, peer, permit) = serve::next(&shared, &socket).await;
         count(&shared.counters.tcp);
         let (on, service) = (Rc::clone(&shared), service.clone());
         let work = async move {

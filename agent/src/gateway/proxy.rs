@@ -239,9 +239,10 @@ impl Trial<'_> {
         let key = (target.id, target.node);
         // A kept connection may be closing just now; only what can be sent twice may risk it.
         if headers::idempotent(&parts.method) && self.body.empty {
-            while let Some(conn) = self.shared.pool.take(key) {
+            if let Some(conn) = self.shared.pool.take(key) {
                 match self.exchange(target, parts, conn).await {
-                    Err(_) => {}
+                    // The others are as old: a fresh one tells whether the replica lives.
+                    Err(_) => self.shared.pool.clear(key),
                     done => return done,
                 }
             }

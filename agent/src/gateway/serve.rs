@@ -14,6 +14,7 @@ use hyper::server::conn::http1::{Builder, Connection};
 use hyper::service::{HttpService, service_fn};
 use hyper::{Request, Response, StatusCode};
 use smol::io::AsyncWriteExt as _;
+use smol::lock::SemaphoreGuardArc;
 use smol::net::TcpStream;
 use smol::{Async, Timer};
 use smol_hyper::rt::FuturesIo;
@@ -40,8 +41,7 @@ pub(super) type JoinTo = Rc<RefCell<Option<Joined>>>;
 
 pub(super) async fn accept(shared: Rc<Shared>, socket: Async<std::net::TcpListener>) {
     loop {
-        let permit = shared.connections.acquire_arc().await;
-        let (stream, peer) = next(&socket).await;
+        let (stream, peer, permit) = next(&shared, &socket).await;
         count(&shared.counters.connections);
         let shared = Rc::clone(&shared);
         let ex = Rc::clone(&shared.ex);
@@ -53,30 +53,33 @@ pub(super) async fn accept(shared: Rc<Shared>, socket: Async<std::net::TcpListen
     }
 }
 
-/// The next connection from outside.
-pub(super) async fn next(socket: &Async<std::net::TcpListener>) -> (Stream, SocketAddr) {
+/// The next connection from outside, and its place among [`super::CONNECTIONS_MAX`].
+pub(super) async fn next(
+    shared: &Shared,
+    socket: &Async<std::net::TcpListener>,
+) -> (Stream, SocketAddr, SemaphoreGuardArc) {
     loop {
-        match socket.accept().await {
-            Ok((stream, peer)) => {
-                let tuned = tune(&stream);
-                if let Err(error) = tuned {
-                    log::debug!("connection of {peer}: {error}");
-                }
-                return (Box::pin(TcpStream::from(stream)), peer);
-            }
+        // A listener nobody calls must not take a place.
+        let called = socket.readable().await;
+        let permit = shared.connections.acquire_arc().await;
+        match called.and_then(|()| socket.get_ref().accept()).and_then(tuned) {
+            Ok((stream, peer)) => return (stream, peer, permit),
+            // It went again before it was its turn.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 log::warn!("gateway: cannot accept a connection: {error}");
+                drop(permit);
                 Timer::after(ACCEPT_AGAIN).await;
             }
         }
     }
 }
 
-fn tune(stream: &Async<std::net::TcpStream>) -> io::Result<()> {
-    stream.get_ref().set_nodelay(true)?;
+fn tuned((stream, peer): (std::net::TcpStream, SocketAddr)) -> io::Result<(Stream, SocketAddr)> {
+    stream.set_nodelay(true)?;
     // A client that vanished without a word is noticed in the end.
-    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::KeepAlive, &true)?;
-    Ok(())
+    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::KeepAlive, &true)?;
+    Ok((Box::pin(TcpStream::from(Async::new(stream)?)), peer))
 }
 
 fn builder(clock: Clock) -> Builder {

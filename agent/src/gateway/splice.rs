@@ -13,7 +13,7 @@ use super::BUFFER;
 use crate::stream::Stream;
 
 /// Once one direction has ended, how long the other may be silent.
-const HALF_OPEN: Duration = Duration::from_secs(60);
+const HALF_OPEN: Duration = Duration::from_secs(300);
 
 /// Joins two streams. `from_a` and `from_b` were read of them already and go first.
 pub(super) async fn splice(

@@ -73,6 +73,11 @@ impl Pool {
         found
     }
 
+    pub(super) fn clear(&self, key: Key) {
+        let old = self.idle.borrow_mut().remove(&key);
+        drop(old);
+    }
+
     fn put(self: &Rc<Self>, ex: &LocalExecutor<'static>, key: Key, conn: Conn) {
         let mut idle = self.idle.borrow_mut();
         let full = idle.values().map(Vec::len).sum::<usize>() >= IDLE_MAX;

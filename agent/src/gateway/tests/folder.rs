@@ -60,7 +60,7 @@ fn downloads_are_bit_identical() {
 #[test]
 fn files_are_answered_as_the_rfc_has_it() {
     World::run(async |world| {
-        let (here, _there, from, big) = both(&world).await;
+        let (here, _there, _from, big) = both(&world).await;
         for service in ["near", "far"] {
             let url = |path: &str| here.url(&format!("/{service}/{path}"));
             let get = async |args: &[&str], path: &str| {
@@ -125,6 +125,13 @@ fn files_are_answered_as_the_rfc_has_it() {
             let seen = get(&["-X", "POST", "-d", "x"], "index.html").await;
             assert!(seen.starts_with("HTTP/1.1 405 ") && seen.contains("allow: GET, HEAD"));
         }
+    });
+}
+
+#[test]
+fn a_folder_may_bring_its_own_page_for_what_is_not_there() {
+    World::run(async |world| {
+        let (here, from) = (world.node(1).await, tempfile::tempdir().unwrap());
         fs::write(from.path().join("404.html"), "lost?").unwrap();
         here.folder("near", from.path()).await;
         let seen = text(&["-i", &here.url("/near/none")]).await;

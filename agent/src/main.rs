@@ -11,5 +11,6 @@ mod identity;
 mod invite;
 mod link;
 mod service;
+mod stream;
 
 fn main() {}

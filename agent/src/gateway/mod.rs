@@ -1,1 +1,201 @@
-//! (being written)
+//! The way in: `http://any-node:7480/SERVICE/` (or `Host: SERVICE.dugnad.internal`), and TCP ports.
+//!
+//! How to use it: implement [`Backend`], then [`Gateway::start`]. Call [`Gateway::set_ports`] with
+//! the whole list whenever the node emits `Event::Ports`, and hand every accepted stream whose head
+//! is `StreamHead::Service` to [`Gateway::serve_stream`]. [`Gateway::counters`] and
+//! [`Gateway::problems`] are for `status` and `/metrics`.
+//!
+//! The way of a request: `serve.rs` (a connection) → `proxy.rs` (which service, which replica,
+//! again if one fails) → `upstream.rs` (a process, here or behind a link) or `statics.rs` (a folder
+//! on this node, straight from its chunks). Bodies stream in both directions and are never held
+//! whole. Everything has a bound: [`CONNECTIONS_MAX`] connections of each kind, [`BUFFER`] bytes a
+//! buffer, four buffers a connection.
+//!
+//! A stream to a replica on another node begins with `StreamHead::Service`; the other agent answers
+//! one byte: 0 and the stream is the replica's, or the length of a text that says why not. So a
+//! refused connection is known before any request was sent, and the next replica can be asked.
+
+mod body;
+mod clock;
+mod headers;
+mod pick;
+mod ports;
+mod proxy;
+mod serve;
+mod splice;
+mod statics;
+#[cfg(test)]
+mod tests;
+mod upstream;
+
+use std::cell::Cell;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use dugnad_kernel::NodeId;
+use dugnad_resource::execute::ReplicaId;
+use dugnad_resource::spec::Port;
+use smol::lock::Semaphore;
+use smol::{Async, LocalExecutor, Task};
+
+use crate::blobs::Blobs;
+use crate::stream::{Endpoint, Later, Stream, StreamHead};
+
+/// Connections from outside at a time, HTTP and TCP together; as many streams from other nodes.
+/// Further ones wait to be accepted.
+pub(crate) const CONNECTIONS_MAX: usize = 256;
+/// Bytes of each buffer; also the longest head of a request.
+const BUFFER: usize = 16 * 1024;
+
+/// Where requests to a service can go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) port: Port,
+    pub(crate) is_static: bool,
+    /// Ready ones only; the node (this one for local ones) and its name.
+    pub(crate) replicas: Vec<(ReplicaId, NodeId, String)>,
+}
+
+/// What the gateway must know of the node it is on.
+pub(crate) trait Backend {
+    /// Where a service can be reached, from a cache if there is one. `None`: no such service.
+    fn resolve(&self, name: &str) -> Later<Option<Route>>;
+    /// The same, asking anew: what was known has turned out to be wrong.
+    fn resolve_fresh(&self, name: &str) -> Later<Option<Route>>;
+    /// Where a replica on this node answers; `None` if it is not here.
+    fn local(&self, id: ReplicaId) -> Option<Endpoint>;
+    /// Opens a stream to another node; its head is not written yet.
+    fn open(&self, node: NodeId) -> Later<io::Result<Stream>>;
+    fn blobs(&self) -> Rc<Blobs>;
+    /// A short text for `/`; may be empty.
+    fn status_page(&self) -> String;
+}
+
+/// What was counted since the start.
+#[derive(Default)]
+struct Counters {
+    connections: Cell<u64>,
+    requests: Cell<u64>,
+    retries: Cell<u64>,
+    upgrades: Cell<u64>,
+    bad_requests: Cell<u64>,
+    unknown: Cell<u64>,
+    unavailable: Cell<u64>,
+    tcp: Cell<u64>,
+    streams: Cell<u64>,
+    streams_refused: Cell<u64>,
+}
+
+fn count(counter: &Cell<u64>) {
+    counter.set(counter.get().wrapping_add(1));
+}
+
+/// What every connection needs.
+struct Shared {
+    ex: Rc<LocalExecutor<'static>>,
+    backend: Rc<dyn Backend>,
+    listen: SocketAddr,
+    counters: Counters,
+    load: Rc<pick::Load>,
+    pool: Rc<upstream::Pool>,
+    connections: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+}
+
+/// The HTTP entry and the TCP ports of this node. Dropped, it accepts no more.
+pub(crate) struct Gateway {
+    shared: Rc<Shared>,
+    ports: ports::Ports,
+    _accept: Task<()>,
+}
+
+impl Gateway {
+    /// Listens and serves on `ex` from now on.
+    ///
+    /// # Errors
+    /// That the address cannot be listened on, and which key to change.
+    pub(crate) fn start(
+        ex: Rc<LocalExecutor<'static>>,
+        listen: SocketAddr,
+        backend: Rc<dyn Backend>,
+    ) -> io::Result<Self> {
+        let socket = TcpListener::bind(listen).and_then(Async::new).map_err(|error| {
+            let what = "set [listen] gateway in dugnad.toml to a free address";
+            io::Error::new(
+                error.kind(),
+                format!("gateway: cannot listen on {listen}: {error}; {what}"),
+            )
+        })?;
+        let listen = socket.get_ref().local_addr()?;
+        let shared = Rc::new(Shared {
+            ex: Rc::clone(&ex),
+            backend,
+            listen,
+            counters: Counters::default(),
+            load: Rc::default(),
+            pool: Rc::default(),
+            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            streams: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        });
+        let accept = ex.spawn(serve::accept(Rc::clone(&shared), socket));
+        Ok(Self { shared, ports: ports::Ports::default(), _accept: accept })
+    }
+
+    /// Where it listens; tells the port if 0 was asked for.
+    #[must_use]
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.shared.listen
+    }
+
+    /// Listens on exactly these TCP ports, each for a service. What cannot be is a problem, not an
+    /// error, and is tried again at the next call.
+    pub(crate) fn set_ports(&self, wanted: Vec<(String, u16)>) {
+        self.ports.set(&self.shared, wanted);
+    }
+
+    /// Ports that could not be opened and what to do; one line each.
+    #[must_use]
+    pub(crate) fn problems(&self) -> Vec<String> {
+        self.ports.problems()
+    }
+
+    /// Serves a stream another node opened. Anything but `StreamHead::Service` is counted and
+    /// dropped. Returns at once.
+    pub(crate) fn serve_stream(&self, head: StreamHead, stream: Stream) {
+        let StreamHead::Service { id } = head else {
+            count(&self.shared.counters.streams_refused);
+            return;
+        };
+        let Some(permit) = self.shared.streams.try_acquire_arc() else {
+            count(&self.shared.counters.streams_refused);
+            return;
+        };
+        count(&self.shared.counters.streams);
+        let shared = Rc::clone(&self.shared);
+        let work = async move {
+            let _permit = permit;
+            upstream::serve(shared, id, stream).await;
+        };
+        self.shared.ex.spawn(work).detach();
+    }
+
+    /// Everything counted since the start, by name.
+    #[must_use]
+    pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
+        let counters = &self.shared.counters;
+        vec![
+            ("gateway_connections", counters.connections.get()),
+            ("gateway_requests", counters.requests.get()),
+            ("gateway_retries", counters.retries.get()),
+            ("gateway_upgrades", counters.upgrades.get()),
+            ("gateway_bad_requests", counters.bad_requests.get()),
+            ("gateway_unknown_service", counters.unknown.get()),
+            ("gateway_unavailable", counters.unavailable.get()),
+            ("gateway_tcp_connections", counters.tcp.get()),
+            ("gateway_streams", counters.streams.get()),
+            ("gateway_streams_refused", counters.streams_refused.get()),
+        ]
+    }
+}

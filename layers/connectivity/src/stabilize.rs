@@ -64,8 +64,9 @@ impl Ring {
                 cx.send(from, Msg::Moved { call, succs: self.succs().to_vec() });
             }
             _ => {
-                let (pred, succs) = (self.pred().clone(), self.succs().to_vec());
-                cx.send(from, Msg::QueryRes { call, pred, succs });
+                // A dead predecessor is nobody to recommend: "nobody between us" then.
+                let pred = if self.pred_suspect() { self.me() } else { self.pred() }.clone();
+                cx.send(from, Msg::QueryRes { call, pred, succs: self.succs().to_vec() });
             }
         }
     }
@@ -86,6 +87,9 @@ impl Ring {
             self.after_loss(cx);
         } else if self.succ().id == self.me().id && self.pred_suspect() {
             cx.emit(Event::Stranded);
+        } else {
+            // A candidate that does not live: the round still ends with a notify.
+            self.notify_head(cx);
         }
     }
 
@@ -161,7 +165,9 @@ impl Ring {
     }
 
     pub(crate) fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
-        self.asking.take_if(|asking| asking.target.id == id);
+        if self.asking.take_if(|asking| asking.target.id == id).is_some() {
+            self.notify_head(cx);
+        }
         let was_pred = self.suspect_pred(id);
         let was_succ = self.remove_succ(id);
         if was_succ {

@@ -241,9 +241,7 @@ mod tests {
             for _ in 0..50 {
                 let x = Id(rng.u128(..));
                 let owners: std::vec::Vec<Id> = (0..nodes.len())
-                    .filter(|&i| {
-                        in_oc(nodes[(i + nodes.len() - 1) % nodes.len()], x, nodes[i])
-                    })
+                    .filter(|&i| in_oc(nodes[(i + nodes.len() - 1) % nodes.len()], x, nodes[i]))
                     .map(|i| nodes[i])
                     .collect();
                 let oracle = nodes.iter().copied().find(|&n| n >= x).unwrap_or(nodes[0]);
@@ -256,8 +254,12 @@ mod tests {
     #[test]
     fn set_algebra_agrees_with_bit_sets() {
         let mut rng = fastrand::Rng::with_seed(13);
-        let whole_step = |x: u8| Arc::new(Id((u128::from(x) << 120).wrapping_sub(1)),
-            Id((u128::from(x) << 120) | (u128::MAX >> 8)));
+        let whole_step = |x: u8| {
+            Arc::new(
+                Id((u128::from(x) << 120).wrapping_sub(1)),
+                Id((u128::from(x) << 120) | (u128::MAX >> 8)),
+            )
+        };
         let mut overflows = 0;
         for _ in 0..300 {
             let build = |rng: &mut fastrand::Rng| {

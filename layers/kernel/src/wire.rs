@@ -119,9 +119,7 @@ pub enum WriteError<E> {
 ///
 /// # Errors
 /// [`ReadError::Dropped`] with the reason, or the reader's own error.
-pub fn read_frame<R: Read, M: DeserializeOwned>(
-    reader: &mut R,
-) -> Result<M, ReadError<R::Error>> {
+pub fn read_frame<R: Read, M: DeserializeOwned>(reader: &mut R) -> Result<M, ReadError<R::Error>> {
     let mut header = [0; HEADER];
     read_exact(reader, &mut header)?;
     let length = body_length(header).map_err(ReadError::Dropped)?;

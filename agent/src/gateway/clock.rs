@@ -1,0 +1,131 @@
+//! When a quiet client connection is closed: 60 s between two requests, 30 s for a request's head
+//! once its first byte has come.
+//!
+//! hyper has one limit for both, and asks this timer about it; the stream beside it tells the timer
+//! when bytes came.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use hyper::rt::Sleep;
+use smol::Timer;
+use smol::io::{AsyncRead, AsyncWrite};
+
+use crate::stream::Stream;
+
+const HEAD: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(60);
+
+/// A stream that counts how often bytes came.
+pub(super) struct Heard {
+    inner: Stream,
+    reads: Arc<AtomicU64>,
+}
+
+#[derive(Clone)]
+pub(super) struct Clock {
+    reads: Arc<AtomicU64>,
+    head: Duration,
+    idle: Duration,
+}
+
+pub(super) fn clocked(inner: Stream) -> (Heard, Clock) {
+    let reads = Arc::new(AtomicU64::new(0));
+    (Heard { inner, reads: Arc::clone(&reads) }, Clock { reads, head: HEAD, idle: IDLE })
+}
+
+impl Clock {
+    /// For hyper, which wants to know that there is a limit; the real ones are here.
+    pub(super) const LIMIT: Duration = IDLE;
+
+    #[cfg(test)]
+    pub(super) fn with(mut self, head: Duration, idle: Duration) -> Self {
+        (self.head, self.idle) = (head, idle);
+        self
+    }
+}
+
+impl hyper::rt::Timer for Clock {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
+        self.sleep_until(Instant::now() + duration)
+    }
+
+    fn sleep_until(&self, _: Instant) -> Pin<Box<dyn Sleep>> {
+        let before = self.reads.load(Ordering::Relaxed);
+        // Nothing ever came: whoever connects must speak soon.
+        let begun = before == 0;
+        let timer = Timer::after(if begun { self.head } else { self.idle });
+        Box::pin(Wait { clock: self.clone(), before, begun, timer })
+    }
+}
+
+struct Wait {
+    clock: Clock,
+    before: u64,
+    begun: bool,
+    timer: Timer,
+}
+
+impl Sleep for Wait {}
+
+impl Future for Wait {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.begun && self.clock.reads.load(Ordering::Relaxed) != self.before {
+            self.begun = true;
+            let head = self.clock.head;
+            self.timer.set_after(head);
+        }
+        ready!(Pin::new(&mut self.timer).poll(cx));
+        Poll::Ready(())
+    }
+}
+
+impl Heard {
+    pub(super) fn into_inner(self) -> Stream {
+        self.inner
+    }
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let read = ready!(self.inner.as_mut().poll_read(cx, buf))?;
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        Poll::Ready(Ok(read))
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.inner.as_mut().poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.inner.as_mut().poll_write_vectored(cx, bufs)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.as_mut().poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.as_mut().poll_close(cx)
+    }
+}

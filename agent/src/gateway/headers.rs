@@ -1,0 +1,196 @@
+//! Headers: those of one hop only are taken off, those that tell where a request came from put on.
+
+use std::net::SocketAddr;
+
+use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use hyper::http::request::Parts;
+use hyper::{HeaderMap, Method, Version};
+
+pub(super) const REPLICA: HeaderName = HeaderName::from_static("dugnad-replica");
+const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+
+/// Those RFC 9110 (7.6.1) and habit reserve for one hop. `expect` is answered by this hop.
+const HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "expect",
+];
+
+/// The host of services reached by name.
+const DOMAIN: &str = ".dugnad.internal";
+
+/// Why a request is not passed on: it could mean one thing here and another to the service.
+pub(super) fn ambiguous(parts: &Parts) -> Option<&'static str> {
+    let headers = &parts.headers;
+    if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key("content-length") {
+        return Some("both Content-Length and Transfer-Encoding");
+    }
+    if headers.get_all("content-length").iter().count() > 1 {
+        return Some("more than one Content-Length");
+    }
+    if parts.version == Version::HTTP_10 && headers.contains_key(TRANSFER_ENCODING) {
+        return Some("Transfer-Encoding in HTTP/1.0");
+    }
+    match headers.get_all(HOST).iter().count() {
+        0 if parts.version == Version::HTTP_11 && parts.uri.host().is_none() => Some("no Host"),
+        0 | 1 => None,
+        _ => Some("more than one Host"),
+    }
+}
+
+/// What a client wants to talk instead of HTTP, if it asks.
+pub(super) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let named = tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    headers.get(UPGRADE).filter(|_| named).cloned()
+}
+
+fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(CONNECTION).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+/// Takes off what belongs to one hop.
+pub(super) fn strip_hop(headers: &mut HeaderMap) {
+    let named: Vec<_> =
+        tokens(headers).filter_map(|token| HeaderName::try_from(token).ok()).collect();
+    for name in named {
+        // Nobody may have the gateway take these off by naming them.
+        if name != HOST && name != "content-length" {
+            headers.remove(name);
+        }
+    }
+    for name in HOP {
+        headers.remove(name);
+    }
+}
+
+/// The service a host name names.
+pub(super) fn service_of_host(parts: &Parts) -> Option<String> {
+    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = parts.uri.host().or(host)?.to_ascii_lowercase();
+    let name = host.split(':').next().unwrap_or_default().strip_suffix(DOMAIN)?;
+    Some(name.to_owned())
+}
+
+/// Makes the headers of a request fit for the service behind.
+pub(super) fn forward(parts: &mut Parts, peer: SocketAddr, here: SocketAddr, prefix: &str) {
+    let upgrade = upgrade(&parts.headers);
+    let headers = &mut parts.headers;
+    strip_hop(headers);
+    headers.remove(REPLICA);
+    if let Some(upgrade) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, upgrade);
+    }
+    // The target's own host beats the header (RFC 9112 3.2.2).
+    let host = parts.uri.authority().map(ToString::to_string);
+    let host = host.or_else(|| (!headers.contains_key(HOST)).then(|| here.to_string()));
+    if let Some(host) = host.and_then(|host| HeaderValue::try_from(host).ok()) {
+        headers.insert(HOST, host);
+    }
+    let ip = peer.ip().to_canonical();
+    // A front on the same machine has seen the client; nobody else is believed.
+    let trusted = ip.is_loopback();
+    let mut came: Vec<_> =
+        headers.get_all(FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+    let ip = ip.to_string();
+    came.push(&ip);
+    let came = HeaderValue::try_from(came.join(", "));
+    if let Ok(came) = came {
+        headers.insert(FOR, came);
+    }
+    if !(trusted && headers.contains_key(PROTO)) {
+        headers.insert(PROTO, HeaderValue::from_static("http"));
+    }
+    if !(trusted && headers.contains_key(FORWARDED_HOST)) {
+        if let Some(host) = headers.get(HOST).cloned() {
+            headers.insert(FORWARDED_HOST, host);
+        }
+    }
+    headers.remove(PREFIX);
+    if let (false, Ok(prefix)) = (prefix.is_empty(), HeaderValue::try_from(prefix)) {
+        headers.insert(PREFIX, prefix);
+    }
+}
+
+/// Whether doing it twice is the same as doing it once.
+pub(super) fn idempotent(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(method)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn parts(headers: &[(&str, &str)]) -> Parts {
+        let mut request = hyper::Request::builder().uri("/x");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn only_end_to_end_headers_pass() {
+        let mut parts = parts(&[
+            ("host", "a.example:7480"),
+            ("connection", "keep-alive, x-mine, Host"),
+            ("x-mine", "1"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("dugnad-replica", "1"),
+            ("x-forwarded-for", "1.1.1.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-prefix", "/evil"),
+            ("cookie", "a=b"),
+        ]);
+        let peer = "[::ffff:192.0.2.7]:99".parse().unwrap();
+        forward(&mut parts, peer, "127.0.0.1:7480".parse().unwrap(), "/wiki");
+        let mut names: Vec<_> =
+            parts.headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "cookie: a=b",
+                "host: a.example:7480",
+                "x-forwarded-for: 1.1.1.1, 192.0.2.7",
+                "x-forwarded-host: a.example:7480",
+                "x-forwarded-prefix: /wiki",
+                "x-forwarded-proto: http",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_two_could_read_in_two_ways_is_refused() {
+        let bad = [
+            &[("host", "a"), ("content-length", "3"), ("transfer-encoding", "chunked")][..],
+            &[("host", "a"), ("content-length", "3"), ("content-length", "3")],
+            &[("host", "a"), ("host", "b")],
+            &[],
+        ];
+        for headers in bad {
+            assert!(ambiguous(&parts(headers)).is_some(), "{headers:?}");
+        }
+        assert_eq!(ambiguous(&parts(&[("host", "a"), ("content-length", "3")])), None);
+    }
+
+    #[test]
+    fn services_have_host_names() {
+        let of = |host| service_of_host(&parts(&[("host", host)]));
+        assert_eq!(of("Wiki.dugnad.internal:7480").as_deref(), Some("wiki"));
+        assert_eq!(of("dugnad.internal"), None);
+        assert_eq!(of("[::1]:7480"), None);
+    }
+}

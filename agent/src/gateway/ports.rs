@@ -1,0 +1,136 @@
+//! TCP ports of services: every connection goes to one replica, byte for byte.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+
+use hyper::body::Bytes;
+use smol::{Async, Task};
+
+use super::pick::pick;
+use super::splice::splice;
+use super::{Shared, count, proxy, serve, upstream};
+use crate::stream::Stream;
+
+/// More services with ports of their own than that are a problem, too.
+const PORTS_MAX: usize = 128;
+
+#[derive(Default)]
+pub(super) struct Ports {
+    open: RefCell<BTreeMap<u16, Open>>,
+    problems: RefCell<Vec<String>>,
+}
+
+struct Open {
+    service: String,
+    /// Accepts until dropped. Connections that stand go on.
+    _accept: Task<()>,
+}
+
+impl Ports {
+    pub(super) fn problems(&self) -> Vec<String> {
+        self.problems.borrow().clone()
+    }
+
+    pub(super) fn set(&self, shared: &Rc<Shared>, wanted: Vec<(String, u16)>) {
+        let mut problems = Vec::new();
+        let mut owner: BTreeMap<u16, String> = BTreeMap::new();
+        for (service, port) in wanted {
+            if owner.len() >= PORTS_MAX {
+                problems.push(format!(
+                    "{service}: port {port} is not open: {PORTS_MAX} ports are open already"
+                ));
+            } else if let Some(first) = owner.get(&port).filter(|first| **first != service) {
+                problems.push(format!(
+                    "{service}: port {port} belongs to {first}; give it another tcp port and \
+                     deploy it again"
+                ));
+            } else {
+                owner.insert(port, service);
+            }
+        }
+        let mut open = self.open.borrow_mut();
+        open.retain(|port, open| owner.get(port) == Some(&open.service));
+        for (port, service) in owner {
+            if open.contains_key(&port) {
+                continue;
+            }
+            match listen(shared, &service, port) {
+                Ok(accept) => {
+                    open.insert(port, Open { service, _accept: accept });
+                }
+                Err(why) => problems.push(why),
+            }
+        }
+        for problem in &problems {
+            if !self.problems.borrow().contains(problem) {
+                log::warn!("{problem}");
+            }
+        }
+        self.problems.replace(problems);
+    }
+}
+
+fn listen(shared: &Rc<Shared>, service: &str, port: u16) -> Result<Task<()>, String> {
+    let addr = SocketAddr::new(shared.listen.ip(), port);
+    let socket = TcpListener::bind(addr).and_then(Async::new).map_err(|error| {
+        let todo = match error.kind() {
+            io::ErrorKind::AddrInUse => "stop what uses it here, or give the service another port",
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need rights; give the service a higher port"
+            }
+            _ => "give the service another port",
+        };
+        format!("{service}: port {port} is not open on this node: {addr}: {error}; {todo}")
+    })?;
+    Ok(shared.ex.spawn(accept(Rc::clone(shared), service.to_owned(), socket)))
+}
+
+async fn accept(shared: Rc<Shared>, service: String, socket: Async<TcpListener>) {
+    loop {
+        let (stream, peer, permit) = serve::next(&shared, &socket).await;
+        count(&shared.counters.tcp);
+        let (on, service) = (Rc::clone(&shared), service.clone());
+        let work = async move {
+            let _permit = permit;
+            if let Err(why) = connection(&on, &service, stream).await {
+                log::debug!("{service}: connection of {peer}: {why}");
+            }
+        };
+        shared.ex.spawn(work).detach();
+    }
+}
+
+/// Joins a client to a replica. Nothing was sent yet, so every replica may be tried.
+async fn connection(shared: &Rc<Shared>, service: &str, client: Stream) -> Result<(), String> {
+    let mut tried = Vec::new();
+    let mut said = Vec::new();
+    let mut asked_anew = false;
+    let mut route = proxy::ready(shared, service).await.ok_or("no such service")?;
+    loop {
+        let Some(target) = pick(&route, &*shared.backend, &shared.load, &tried, None) else {
+            if asked_anew {
+                count(&shared.counters.unavailable);
+                return Err(format!("no replica answers: {}", said.join("; ")));
+            }
+            asked_anew = true;
+            let fresh = shared.backend.resolve_fresh(service).await;
+            route = fresh.ok_or("no such service")?;
+            continue;
+        };
+        tried.push((target.id, target.node));
+        match upstream::connect(shared, &target).await {
+            Ok(replica) => {
+                let _busy = shared.load.begin(target.id);
+                let done = splice(client, Bytes::new(), replica, Bytes::new()).await;
+                return done.map_err(|error| error.to_string());
+            }
+            Err(error) => {
+                count(&shared.counters.retries);
+                said.push(format!("{}@{}: {error}", target.id.number, target.name));
+            }
+        }
+    }
+}

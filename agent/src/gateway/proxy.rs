@@ -1,0 +1,296 @@
+//! One request: which service it is for, which replica gets it, and what happens when one fails.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use dugnad_resource::spec::{Port, valid_name};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue, LOCATION, RETRY_AFTER, UPGRADE};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use smol::Timer;
+
+use super::body::{Answer, Body, Lent};
+use super::headers::{self, REPLICA};
+use super::pick::{Target, pick};
+use super::serve::{JoinTo, Joined, text};
+use super::upstream::{self, Conn, Lease};
+use super::{Route, Shared, count, statics};
+use crate::stream::{Endpoint, within};
+
+/// How long a request waits for a replica of a service that has none ready.
+const READY_WITHIN: Duration = Duration::from_secs(5);
+const READY_FIRST: Duration = Duration::from_millis(100);
+/// How long a replica that agreed to an upgrade may take to hand its bytes over.
+const UPGRADE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Answers a request; what goes wrong is an answer, too.
+pub(super) async fn answer(
+    shared: &Rc<Shared>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+    join: &JoinTo,
+) -> Response<Body> {
+    count(&shared.counters.requests);
+    let (parts, body) = request.into_parts();
+    if let Some(why) = headers::ambiguous(&parts) {
+        count(&shared.counters.bad_requests);
+        let mut no = text(StatusCode::BAD_REQUEST, format!("not passed on: {why}\n"));
+        // What follows on this connection cannot be told from the body.
+        no.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return no;
+    }
+    if parts.method == Method::CONNECT {
+        count(&shared.counters.bad_requests);
+        return text(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not for services\n");
+    }
+    let (service, prefix) = match service_of(&parts) {
+        Ok(found) => found,
+        Err(Elsewhere::Status) => {
+            let page = shared.backend.status_page();
+            let hint = "services are at /NAME/\n";
+            return text(StatusCode::OK, if page.is_empty() { hint.to_owned() } else { page });
+        }
+        Err(Elsewhere::AddSlash) => return add_slash(&parts),
+        Err(Elsewhere::NoName(name)) => {
+            count(&shared.counters.unknown);
+            return text(StatusCode::NOT_FOUND, format!("no service is called {name:?}\n"));
+        }
+    };
+    let only = match parts.headers.get(REPLICA).map(|value| value.to_str().map(str::parse)) {
+        Some(Ok(Ok(number))) => Some(number),
+        Some(_) => {
+            count(&shared.counters.bad_requests);
+            return text(StatusCode::BAD_REQUEST, "Dugnad-Replica must be a replica's number\n");
+        }
+        None => None,
+    };
+    let Some(route) = ready(shared, &service).await else {
+        count(&shared.counters.unknown);
+        return text(StatusCode::NOT_FOUND, format!("no service is called {service:?} here\n"));
+    };
+    match route.port {
+        Port::Http => {}
+        Port::Tcp(port) => {
+            let note = format!("{service} is not a web service: it is on TCP port {port}\n");
+            return text(StatusCode::NOT_FOUND, note);
+        }
+        Port::None => return text(StatusCode::NOT_FOUND, format!("{service} has no port\n")),
+    }
+    let trial = Trial { shared, service, only, join, body: Lent::new(body) };
+    trial.run(route, prepare(parts, peer, shared.listen, &prefix)).await
+}
+
+/// Requests that are for the gateway itself.
+enum Elsewhere {
+    Status,
+    AddSlash,
+    NoName(String),
+}
+
+/// The service, and the prefix of its path: empty if the host names it.
+fn service_of(parts: &Parts) -> Result<(String, String), Elsewhere> {
+    if let Some(name) = headers::service_of_host(parts) {
+        return match valid_name(&name) {
+            Ok(()) => Ok((name, String::new())),
+            Err(_) => Err(Elsewhere::NoName(name)),
+        };
+    }
+    let path = parts.uri.path();
+    let rest = path.strip_prefix('/').unwrap_or(path);
+    if rest.is_empty() || path == "*" {
+        return Err(Elsewhere::Status);
+    }
+    let (name, inside) =
+        rest.split_once('/').map_or((rest, None), |(name, rest)| (name, Some(rest)));
+    if valid_name(name).is_err() {
+        let short = name.chars().take(64).collect();
+        return Err(Elsewhere::NoName(short));
+    }
+    match inside {
+        Some(_) => Ok((name.to_owned(), format!("/{name}"))),
+        None => Err(Elsewhere::AddSlash),
+    }
+}
+
+fn add_slash(parts: &Parts) -> Response<Body> {
+    let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let mut answer =
+        text(StatusCode::PERMANENT_REDIRECT, "a service's address ends with a slash\n");
+    if let Ok(to) = HeaderValue::try_from(format!("{}/{query}", parts.uri.path())) {
+        answer.headers_mut().insert(LOCATION, to);
+    }
+    answer
+}
+
+/// The request as the replica will see it.
+fn prepare(mut parts: Parts, peer: SocketAddr, here: SocketAddr, prefix: &str) -> Parts {
+    headers::forward(&mut parts, peer, here, prefix);
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    let target = target.strip_prefix(prefix).unwrap_or(target);
+    // It was part of a valid one: it is valid.
+    parts.uri = Uri::try_from(target).unwrap_or_else(|_| Uri::from_static("/"));
+    parts.version = Version::HTTP_11;
+    parts
+}
+
+/// Where a service is, waiting a while for a replica to be ready. `None`: no such service.
+pub(super) async fn ready(shared: &Shared, service: &str) -> Option<Route> {
+    let mut route = shared.backend.resolve(service).await?;
+    let (mut waited, mut wait) = (Duration::ZERO, READY_FIRST);
+    // The core tells nobody when a replica elsewhere gets ready; asking less and less often
+    // costs a few messages and only while somebody waits.
+    while route.replicas.is_empty() && waited < READY_WITHIN && route.port != Port::None {
+        let pause = wait.min(READY_WITHIN - waited);
+        Timer::after(pause).await;
+        waited += pause;
+        wait *= 2;
+        route = shared.backend.resolve_fresh(service).await?;
+    }
+    Some(route)
+}
+
+/// How one attempt failed.
+enum Failed {
+    /// The replica has not seen the request.
+    NotSent(String),
+    /// It may have.
+    Lost(String),
+}
+
+/// A request on its way from replica to replica.
+struct Trial<'a> {
+    shared: &'a Rc<Shared>,
+    service: String,
+    only: Option<u32>,
+    join: &'a JoinTo,
+    body: Rc<Lent>,
+}
+
+impl Trial<'_> {
+    async fn run(&self, mut route: Route, parts: Parts) -> Response<Body> {
+        let (shared, mut tried, mut said) = (self.shared, Vec::new(), Vec::new());
+        let (mut asked_anew, mut repeated) = (false, false);
+        loop {
+            let next = pick(&route, &*shared.backend, &shared.load, &tried, self.only);
+            let Some(target) = next else {
+                if asked_anew {
+                    return self.give_up(&route, &said);
+                }
+                asked_anew = true;
+                let Some(fresh) = shared.backend.resolve_fresh(&self.service).await else {
+                    return self.give_up(&route, &said);
+                };
+                route = fresh;
+                continue;
+            };
+            tried.push((target.id, target.node));
+            if tried.len() > 1 {
+                count(&shared.counters.retries);
+            }
+            let name = format!("{}@{}", target.id.number, target.name);
+            match self.attempt(&target, &parts).await {
+                Ok(mut answer) => {
+                    if let Ok(name) = HeaderValue::try_from(name) {
+                        answer.headers_mut().insert(REPLICA, name);
+                    }
+                    return answer;
+                }
+                Err(Failed::NotSent(why)) => said.push(format!("{name}: {why}")),
+                Err(Failed::Lost(why)) => {
+                    said.push(format!("{name}: {why}"));
+                    let again = headers::idempotent(&parts.method) && !self.body.begun.get();
+                    if repeated || !again {
+                        return self.give_up(&route, &said);
+                    }
+                    repeated = true;
+                }
+            }
+        }
+    }
+
+    fn give_up(&self, route: &Route, said: &[String]) -> Response<Body> {
+        let name = &self.service;
+        if said.is_empty() {
+            if let (Some(number), false) = (self.only, route.replicas.is_empty()) {
+                let note = format!("{name} has no ready replica {number}\n");
+                return text(StatusCode::NOT_FOUND, note);
+            }
+            count(&self.shared.counters.unavailable);
+            let note = format!("{name} has no ready replica now; `dugnad why {name}` tells why\n");
+            let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, note);
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+            return answer;
+        }
+        count(&self.shared.counters.unavailable);
+        log::debug!("{name}: {}", said.join("; "));
+        let note = format!("{name} did not answer; tried:\n  {}\n", said.join("\n  "));
+        text(StatusCode::BAD_GATEWAY, note)
+    }
+
+    async fn attempt(&self, target: &Target, parts: &Parts) -> Result<Response<Body>, Failed> {
+        let not_sent = |error: io::Error| Failed::NotSent(error.to_string());
+        if let Some(Endpoint::Static(tree)) = self.shared.backend.local(target.id) {
+            let blobs = self.shared.backend.blobs();
+            return statics::answer(&blobs, tree, parts).await.map_err(not_sent);
+        }
+        let key = (target.id, target.node);
+        // A kept connection may be closing just now; only what can be sent twice may risk it.
+        if headers::idempotent(&parts.method) && self.body.empty {
+            if let Some(conn) = self.shared.pool.take(key) {
+                match self.exchange(target, parts, conn).await {
+                    // The others are as old: a fresh one tells whether the replica lives.
+                    Err(_) => self.shared.pool.clear(key),
+                    done => return done,
+                }
+            }
+        }
+        let stream = upstream::connect(self.shared, target).await.map_err(not_sent)?;
+        let conn = upstream::handshake(&self.shared.ex, stream).await.map_err(not_sent)?;
+        self.exchange(target, parts, conn).await
+    }
+
+    async fn exchange(
+        &self,
+        target: &Target,
+        parts: &Parts,
+        mut conn: Conn,
+    ) -> Result<Response<Body>, Failed> {
+        let busy = self.shared.load.begin(target.id);
+        let body = if self.body.empty { Body::EMPTY } else { Body::Lent(Rc::clone(&self.body)) };
+        let request = Request::from_parts(parts.clone(), body);
+        let answer = conn.sender.try_send_request(request).await.map_err(|mut error| {
+            let sent = error.take_message().is_none();
+            let why = describe(error.error());
+            if sent { Failed::Lost(why) } else { Failed::NotSent(why) }
+        })?;
+        let (mut parts, body) = answer.into_parts();
+        let protocol = headers::upgrade(&parts.headers);
+        headers::strip_hop(&mut parts.headers);
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            let hand_over = async { conn.upgraded.recv().await.map_err(io::Error::other) };
+            let upgraded = within(UPGRADE_WITHIN, "the upgrade did not happen", hand_over).await;
+            let upgraded = upgraded.map_err(|error| Failed::Lost(error.to_string()))?;
+            self.join.replace(Some(Joined { upgraded, _busy: busy }));
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            if let Some(protocol) = protocol {
+                parts.headers.insert(UPGRADE, protocol);
+            }
+            return Ok(Response::from_parts(parts, Body::EMPTY));
+        }
+        let key = (target.id, target.node);
+        let lease = Lease { shared: Rc::clone(self.shared), key, conn, _busy: busy };
+        let body = Body::Answer(Answer { body, lease: Some(Box::new(lease)) });
+        Ok(Response::from_parts(parts, body))
+    }
+}
+
+/// What hyper says, with its cause.
+fn describe(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}

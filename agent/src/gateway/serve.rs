@@ -1,0 +1,178 @@
+//! Connections from clients, and the streams of other nodes that ask for a folder here.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use dugnad_resource::spec::Tree;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1::{Builder, Connection};
+use hyper::service::{HttpService, service_fn};
+use hyper::{Request, Response, StatusCode};
+use smol::io::AsyncWriteExt as _;
+use smol::lock::SemaphoreGuardArc;
+use smol::net::TcpStream;
+use smol::{Async, Timer};
+use smol_hyper::rt::FuturesIo;
+
+use super::body::Body;
+use super::clock::{Clock, Heard, clocked};
+use super::splice::splice;
+use super::upstream::Upgraded;
+use super::{BUFFER, Shared, count, proxy, statics};
+use crate::stream::Stream;
+
+/// After accept failed (no file descriptor is left), how long until the next try: nothing tells
+/// when one is free again.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
+
+/// The other side of a connection that is to become a plain pipe, and what keeps it counted.
+pub(super) struct Joined {
+    pub(super) upgraded: Upgraded,
+    pub(super) _busy: super::pick::Busy,
+}
+
+/// Where the answer of a request leaves what its connection is joined to afterwards.
+pub(super) type JoinTo = Rc<RefCell<Option<Joined>>>;
+
+pub(super) async fn accept(shared: Rc<Shared>, socket: Async<std::net::TcpListener>) {
+    loop {
+        let (stream, peer, permit) = next(&shared, &socket).await;
+        count(&shared.counters.connections);
+        let shared = Rc::clone(&shared);
+        let ex = Rc::clone(&shared.ex);
+        ex.spawn(async move {
+            let _permit = permit;
+            connection(shared, peer, stream).await;
+        })
+        .detach();
+    }
+}
+
+/// The next connection from outside, and its place among [`super::CONNECTIONS_MAX`].
+pub(super) async fn next(
+    shared: &Shared,
+    socket: &Async<std::net::TcpListener>,
+) -> (Stream, SocketAddr, SemaphoreGuardArc) {
+    loop {
+        // A listener nobody calls must not take a place.
+        let called = socket.readable().await;
+        let permit = shared.connections.acquire_arc().await;
+        match called.and_then(|()| socket.get_ref().accept()).and_then(tuned) {
+            Ok((stream, peer)) => return (stream, peer, permit),
+            // It went again before it was its turn.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                log::warn!("gateway: cannot accept a connection: {error}");
+                drop(permit);
+                Timer::after(ACCEPT_AGAIN).await;
+            }
+        }
+    }
+}
+
+fn tuned((stream, peer): (std::net::TcpStream, SocketAddr)) -> io::Result<(Stream, SocketAddr)> {
+    stream.set_nodelay(true)?;
+    // A client that vanished without a word is noticed in the end.
+    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::KeepAlive, &true)?;
+    Ok((Box::pin(TcpStream::from(Async::new(stream)?)), peer))
+}
+
+fn builder(clock: Clock) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .timer(clock)
+        .header_read_timeout(Clock::LIMIT)
+        .max_buf_size(BUFFER)
+        .writev(true)
+        .half_close(false);
+    builder
+}
+
+/// Serves one client until it goes.
+async fn connection(shared: Rc<Shared>, peer: SocketAddr, stream: Stream) {
+    let join: JoinTo = Rc::default();
+    let (heard, clock) = clocked(stream);
+    #[cfg(test)]
+    let clock = super::tests::hurry(clock);
+    let to = Rc::clone(&join);
+    let from = Rc::clone(&shared);
+    let service = service_fn(move |request| {
+        let (shared, to) = (Rc::clone(&from), Rc::clone(&to));
+        Box::pin(async move {
+            let answer = proxy::answer(&shared, peer, request, &to).await;
+            Ok::<_, Infallible>(answer)
+        })
+    });
+    let conn = builder(clock).serve_connection(FuturesIo::new(heard), service);
+    match drive(conn).await {
+        Ok((stream, rest)) => {
+            let joined = join.borrow_mut().take();
+            let ended = match joined {
+                Some(joined) => {
+                    count(&shared.counters.upgrades);
+                    let (replica, first) = joined.upgraded;
+                    splice(stream, rest, replica, first).await
+                }
+                None => close(stream).await,
+            };
+            if let Err(error) = ended {
+                log::debug!("connection of {peer}: {error}");
+            }
+        }
+        Err(error) => log::debug!("connection of {peer}: {error}"),
+    }
+}
+
+/// Serves a folder on this node to another node's gateway.
+pub(super) async fn folder(shared: Rc<Shared>, tree: Tree, stream: Stream) {
+    let (heard, clock) = clocked(stream);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let blobs = shared.backend.blobs();
+        Box::pin(async move {
+            let (parts, _) = request.into_parts();
+            let answer = statics::answer(&blobs, tree, &parts).await;
+            let answer = answer.unwrap_or_else(|error| {
+                log::warn!("{error}");
+                text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
+            });
+            Ok::<_, Infallible>(answer)
+        })
+    });
+    let conn = builder(clock).serve_connection(FuturesIo::new(heard), service);
+    let ended = match drive(conn).await {
+        Ok((stream, _)) => close(stream).await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = ended {
+        log::debug!("stream of another node: {error}");
+    }
+}
+
+async fn drive<S>(mut conn: Connection<FuturesIo<Heard>, S>) -> hyper::Result<(Stream, Bytes)>
+where
+    S: HttpService<Incoming, ResBody = Body> + Unpin,
+    S::Future: Unpin,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    poll_fn(|cx| conn.poll_without_shutdown(cx)).await?;
+    let parts = conn.into_parts();
+    Ok((parts.io.into_inner().into_inner(), parts.read_buf))
+}
+
+async fn close(mut stream: Stream) -> io::Result<()> {
+    stream.close().await
+}
+
+/// An answer of the gateway's own.
+pub(super) fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    let mut answer = Response::new(Body::text(text));
+    *answer.status_mut() = status;
+    let plain = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(hyper::header::CONTENT_TYPE, plain);
+    answer
+}

@@ -1,0 +1,300 @@
+//! Folders as web sites: files straight from their chunks, ranges, and tags to ask by.
+
+use std::io;
+use std::rc::Rc;
+
+use dugnad_resource::spec::Tree;
+use hyper::header::{
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE,
+};
+use hyper::http::request::Parts;
+use hyper::{HeaderMap, Method, Response, StatusCode};
+
+use super::body::{Body, FileBody};
+use super::serve::text;
+use crate::blobs::{Blobs, Found, Manifest};
+
+/// Answers a request for a path of a folder; the service's prefix is off already.
+///
+/// # Errors
+/// Those of the disk: the folder cannot be read here, another replica may have it.
+pub(super) async fn answer(
+    blobs: &Rc<Blobs>,
+    tree: Tree,
+    parts: &Parts,
+) -> io::Result<Response<Body>> {
+    if parts.method != Method::GET && parts.method != Method::HEAD {
+        let mut no = text(StatusCode::METHOD_NOT_ALLOWED, "a folder: only GET and HEAD\n");
+        no.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return Ok(no);
+    }
+    let manifest = blobs.manifest(tree).await?;
+    let raw = parts.uri.path();
+    let found = decode(raw).and_then(|path| {
+        let found = manifest.find(&path)?;
+        Some((path, found))
+    });
+    let file = |path: &str, entry, size| {
+        File { blobs, tree, manifest: &manifest, entry, size }.answer(parts, content_type(path))
+    };
+    Ok(match found {
+        // `file/` is not `file`: its links would lead elsewhere.
+        Some((path, Found::File { entry, size, .. })) if !raw.ends_with('/') => {
+            file(&path, entry, size)
+        }
+        Some((_, Found::Dir)) if !raw.ends_with('/') => to_folder(raw, parts.uri.query()),
+        Some((path, Found::Dir)) => {
+            let index = format!("{path}/index.html");
+            match manifest.find(&index) {
+                Some(Found::File { entry, size, .. }) => file(&index, entry, size),
+                Some(Found::Dir) | None => missing(blobs, &manifest, raw),
+            }
+        }
+        Some((_, Found::File { .. })) | None => missing(blobs, &manifest, raw),
+    })
+}
+
+/// Percent-decoding. `None` for what no file of a tree can be called.
+fn decode(raw: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(raw.len());
+    let mut rest = raw.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(rest.next()?).to_digit(16);
+        let (high, low) = (digit()?, digit()?);
+        let byte = u8::try_from(high * 16 + low).ok()?;
+        // An encoded slash is not a separator, and no name holds one.
+        if byte == b'/' || byte == 0 {
+            return None;
+        }
+        bytes.push(byte);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// Sends the client to the folder's name with a slash, so that relative links work. The answer is
+/// relative, too: it is right behind any prefix.
+fn to_folder(raw: &str, query: Option<&str>) -> Response<Body> {
+    let name = raw.rsplit('/').next().unwrap_or_default();
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+    let mut answer = text(StatusCode::PERMANENT_REDIRECT, "this is a folder\n");
+    if let Ok(to) = HeaderValue::try_from(format!("./{name}/{query}")) {
+        answer.headers_mut().insert(LOCATION, to);
+    }
+    answer
+}
+
+/// The folder's own `404.html` if there is one.
+fn missing(blobs: &Rc<Blobs>, manifest: &Rc<Manifest>, raw: &str) -> Response<Body> {
+    if let Some(Found::File { entry, size, .. }) = manifest.find("404.html") {
+        let file = FileBody::new(Rc::clone(blobs), Rc::clone(manifest), entry, 0, size);
+        let mut answer = Response::new(Body::File(file));
+        *answer.status_mut() = StatusCode::NOT_FOUND;
+        set(answer.headers_mut(), CONTENT_TYPE, "text/html; charset=utf-8");
+        set(answer.headers_mut(), CONTENT_LENGTH, size.to_string());
+        return answer;
+    }
+    text(StatusCode::NOT_FOUND, format!("no such file: {raw}\n"))
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: impl TryInto<HeaderValue>) {
+    if let Ok(value) = value.try_into() {
+        headers.insert(name, value);
+    }
+}
+
+struct File<'a> {
+    blobs: &'a Rc<Blobs>,
+    tree: Tree,
+    manifest: &'a Rc<Manifest>,
+    entry: usize,
+    size: u64,
+}
+
+impl File<'_> {
+    fn answer(&self, parts: &Parts, content_type: &'static str) -> Response<Body> {
+        let tag = format!("\"{}\"", self.tree.root);
+        let mut answer = Response::new(Body::EMPTY);
+        let headers = answer.headers_mut();
+        set(headers, ETAG, tag.as_str());
+        // Asked about every time, answered with 304 mostly: a new version shows at once.
+        set(headers, CACHE_CONTROL, "no-cache");
+        set(headers, ACCEPT_RANGES, "bytes");
+        if matches_tag(&parts.headers, &tag) {
+            *answer.status_mut() = StatusCode::NOT_MODIFIED;
+            return answer;
+        }
+        let range = match wanted_range(parts, &tag) {
+            Some(range) => range.within(self.size),
+            None => Ok(None),
+        };
+        let (at, length) = match range {
+            Ok(None) => (0, self.size),
+            Ok(Some((first, last))) => {
+                *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
+                let range = format!("bytes {first}-{last}/{}", self.size);
+                set(answer.headers_mut(), CONTENT_RANGE, range);
+                (first, last - first + 1)
+            }
+            Err(OutOfFile) => {
+                *answer.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+                set(answer.headers_mut(), CONTENT_RANGE, format!("bytes */{}", self.size));
+                return answer;
+            }
+        };
+        set(answer.headers_mut(), CONTENT_TYPE, content_type);
+        set(answer.headers_mut(), CONTENT_LENGTH, length.to_string());
+        if parts.method == Method::GET {
+            let (blobs, manifest) = (Rc::clone(self.blobs), Rc::clone(self.manifest));
+            *answer.body_mut() = Body::File(FileBody::new(blobs, manifest, self.entry, at, length));
+        }
+        answer
+    }
+}
+
+/// Whether the client has this version (RFC 9110 13.1.2).
+fn matches_tag(headers: &HeaderMap, tag: &str) -> bool {
+    let values = headers.get_all(IF_NONE_MATCH).into_iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).any(|candidate| {
+        candidate == "*" || candidate.strip_prefix("W/").unwrap_or(candidate) == tag
+    })
+}
+
+/// One range, as asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Range {
+    From(u64),
+    FromTo(u64, u64),
+    Last(u64),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct OutOfFile;
+
+impl Range {
+    /// `None` for what is to be ignored: other units, several ranges, nonsense.
+    fn parse(text: &str) -> Option<Self> {
+        let (unit, range) = text.split_once('=')?;
+        if !unit.trim().eq_ignore_ascii_case("bytes") || range.contains(',') {
+            return None;
+        }
+        let number = |text: &str| {
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            // Longer than any file is as good as the longest.
+            digits.then(|| text.parse().unwrap_or(u64::MAX))
+        };
+        let (first, last) = range.trim().split_once('-')?;
+        match (first, last) {
+            ("", last) => Some(Self::Last(number(last)?)),
+            (first, "") => Some(Self::From(number(first)?)),
+            (first, last) => {
+                let (first, last) = (number(first)?, number(last)?);
+                (first <= last).then_some(Self::FromTo(first, last))
+            }
+        }
+    }
+
+    /// First and last byte of it in a file of this size.
+    fn within(self, size: u64) -> Result<Option<(u64, u64)>, OutOfFile> {
+        let end = size.checked_sub(1).ok_or(OutOfFile)?;
+        match self {
+            Self::From(first) | Self::FromTo(first, _) if first > end => Err(OutOfFile),
+            Self::Last(0) => Err(OutOfFile),
+            Self::From(first) => Ok(Some((first, end))),
+            Self::FromTo(first, last) => Ok(Some((first, last.min(end)))),
+            Self::Last(length) => Ok(Some((size.saturating_sub(length), end))),
+        }
+    }
+}
+
+fn wanted_range(parts: &Parts, tag: &str) -> Option<Range> {
+    if parts.method != Method::GET {
+        return None;
+    }
+    // A date never matches: trees keep no times.
+    if parts.headers.get(IF_RANGE).is_some_and(|value| value.as_bytes() != tag.as_bytes()) {
+        return None;
+    }
+    Range::parse(parts.headers.get(RANGE)?.to_str().ok()?)
+}
+
+fn content_type(path: &str) -> &'static str {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+    match extension.to_ascii_lowercase().as_str() {
+        "html" | "htm" => "text/html; charset=utf-8",
+        "css" => "text/css; charset=utf-8",
+        "js" | "mjs" => "text/javascript; charset=utf-8",
+        "txt" | "log" => "text/plain; charset=utf-8",
+        "md" => "text/markdown; charset=utf-8",
+        "csv" => "text/csv; charset=utf-8",
+        "xml" => "text/xml; charset=utf-8",
+        "json" | "map" => "application/json",
+        "webmanifest" => "application/manifest+json",
+        "svg" => "image/svg+xml",
+        "png" => "image/png",
+        "jpg" | "jpeg" => "image/jpeg",
+        "gif" => "image/gif",
+        "webp" => "image/webp",
+        "avif" => "image/avif",
+        "ico" => "image/x-icon",
+        "woff" => "font/woff",
+        "woff2" => "font/woff2",
+        "ttf" => "font/ttf",
+        "otf" => "font/otf",
+        "pdf" => "application/pdf",
+        "wasm" => "application/wasm",
+        "mp3" => "audio/mpeg",
+        "ogg" | "opus" => "audio/ogg",
+        "wav" => "audio/wav",
+        "mp4" => "video/mp4",
+        "webm" => "video/webm",
+        "zip" => "application/zip",
+        "gz" | "tgz" => "application/gzip",
+        "tar" => "application/x-tar",
+        _ => "application/octet-stream",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_as_the_rfc_has_them() {
+        let of = |text, size| Range::parse(text).map(|range| range.within(size));
+        assert_eq!(of("bytes=0-0", 10), Some(Ok(Some((0, 0)))));
+        assert_eq!(of("bytes=2-", 10), Some(Ok(Some((2, 9)))));
+        assert_eq!(of("bytes=2-99999999999999999999", 10), Some(Ok(Some((2, 9)))));
+        assert_eq!(of("bytes=-3", 10), Some(Ok(Some((7, 9)))));
+        assert_eq!(of("bytes=-30", 10), Some(Ok(Some((0, 9)))));
+        assert_eq!(of("bytes=-0", 10), Some(Err(OutOfFile)));
+        assert_eq!(of("bytes=10-", 10), Some(Err(OutOfFile)));
+        assert_eq!(of("bytes=0-", 0), Some(Err(OutOfFile)));
+        for ignored in [
+            "bytes=3-2",
+            "bytes=1-2,4-5",
+            "lines=1-2",
+            "bytes=a-",
+            "bytes=-",
+            "bytes",
+            "bytes=+1-2",
+        ] {
+            assert_eq!(of(ignored, 10), None, "{ignored}");
+        }
+    }
+
+    #[test]
+    fn paths_are_decoded_once() {
+        assert_eq!(decode("/bl%C3%A5/%e5%b1%b1").as_deref(), Some("/blå/山"));
+        assert_eq!(decode("/%252e").as_deref(), Some("/%2e"));
+        for bad in ["/..%2fetc", "/a%00", "/%", "/%4", "/%zz", "/%ff"] {
+            assert_eq!(decode(bad), None, "{bad}");
+        }
+    }
+}

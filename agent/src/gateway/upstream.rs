@@ -1,0 +1,232 @@
+//! Connections to replicas: to a port on this node, or through a stream to another node; and the
+//! far end of such a stream.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use dugnad_kernel::NodeId;
+use dugnad_resource::execute::ReplicaId;
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{Builder, Connection, SendRequest};
+use smol::channel::{Receiver, bounded};
+use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use smol::net::TcpStream;
+use smol::{LocalExecutor, Task, Timer};
+use smol_hyper::rt::FuturesIo;
+
+use super::body::Body;
+use super::pick::{Busy, Target};
+use super::splice::splice;
+use super::{BUFFER, Shared, count, serve};
+use crate::stream::{Endpoint, Stream, StreamHead, within, write_head};
+
+/// How long connecting to a replica may take.
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+/// How long an idle connection to a replica is kept.
+const IDLE: Duration = Duration::from_secs(60);
+/// Idle connections kept: to one replica, and in all.
+const IDLE_EACH: usize = 4;
+const IDLE_MAX: usize = 32;
+
+/// Bytes of a replica's, once both have agreed to talk something else than HTTP.
+pub(super) type Upgraded = (Stream, Bytes);
+
+/// An HTTP connection to a replica.
+pub(super) struct Conn {
+    pub(super) sender: SendRequest<Body>,
+    pub(super) upgraded: Receiver<Upgraded>,
+    /// Ends with it.
+    _driver: Task<()>,
+}
+
+type Key = (ReplicaId, NodeId);
+
+/// Idle connections, newest last.
+#[derive(Default)]
+pub(super) struct Pool {
+    idle: RefCell<HashMap<Key, Vec<Idle>>>,
+    next: Cell<u64>,
+}
+
+struct Idle {
+    number: u64,
+    conn: Conn,
+    /// Closes it in time.
+    _timer: Task<()>,
+}
+
+impl Pool {
+    pub(super) fn take(&self, key: Key) -> Option<Conn> {
+        let mut idle = self.idle.borrow_mut();
+        let mut found = None;
+        let conns = idle.get_mut(&key)?;
+        while let (None, Some(last)) = (&found, conns.pop()) {
+            found = Some(last.conn).filter(|conn| conn.sender.is_ready());
+        }
+        if conns.is_empty() {
+            idle.remove(&key);
+        }
+        found
+    }
+
+    pub(super) fn clear(&self, key: Key) {
+        let old = self.idle.borrow_mut().remove(&key);
+        drop(old);
+    }
+
+    fn put(self: &Rc<Self>, ex: &LocalExecutor<'static>, key: Key, conn: Conn) {
+        let mut idle = self.idle.borrow_mut();
+        let full = idle.values().map(Vec::len).sum::<usize>() >= IDLE_MAX;
+        let conns = idle.entry(key).or_default();
+        if full || conns.len() >= IDLE_EACH || conn.sender.is_closed() {
+            if conns.is_empty() {
+                idle.remove(&key);
+            }
+            return;
+        }
+        let number = self.next.get();
+        self.next.set(number.wrapping_add(1));
+        let pool = Rc::downgrade(self);
+        let timer = ex.spawn(async move {
+            Timer::after(IDLE).await;
+            if let Some(pool) = Weak::upgrade(&pool) {
+                pool.forget(key, number);
+            }
+        });
+        conns.push(Idle { number, conn, _timer: timer });
+    }
+
+    fn forget(&self, key: Key, number: u64) {
+        let mut idle = self.idle.borrow_mut();
+        let mut old = None;
+        if let Some(conns) = idle.get_mut(&key) {
+            let at = conns.iter().position(|idle| idle.number == number);
+            old = at.map(|at| conns.remove(at));
+            if conns.is_empty() {
+                idle.remove(&key);
+            }
+        }
+        drop(idle);
+        if let Some(old) = old {
+            // This runs in the timer of `old`, which must not be cancelled from inside.
+            old._timer.detach();
+        }
+    }
+}
+
+/// A connection in use for one request.
+pub(super) struct Lease {
+    pub(super) shared: Rc<Shared>,
+    pub(super) key: Key,
+    pub(super) conn: Conn,
+    pub(super) _busy: Busy,
+}
+
+impl Lease {
+    pub(super) fn give_back(self) {
+        self.shared.pool.put(&self.shared.ex, self.key, self.conn);
+    }
+}
+
+/// Bytes to a replica and back, before anything was said on them.
+pub(super) async fn connect(shared: &Shared, target: &Target) -> io::Result<Stream> {
+    match shared.backend.local(target.id) {
+        Some(Endpoint::Port(addr)) => local(addr).await,
+        Some(Endpoint::Static(_)) => {
+            Err(io::Error::other("a folder on this node is not reached over a connection"))
+        }
+        None => {
+            let open = shared.backend.open(target.node);
+            let remote = async {
+                let mut stream = open.await?;
+                write_head(&mut stream, &StreamHead::Service { id: target.id }).await?;
+                let mut refusal = [0];
+                stream.read_exact(&mut refusal).await?;
+                if refusal[0] > 0 {
+                    let mut why = vec![0; usize::from(refusal[0])];
+                    stream.read_exact(&mut why).await?;
+                    return Err(io::Error::other(String::from_utf8_lossy(&why).into_owned()));
+                }
+                Ok(stream)
+            };
+            within(CONNECT_WITHIN + CONNECT_WITHIN / 2, "no answer", remote).await
+        }
+    }
+}
+
+async fn local(addr: std::net::SocketAddr) -> io::Result<Stream> {
+    let stream = within(CONNECT_WITHIN, "no connection", TcpStream::connect(addr)).await?;
+    stream.set_nodelay(true)?;
+    Ok(Box::pin(stream))
+}
+
+/// Makes it an HTTP connection that runs on its own.
+pub(super) async fn handshake(ex: &LocalExecutor<'static>, stream: Stream) -> io::Result<Conn> {
+    let (sender, conn) = Builder::new()
+        .max_buf_size(BUFFER)
+        .writev(true)
+        .handshake(FuturesIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
+    let (done, upgraded) = bounded(1);
+    let driver = ex.spawn(async move {
+        if let Ok(stream) = drive(conn).await {
+            // Nobody waits for it unless an upgrade was agreed on: then it just closes.
+            let _: Result<(), _> = done.try_send(stream);
+        }
+    });
+    Ok(Conn { sender, upgraded, _driver: driver })
+}
+
+async fn drive(mut conn: Connection<FuturesIo<Stream>, Body>) -> hyper::Result<Upgraded> {
+    poll_fn(|cx| conn.poll_without_shutdown(cx)).await?;
+    let parts = conn.into_parts();
+    Ok((parts.io.into_inner(), parts.read_buf))
+}
+
+/// The far end of [`connect`]: joins a stream from another node to a replica here.
+pub(super) async fn serve(shared: Rc<Shared>, id: ReplicaId, mut stream: Stream) {
+    let served = match shared.backend.local(id) {
+        Some(Endpoint::Port(addr)) => match local(addr).await {
+            Ok(replica) => match accept(&mut stream).await {
+                Ok(()) => splice(stream, Bytes::new(), replica, Bytes::new()).await,
+                Err(error) => Err(error),
+            },
+            Err(error) => {
+                count(&shared.counters.streams_refused);
+                refuse(&mut stream, &format!("its port does not answer: {error}")).await
+            }
+        },
+        Some(Endpoint::Static(tree)) => match accept(&mut stream).await {
+            Ok(()) => {
+                serve::folder(shared, tree, stream).await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        },
+        None => {
+            count(&shared.counters.streams_refused);
+            refuse(&mut stream, &format!("replica {} is not on this node", id.number)).await
+        }
+    };
+    if let Err(error) = served {
+        log::debug!("stream to replica {}: {error}", id.number);
+    }
+}
+
+async fn accept(stream: &mut Stream) -> io::Result<()> {
+    stream.write_all(&[0]).await?;
+    stream.flush().await
+}
+
+async fn refuse(stream: &mut Stream, why: &str) -> io::Result<()> {
+    let why = &why.as_bytes()[..why.len().min(usize::from(u8::MAX))];
+    let mut bytes = vec![u8::try_from(why.len()).unwrap_or(u8::MAX)];
+    bytes.extend(why);
+    stream.write_all(&bytes).await?;
+    stream.close().await
+}

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use dugnad_fabric::{Amounts, Ceilings};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 pub(crate) use dirs::{Dirs, Env};
 pub(crate) use file::Error;

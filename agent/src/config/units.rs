@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::de::{self, Deserializer, Visitor};
 
 /// A value written as text in a file.
 pub(crate) trait Unit: Sized {
@@ -126,9 +126,9 @@ pub(crate) fn written<'de, T: Unit, D: Deserializer<'de>>(from: D) -> Result<T, 
 }
 
 macro_rules! from_text {
-    ($($unit:ty),*) => {$(
-        impl<'de> Deserialize<'de> for $unit {
-            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+    ($($unit:ty),* $(,)?) => {$(
+        impl<'de> serde::Deserialize<'de> for $unit {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
                 $crate::config::units::written(from)
             }
         }

@@ -40,7 +40,7 @@ use dugnad_resource::spec::Tree;
 use serde_json::Value;
 use smol::channel::Receiver;
 
-pub(crate) use client::{Client, ClientError, Lines};
+pub(crate) use client::{Answered, Client, ClientError};
 pub(crate) use metrics::Metrics;
 pub(crate) use server::Control;
 

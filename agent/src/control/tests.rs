@@ -88,10 +88,10 @@ impl FakeAgent {
     }
 
     fn tell(&self, text: &str) {
+        self.followers.borrow_mut().retain(|follower| !follower.is_closed());
         for follower in self.followers.borrow().iter() {
-            follower
-                .try_send(json!({"service": "wiki", "text": text, "node_name": "attic"}))
-                .unwrap();
+            let event = json!({"service": "wiki", "text": text, "node_name": "attic"});
+            follower.try_send(event).unwrap();
             follower.try_send(json!({"service": "other", "text": "no"})).unwrap();
         }
     }

@@ -9,8 +9,9 @@
 //! | `GET /v1/status`, `/v1/nodes`, `/v1/ps`, `/v1/why/NAME` | one JSON value |
 //! | `POST /v1/plan`, body: the spec | one JSON value |
 //! | `POST /v1/ingest`, body: a folder ([`upload`]) | the stored tree |
-//! | `POST /v1/deploy`, body: the spec | lines: `{"progress":..}`, then one `{"result":..}` or an error |
-//! | `POST /v1/stop/NAME`, `/v1/rm/NAME`, `/v1/leave`, `/v1/reload`, `/v1/invite?secs=N` | one JSON value |
+//! | `POST /v1/deploy`, body: the spec | lines: `{"progress":..}`, last a `{"result":..}` or error |
+//! | `POST /v1/stop/NAME`, `/v1/rm/NAME` | one JSON value |
+//! | `POST /v1/leave`, `/v1/reload`, `/v1/invite?secs=N` | one JSON value |
 //! | `GET /v1/logs/NAME?tail=N&follow=1`, `/v1/events?follow=1` | one JSON object a line |
 //! | `GET /healthz`, `/metrics` | text |
 //!

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ const CONNECTIONS_MAX: usize = 32;
 /// A spec has a few kilobytes.
 const SPEC_MAX: usize = 512 << 10;
 const TAIL_MAX: usize = 10_000;
+/// Uploads at a time: each may fill as much of the disk as the agent has room for.
+const UPLOADS_MAX: usize = 2;
 
 /// The running control socket; dropping it closes the socket and takes its file away.
 pub(crate) struct Control {
@@ -50,18 +52,13 @@ impl Control {
         backend: Rc<dyn AgentApi>,
     ) -> io::Result<Self> {
         let listener = Async::new(socket::bind(&socket, mode)?)?;
-        let (staging, _) = backend.staging();
         // What a crash left behind; nobody else uses the folder.
-        match fs::remove_dir_all(&staging) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("{}: cannot empty: {error}", staging.display());
-            }
-            Ok(()) | Err(_) => {}
-        }
+        remove(&backend.staging().0);
         let door = Rc::new(Door {
             ex: Rc::clone(&ex),
             backend,
             open: Cell::new(0),
+            staged: Cell::new(0),
             uploads: Cell::new(0),
         });
         let accept = ex.spawn(async move {
@@ -92,7 +89,9 @@ struct Door {
     ex: Rc<LocalExecutor<'static>>,
     backend: Rc<dyn AgentApi>,
     open: Cell<usize>,
-    uploads: Cell<u64>,
+    /// Names staging folders apart.
+    staged: Cell<u64>,
+    uploads: Cell<usize>,
 }
 
 /// Counts a connection for as long as it lives.
@@ -270,15 +269,21 @@ impl Door {
     }
 
     async fn ingest(&self, request: Request<Incoming>) -> Reply {
+        let _counted = Uploading::begin(&self.uploads)?;
         let (root, bytes_max) = self.backend.staging();
-        self.uploads.set(self.uploads.get() + 1);
-        let staged = Staged(root.join(self.uploads.get().to_string()));
+        self.staged.set(self.staged.get() + 1);
+        let staged = Staged(root.join(self.staged.get().to_string()));
         let folder = staged.0.clone();
         let (blocks, from) = bounded::<Bytes>(upload::BLOCKS);
         let unpacking = smol::unblock(move || {
             fs::create_dir_all(&folder)
                 .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", folder.display())))?;
-            upload::unpack(&mut upload::Reader::new(from), &folder, bytes_max)
+            let unpacked = upload::unpack(&mut upload::Reader::new(from), &folder, bytes_max);
+            if unpacked.is_err() {
+                // Here as well as in `Staged`: after a broken connection this ends later than it.
+                remove(&folder);
+            }
+            unpacked
         });
         let mut body = request.into_body();
         let receiving = async move {
@@ -309,14 +314,36 @@ struct Staged(PathBuf);
 impl Drop for Staged {
     fn drop(&mut self) {
         let folder = std::mem::take(&mut self.0);
-        smol::unblock(move || {
-            if let Err(error) = fs::remove_dir_all(&folder) {
-                if error.kind() != io::ErrorKind::NotFound {
-                    log::warn!("{}: cannot remove: {error}", folder.display());
-                }
-            }
-        })
-        .detach();
+        smol::unblock(move || remove(&folder)).detach();
+    }
+}
+
+fn remove(folder: &Path) {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            log::warn!("{}: cannot remove: {error}", folder.display());
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
+/// Counts an upload while it lasts.
+struct Uploading<'a>(&'a Cell<usize>);
+
+impl<'a> Uploading<'a> {
+    fn begin(count: &'a Cell<usize>) -> Result<Self, Trouble> {
+        if count.get() >= UPLOADS_MAX {
+            let text = "the agent is storing other packages; try again in a moment";
+            return Err(Trouble::new(503, exit::FAILED, text));
+        }
+        count.set(count.get() + 1);
+        Ok(Self(count))
+    }
+}
+
+impl Drop for Uploading<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

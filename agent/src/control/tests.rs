@@ -430,3 +430,31 @@ fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
     assert_eq!(error, format!("{}: there is something that is no socket", plain.display()));
     assert_eq!(std::fs::read_dir(&deep).unwrap().count(), 1, "only the socket is left");
 }
+
+#[test]
+fn an_upload_that_breaks_off_leaves_nothing_and_more_than_two_wait() {
+    with_agent(|socket, agent| async move {
+        use smol::io::{AsyncReadExt, AsyncWriteExt};
+        let open = async || {
+            let mut stream = smol::net::unix::UnixStream::connect(&socket).await.unwrap();
+            let head = b"POST /v1/ingest HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n";
+            stream.write_all(head).await.unwrap();
+            stream
+        };
+        let (one, two) = (open().await, open().await);
+        // Both are being unpacked as soon as their folders are there.
+        let staging = agent.staging.clone();
+        let count = move || std::fs::read_dir(&staging).map_or(0, Iterator::count);
+        while count() < 2 {
+            smol::future::yield_now().await;
+        }
+        let mut three = open().await;
+        let mut answer = vec![0; 12];
+        three.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, b"HTTP/1.1 503");
+        drop((one, two, three));
+        while count() > 0 {
+            smol::future::yield_now().await;
+        }
+    });
+}

@@ -202,3 +202,44 @@ fn the_files_that_come_with_dugnad_are_good() {
     }
     assert!(seen >= 2, "found {seen} service files");
 }
+
+/// The program of `hello.toml` runs as its file says, and is what its health check expects.
+#[test]
+fn hello_answers_its_health_check() {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::process::{Command, Stdio};
+
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/services");
+    let file = super::parse(&folder.join("hello.toml")).unwrap();
+    let spec = file.to_spec(Vec::new());
+    if !Path::new(&spec.command[0]).exists() {
+        eprintln!("skipped: this machine has no {}", spec.command[0]);
+        return;
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut child = Command::new(&spec.command[0])
+        .args(&spec.command[1..])
+        .current_dir(&file.artifacts()[0].1)
+        .env_clear()
+        .env("PORT", port.to_string())
+        .env("DUGNAD_NODE", "attic")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, format!("listening on 127.0.0.1:{port}\n"));
+    let get = |path: &str| {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let Check::Http(path) = &spec.health.check else { panic!("no http check") };
+    let (health, page) = (get(path), get("/"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(health.starts_with("HTTP/1.0 200") && health.ends_with("ok\n"), "{health}");
+    assert!(page.ends_with("hello from replica ? of ? on node attic\n"), "{page}");
+}

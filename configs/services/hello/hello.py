@@ -26,5 +26,6 @@ class Hello(BaseHTTPRequestHandler):
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 address = (os.environ.get("HOST", "127.0.0.1"), int(os.environ["PORT"]))
+server = HTTPServer(address, Hello)
 print("listening on {}:{}".format(*address), flush=True)
-HTTPServer(address, Hello).serve_forever()
+server.serve_forever()

@@ -21,6 +21,7 @@ use crate::invite::Invitation;
 
 const LIMITS: &str = "[limits]\ncpu = \"2.0\"\nmemory = \"512M\"\ndisk = \"4G\"\n\
                       processes = 256\nupload = \"unlimited\"\n";
+const LOG: &str = "agent.log";
 const START_LIMIT: Duration = Duration::from_secs(30);
 
 pub(super) struct Node {
@@ -120,7 +121,7 @@ impl Community {
         let program = std::env::current_exe()
             .map_err(|error| Failure::failed(format!("where is this program? {error}")))?;
         let node = &mut self.nodes[number];
-        let log = node.dirs.state.join("agent.log");
+        let log = node.dirs.state.join(LOG);
         let file = File::create(&log).map_err(|error| fail(&log, &error))?;
         let mut command = Command::new(&program);
         command
@@ -160,10 +161,7 @@ impl Community {
         };
         match smol::future::or(reading, late).await {
             Ok(line) if !line.is_empty() => Ok(()),
-            _ => Err(Failure {
-                reasons: last_lines(&log),
-                ..Failure::failed(format!("the agent of {name} did not say that it is ready"))
-            }),
+            _ => Err(Failure::failed(format!("the agent of {name} did not say that it is ready"))),
         }
     }
 
@@ -181,6 +179,15 @@ impl Community {
     /// Any agent that runs, to talk to.
     pub(super) fn living(&self) -> Option<&Node> {
         self.nodes.iter().find(|node| node.agent.is_some())
+    }
+
+    /// The last lines of every agent's log.
+    pub(super) fn last_words(&self) -> Vec<String> {
+        let of = |node: &Node| {
+            let lines = last_lines(&node.dirs.state.join(LOG));
+            lines.into_iter().map(|line| format!("{}: {line}", node.name)).collect::<Vec<_>>()
+        };
+        self.nodes.iter().flat_map(of).collect()
     }
 
     /// Ends all agents, then whatever is left with our mark, then the folder. What could not be
@@ -230,5 +237,5 @@ impl Drop for Community {
 fn last_lines(log: &Path) -> Vec<String> {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-    lines[lines.len().saturating_sub(5)..].to_vec()
+    lines[lines.len().saturating_sub(3)..].to_vec()
 }

@@ -99,15 +99,20 @@ pub(super) fn run(args: &args::Demo, cx: &mut Cx<'_>) -> Outcome {
         remove_services(&community).await;
         outcome
     });
+    let logs = community.last_words();
     let left = community.end();
     if !left.is_empty() {
         return Err(Failure { reasons: left, ..Failure::failed("the demo left something behind") });
     }
-    match &outcome {
-        Ok(_) => teller.say("everything ended and removed"),
-        Err(failure) => teller.say(&format!("a step did not hold: {}", failure.text)),
-    }
-    outcome
+    teller.say("everything ended and removed");
+    outcome.map_err(|mut failure| match failure.exit {
+        exit::INTERRUPTED => failure,
+        _ => {
+            // The logs are gone with the folder.
+            failure.reasons.extend(logs);
+            Failure { text: format!("a step did not hold: {}", failure.text), ..failure }
+        }
+    })
 }
 
 async fn steps(

@@ -31,6 +31,7 @@ const REPLICAS: u64 = 3;
 const SERVICES: [&str; 2] = ["site", "hello"];
 /// How long one step may take before the demo says that it did not hold.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
+const VISIT_LIMIT: Duration = Duration::from_secs(10);
 const HEAL_LIMIT: Duration = Duration::from_secs(30);
 /// A visitor's pace, and how often we look whether it healed.
 const PACE: Duration = Duration::from_millis(50);
@@ -229,17 +230,28 @@ async fn places(community: &Community) -> Result<(usize, usize), Failure> {
     victim.zip(visited).ok_or_else(|| Failure::failed("every node, or none, runs the program"))
 }
 
-/// One visit to each service through a node that does not run the program.
+/// Visits each service through a node that does not run the program, until it answers.
 async fn visit(community: &Community, teller: &Teller<'_>, visited: usize) -> Result<(), Failure> {
     let node = &community.nodes[visited];
     for service in SERVICES {
-        let said = http::get(node.gateway, &format!("/{service}/")).await;
-        let said = said.map_err(|error| {
-            Failure::failed(format!("{service} through {}: {error}", node.name))
+        let last = RefCell::new("no answer".to_owned());
+        let visiting = async {
+            loop {
+                match http::get(node.gateway, &format!("/{service}/")).await {
+                    Ok(said) => return Ok::<_, Failure>(said),
+                    Err(error) => last.replace(error),
+                };
+                teller.now(&format!("{service} through {}: {}", node.name, last.borrow()));
+                smol::Timer::after(PACE).await;
+            }
+        };
+        let said = within(VISIT_LIMIT, visiting).await.map_err(|failure| Failure {
+            text: format!("{service} through {}: {}", node.name, last.borrow()),
+            ..failure
         })?;
         if service == "hello" {
             let said = text(&Value::from(said.trim()));
-            teller.say(&format!("through {}, which runs none: {said}", node.name));
+            teller.say(&format!("through {}, which does not run it: {said}", node.name));
         }
     }
     Ok(())

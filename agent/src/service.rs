@@ -24,7 +24,7 @@ pub(crate) use crate::config::file::Error;
 use crate::config::units::{Cpu, Share, Size, Span, Unit, from_text};
 
 /// Variables the agent sets; a file must not.
-const RESERVED: &[&str] = &["PORT", "HOST", "HOME", "TMPDIR", "STATE_DIRECTORY"];
+const RESERVED: &[&str] = &["PORT", "HOST", "STATE_DIRECTORY"];
 const RESERVED_PREFIXES: &[&str] = &["DUGNAD_", "LISTEN_"];
 
 /// The file as it is written.

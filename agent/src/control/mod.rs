@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use dugnad_node::{Answer, Question};
 use dugnad_resource::spec::Tree;
+use futures_util::Stream;
 use serde_json::Value;
 use smol::channel::Receiver;
 
@@ -47,6 +48,9 @@ pub(crate) use server::Control;
 
 /// A future that stays on the agent's one thread.
 pub(crate) type Local<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// Lines of a service's log, each with the number of the replica that wrote it.
+pub(crate) type LogLines = Pin<Box<dyn Stream<Item = (u32, String)>>>;
 
 /// Exit codes of the command line, as README and man page document them.
 pub(crate) mod exit {
@@ -86,12 +90,12 @@ pub(crate) trait AgentApi {
     /// Stores a local folder. The caller removes the folder afterwards.
     fn ingest(&self, folder: PathBuf) -> Local<io::Result<Tree>>;
 
-    /// The last `tail` lines of a service's log and, with `follow`, those to come, until the
-    /// receiver is dropped. The channel is bounded; a slow reader loses lines, which a line says.
+    /// The last `tail` lines of a service's log here and, with `follow`, those to come, until the
+    /// stream is dropped. Whatever stands behind it is bounded.
     ///
     /// # Errors
     /// `NotFound` if this node knows no log of that service.
-    fn logs(&self, service: &str, tail: usize, follow: bool) -> io::Result<Receiver<String>>;
+    fn logs(&self, service: &str, tail: usize, follow: bool) -> io::Result<LogLines>;
 
     /// Events as [`shape::event`] makes them, through a bounded channel.
     fn events(&self, wanted: Wanted) -> Receiver<Value>;

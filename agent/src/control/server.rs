@@ -230,7 +230,7 @@ impl Door {
             io::ErrorKind::NotFound => Trouble::new(404, exit::FAILED, error.to_string()),
             _ => Trouble::failed(error.to_string()),
         })?;
-        Ok(lines(logs.map(|line| json!({ "line": line }))))
+        Ok(lines(logs.map(|(replica, line)| json!({ "replica": replica, "line": line }))))
     }
 
     /// Answers with lines: what happens to the service until the question is answered, then that.

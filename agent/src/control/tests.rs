@@ -194,16 +194,15 @@ impl AgentApi for FakeAgent {
         Box::pin(async { Ok(Tree { root: Hash([3; 32]), bytes: 9 }) })
     }
 
-    fn logs(&self, service: &str, tail: usize, follow: bool) -> io::Result<Receiver<String>> {
+    fn logs(&self, service: &str, tail: usize, follow: bool) -> io::Result<LogLines> {
         if service != "wiki" {
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
                 format!("no log of {service} here"),
             ));
         }
-        let (to, from) = smol::channel::bounded(8);
-        to.try_send(format!("tail {tail} follow {follow}")).unwrap();
-        Ok(from)
+        let line = format!("tail {tail} follow {follow}");
+        Ok(Box::pin(futures_util::stream::iter([(2, line)])))
     }
 
     fn events(&self, wanted: Wanted) -> Receiver<Value> {
@@ -375,7 +374,10 @@ fn lines_are_followed_until_the_reader_goes() {
     with_agent(|socket, agent| async move {
         let client = Client::new(socket);
         let mut logs = client.get_lines("/v1/logs/wiki?tail=5").await.unwrap();
-        assert_eq!(logs.next().await.unwrap(), Some(json!({"line": "tail 5 follow false"})));
+        assert_eq!(
+            logs.next().await.unwrap(),
+            Some(json!({"replica": 2, "line": "tail 5 follow false"}))
+        );
         assert_eq!(logs.next().await.unwrap(), None);
         assert_eq!(client.get_lines("/v1/logs/blog").await.err().unwrap().exit(), exit::FAILED);
         let mut events = client.get_lines("/v1/events?follow=1").await.unwrap();

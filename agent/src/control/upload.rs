@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use smol::channel::{Receiver, Sender as Channel};
 
 /// Bounds on what one upload may hold; the bytes are bounded by the agent.
-const ENTRIES_MAX: u64 = 65_536;
+const ENTRIES_MAX: u64 = 50_000;
 const LINE_MAX: u64 = 8_192;
 const DEPTH_MAX: usize = 64;
 /// Blocks on their way between the two sides.

@@ -169,8 +169,8 @@ impl Community {
     pub(super) fn kill(&mut self, number: usize) -> Result<(), Failure> {
         let node = &mut self.nodes[number];
         let agent = node.agent.as_mut();
-        let mut agent = agent.ok_or_else(|| Failure::failed("it does not run"))?;
-        let killed = Child::kill(&mut agent).and_then(|()| agent.wait());
+        let agent = agent.ok_or_else(|| Failure::failed("it does not run"))?;
+        let killed = Child::kill(agent).and_then(|()| agent.wait());
         killed.map_err(|error| Failure::failed(format!("cannot kill {}: {error}", node.name)))?;
         node.agent = None;
         Ok(())
@@ -211,7 +211,7 @@ impl Community {
                 left.push(format!("the agent of {}: {error}", node.name));
             }
         }
-        match sweep::end(&self.mark) {
+        match sweep::end(&self.mark, &self.dir) {
             0 => {}
             count => {
                 left.push(format!("{count} processes that carry {} could not be ended", self.mark))

@@ -1,7 +1,9 @@
 //! Finds the processes a demo started, also those whose agent was killed, by the demo's own mark:
-//! agents carry it as `DUGNAD_DEMO`, services as an argument. Never by the program's name.
+//! agents carry it as `DUGNAD_DEMO`, services as an argument, and helpers of this same program
+//! (keepers of logs) are at home in the demo's folder. Never by the program's name alone.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -9,8 +11,9 @@ use nix::unistd::Pid;
 
 pub(super) const VARIABLE: &str = "DUGNAD_DEMO";
 
-/// Processes that carry `mark`; not this one.
-fn marked(mark: &str) -> Vec<Pid> {
+/// Processes that carry `mark`, or run our own program in `dir`; not this one.
+fn marked(mark: &str, dir: &Path) -> Vec<Pid> {
+    let program = fs::read_link("/proc/self/exe").ok();
     let variable = format!("{VARIABLE}={mark}");
     let own = Pid::this();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -22,17 +25,25 @@ fn marked(mark: &str) -> Vec<Pid> {
                 let bytes = fs::read(entry.path().join(file)).unwrap_or_default();
                 bytes.split(|&byte| byte == 0).any(|found| found == word.as_bytes())
             };
-            (has("cmdline", mark) || has("environ", &variable)).then(|| Pid::from_raw(number))
+            let link = |file: &str| fs::read_link(entry.path().join(file)).ok();
+            let at_home = || {
+                link("cwd").is_some_and(|cwd| cwd.starts_with(dir))
+                    && program.is_some()
+                    && link("exe") == program
+            };
+            (has("cmdline", mark) || has("environ", &variable) || at_home())
+                .then(|| Pid::from_raw(number))
         })
         .filter(|pid| *pid != own)
         .collect()
 }
 
-/// Ends all processes that carry `mark`. How many could not be ended.
-pub(super) fn end(mark: &str) -> usize {
+/// Ends all processes that carry `mark`, or run our own program in `dir`. How many could not be
+/// ended.
+pub(super) fn end(mark: &str, dir: &Path) -> usize {
     // A process may start another while we look: look until there is none.
     for _ in 0..100 {
-        let found = marked(mark);
+        let found = marked(mark, dir);
         if found.is_empty() {
             return 0;
         }
@@ -42,7 +53,7 @@ pub(super) fn end(mark: &str) -> usize {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    marked(mark).len()
+    marked(mark, dir).len()
 }
 
 #[cfg(test)]
@@ -53,6 +64,7 @@ mod tests {
 
     #[test]
     fn only_what_carries_the_mark_is_ended() {
+        let nowhere = Path::new("/nonexistent");
         let mark = format!("sweep-test-{}", std::process::id());
         let other = format!("{mark}-other");
         let start = |variable: &str, argument: &str| {
@@ -63,11 +75,11 @@ mod tests {
         let mut marked = [start(&mark, "x"), start("x", &mark)];
         let mut spared = start(&other, &other);
         // Until exec, a child still shows its parent's words: wait for its own.
-        while super::marked(&mark).len() < 2 {
+        while super::marked(&mark, nowhere).len() < 2 {
             std::thread::yield_now();
         }
         // Whoever is waited for is no longer found; zombies have neither words nor variables.
-        assert_eq!(end(&mark), 0);
+        assert_eq!(end(&mark, nowhere), 0);
         for child in &mut marked {
             assert!(!child.wait().unwrap().success());
         }

@@ -1,0 +1,233 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use argh::FromArgs;
+
+/// Runs a community's services on slices of the computers its members own.
+#[derive(FromArgs, Debug)]
+#[argh(
+    example = "dugnad init --name attic --community els-veins\n{command_name} agent &\n\
+               {command_name} deploy configs/services/site.toml",
+    note = "Before and after every command:\n  --dir D           everything lies under D (also: \
+            DUGNAD_DIR=D)\n  -o, --output F    table or json, for commands that tell something \
+            (also: DUGNAD_OUTPUT=F)",
+    error_code(0, "done"),
+    error_code(1, "failed"),
+    error_code(2, "wrong usage"),
+    error_code(3, "accepted, but not satisfied (yet)"),
+    error_code(4, "no agent answers"),
+    error_code(5, "refused"),
+    error_code(6, "timed out"),
+    error_code(130, "interrupted")
+)]
+pub(super) struct Args {
+    #[argh(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+pub(super) enum Command {
+    Init(Init),
+    Invite(Invite),
+    Join(Join),
+    Agent(Agent),
+    Status(Status),
+    Nodes(Nodes),
+    Plan(Plan),
+    Deploy(Deploy),
+    Ps(Ps),
+    Why(Why),
+    Logs(Logs),
+    Events(Events),
+    Stop(Stop),
+    Rm(Rm),
+    Reload(Reload),
+    Leave(Leave),
+    Demo(Demo),
+    Version(Version),
+}
+
+/// Every command, for suggestions and `help`.
+pub(super) const COMMANDS: &[&str] = &[
+    "init", "invite", "join", "agent", "status", "nodes", "plan", "deploy", "ps", "why", "logs",
+    "events", "stop", "rm", "reload", "leave", "demo", "version", "help",
+];
+
+/// Commands that tell something, so that `-o json` means something.
+pub(super) const TELLING: &[&str] =
+    &["status", "nodes", "plan", "deploy", "ps", "why", "logs", "events", "version"];
+
+/// begin a new community with this machine as its first node
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "init", example = "{command_name} --name attic --community els-veins")]
+pub(super) struct Init {
+    /// what this node is called (default: the host's name)
+    #[argh(option)]
+    pub(super) name: Option<String>,
+    /// what the community is called
+    #[argh(option)]
+    pub(super) community: String,
+    /// where other nodes reach this one (default: 0.0.0.0:7407)
+    #[argh(option, arg_name = "addr:port")]
+    pub(super) overlay: Option<String>,
+    /// where people reach services, or "off" (default: 127.0.0.1:7480)
+    #[argh(option, arg_name = "addr:port")]
+    pub(super) gateway: Option<String>,
+}
+
+/// print a token that lets one more machine join
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "invite", example = "{command_name} --expires 2h")]
+pub(super) struct Invite {
+    /// how long it is good for (default: 7d)
+    #[argh(option, default = "\"7d\".to_owned()", arg_name = "duration")]
+    pub(super) expires: String,
+}
+
+/// make this machine a node of the community that a token invites to
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "join", example = "{command_name} 'dugnad1:...' --name attic")]
+pub(super) struct Join {
+    /// what `dugnad invite` printed
+    #[argh(positional)]
+    pub(super) token: String,
+    /// what this node is called (default: the host's name)
+    #[argh(option)]
+    pub(super) name: Option<String>,
+    /// where other nodes reach this one (default: 0.0.0.0:7407)
+    #[argh(option, arg_name = "addr:port")]
+    pub(super) overlay: Option<String>,
+    /// where people reach services, or "off" (default: 127.0.0.1:7480)
+    #[argh(option, arg_name = "addr:port")]
+    pub(super) gateway: Option<String>,
+}
+
+/// run this node in the foreground
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "agent", example = "{command_name} --dir /srv/dugnad")]
+pub(super) struct Agent {
+    /// instead of the owner's file: what this node is called
+    #[argh(option)]
+    pub(super) name: Option<String>,
+    /// instead of the owner's file: where other nodes reach this one
+    #[argh(option, arg_name = "addr:port")]
+    pub(super) overlay: Option<String>,
+    /// instead of the owner's file: where people reach services, or "off"
+    #[argh(option, arg_name = "addr:port")]
+    pub(super) gateway: Option<String>,
+    /// instead of the owner's file: error, warn, info or debug
+    #[argh(option, arg_name = "level")]
+    pub(super) log: Option<String>,
+}
+
+/// how this node is, what it gives and what it has promised
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "status", example = "{command_name} -o json")]
+pub(super) struct Status {}
+
+/// the nodes of the community
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "nodes", example = "{command_name} -o json")]
+pub(super) struct Nodes {}
+
+/// where a service would run, and why not elsewhere; changes nothing
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "plan", example = "{command_name} wiki.toml")]
+pub(super) struct Plan {
+    /// the service file
+    #[argh(positional)]
+    pub(super) file: PathBuf,
+}
+
+/// run a service, and wait until its replicas are ready
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "deploy", example = "{command_name} wiki.toml")]
+pub(super) struct Deploy {
+    /// the service file
+    #[argh(positional)]
+    pub(super) file: PathBuf,
+    /// how long to wait for the replicas (default: 2m); the service is kept wanted after that
+    #[argh(option, default = "\"2m\".to_owned()", arg_name = "duration")]
+    pub(super) timeout: String,
+}
+
+/// the services of the community and where their replicas are
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "ps", example = "{command_name} -o json")]
+pub(super) struct Ps {}
+
+/// why a service is where it is
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "why", example = "{command_name} wiki")]
+pub(super) struct Why {
+    #[argh(positional)]
+    pub(super) service: String,
+}
+
+/// what a service wrote to its stdout and stderr
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "logs", example = "{command_name} wiki -f --tail 20")]
+pub(super) struct Logs {
+    #[argh(positional)]
+    pub(super) service: String,
+    /// go on with what is written from now on
+    #[argh(switch, short = 'f')]
+    pub(super) follow: bool,
+    /// how many of the last lines (default: 100)
+    #[argh(option, default = "100", arg_name = "lines")]
+    pub(super) tail: u32,
+}
+
+/// what happened in the community, as this node saw it
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "events", example = "{command_name} -f")]
+pub(super) struct Events {
+    /// go on with what happens from now on
+    #[argh(switch, short = 'f')]
+    pub(super) follow: bool,
+}
+
+/// stop a service; it stays known
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "stop", example = "{command_name} wiki")]
+pub(super) struct Stop {
+    #[argh(positional)]
+    pub(super) service: String,
+}
+
+/// stop a service and forget it
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "rm", example = "{command_name} wiki")]
+pub(super) struct Rm {
+    #[argh(positional)]
+    pub(super) service: String,
+}
+
+/// make the agent read the owner's file again
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "reload", example = "{command_name} --dir /srv/dugnad")]
+pub(super) struct Reload {}
+
+/// hand everything over to the others and go
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "leave", example = "{command_name} --dir /srv/dugnad")]
+pub(super) struct Leave {}
+
+/// see it work: a community of real agents on this machine, services, and a failure
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "demo", example = "{command_name} --once")]
+pub(super) struct Demo {
+    /// end by itself; exit 0 only if every step held
+    #[argh(switch)]
+    pub(super) once: bool,
+    /// how many nodes, 5 to 20 (default: 5)
+    #[argh(option, default = "5")]
+    pub(super) nodes: usize,
+}
+
+/// which dugnad this is
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "version", example = "{command_name} -o json")]
+pub(super) struct Version {}

@@ -1,0 +1,200 @@
+//! Commands about services: `plan`, `deploy`, `stop`, `rm`.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use dugnad_fabric::Bytes;
+use dugnad_kernel::Hash;
+use dugnad_resource::spec::{Spec, Tree, valid_name};
+use serde_json::{Value, json};
+
+use super::read::{label, text};
+use super::table::plain;
+use super::{ASK_LIMIT, Cx, Failure, Outcome, args, duration, within};
+use crate::control::{Client, ClientError, exit};
+use crate::service::{self, ServiceFile};
+
+/// A name that may stand in a path.
+pub(super) fn name(name: &str) -> Result<&str, Failure> {
+    valid_name(name).map_err(|why| Failure::usage(format!("\"{name}\" is no service: {why}")))?;
+    Ok(name)
+}
+
+fn read_file(path: &Path, cx: &mut Cx<'_>) -> Result<ServiceFile, Failure> {
+    let file = service::parse(path).map_err(|error| Failure::failed(error.to_string()))?;
+    for note in file.notes() {
+        cx.say(format!("{}: {note}", file.name()));
+    }
+    Ok(file)
+}
+
+fn to_json(spec: &Spec) -> Result<Value, Failure> {
+    serde_json::to_value(spec).map_err(|error| Failure::failed(format!("spec: {error}")))
+}
+
+/// Bytes of all files under a folder.
+fn weigh(folder: &Path) -> std::io::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        bytes += match entry.file_type()? {
+            kind if kind.is_dir() => weigh(&entry.path())?,
+            _ => std::fs::metadata(entry.path())?.len(),
+        };
+    }
+    Ok(bytes)
+}
+
+/// Nothing is stored for a plan, so packages have their weight but no name yet.
+pub(super) fn plan(args: &args::Plan, cx: &mut Cx<'_>) -> Outcome {
+    let file = read_file(&args.file, cx)?;
+    let mut trees = Vec::new();
+    for (arch, folder) in file.artifacts() {
+        let bytes = weigh(&folder)
+            .map_err(|error| Failure::failed(format!("{}: {error}", folder.display())))?;
+        trees.push((arch, Tree { root: Hash([0; 32]), bytes }));
+    }
+    let (client, spec) = (cx.client()?, to_json(&file.to_spec(trees))?);
+    let plan = smol::block_on(within(ASK_LIMIT, client.post("/v1/plan", Some(&spec))))?.value;
+    let chosen = plan["chosen"].as_array().cloned().unwrap_or_default();
+    let want = plan["want"].as_u64().unwrap_or(0);
+    let met = chosen.len() as u64 >= want;
+    if cx.json {
+        cx.print_json(&plan)?;
+    } else {
+        write!(cx.out, "{}", plan_text(file.name(), &plan))?;
+    }
+    Ok(if met { exit::DONE } else { exit::UNMET })
+}
+
+fn plan_text(name: &str, plan: &Value) -> String {
+    let list = |key: &str| plan[key].as_array().cloned().unwrap_or_default();
+    let want = text(&plan["want"]);
+    let replicas = if want == "1" { "replica" } else { "replicas" };
+    let mut told = format!("{name}: {} → {want} {replicas}\n", text(&plan["because"]));
+    let chosen = list("chosen");
+    let names: Vec<_> = chosen.iter().map(|place| label(&place["node"], &place["name"])).collect();
+    let widest = names.iter().map(|name| super::table::width(name)).max().unwrap_or(0);
+    for (place, name) in chosen.iter().zip(&names) {
+        let gap = " ".repeat(widest - super::table::width(name) + 2);
+        told.push_str(&format!("  + {name}{gap}{}\n", text(&place["why"])));
+    }
+    for place in list("refused") {
+        let name = label(&place["node"], &place["name"]);
+        told.push_str(&format!("not chosen: {name} ({})\n", text(&place["why"])));
+    }
+    for note in list("notes") {
+        told.push_str(&format!("note: {}\n", text(&note)));
+    }
+    told
+}
+
+/// How a deploy ended.
+pub(super) struct Deployed {
+    pub(super) service: Value,
+    pub(super) missing: Vec<String>,
+}
+
+/// Stores the packages of a file and deploys it; `progress` gets a line whenever there is one.
+///
+/// # Errors
+/// As the agent says.
+pub(super) async fn deploy_file(
+    client: &Client,
+    file: &ServiceFile,
+    mut progress: impl FnMut(String),
+) -> Result<Deployed, Failure> {
+    let mut trees = Vec::new();
+    for (arch, folder) in file.artifacts() {
+        let tree = client.ingest(&folder).await?;
+        let of = arch.map_or_else(|| "any CPU".to_owned(), |arch| arch.to_string());
+        progress(format!("package for {of} stored: {}", Bytes(tree.bytes)));
+        trees.push((arch, tree));
+    }
+    let mut lines = client.post_lines("/v1/deploy", &to_json(&file.to_spec(trees))?).await?;
+    while let Some(line) = lines.next().await? {
+        if let Some(event) = line.get("progress") {
+            progress(format!("{}: {}", text(&event["node_name"]), text(&event["text"])));
+        } else if let Some(result) = line.get("result") {
+            let missing = result["missing"].as_array().into_iter().flatten();
+            return Ok(Deployed {
+                service: result["service"].clone(),
+                missing: missing.filter_map(Value::as_str).map(plain).collect(),
+            });
+        }
+    }
+    Err(ClientError::Broken("it gave no result".to_owned()).into())
+}
+
+pub(super) fn deploy(args: &args::Deploy, cx: &mut Cx<'_>) -> Outcome {
+    let limit = duration("--timeout", &args.timeout)?;
+    let file = read_file(&args.file, cx)?;
+    let client = cx.client()?;
+    let start = Instant::now();
+    let deployed = smol::block_on(within(limit, async {
+        deploy_file(&client, &file, |line| {
+            cx.say(format!("{} {line}", elapsed(start.elapsed())));
+        })
+        .await
+    }));
+    let Deployed { service, missing } = deployed.map_err(|failure| match failure.exit {
+        exit::TIMED_OUT => Failure {
+            text: format!("{}: {}; it stays wanted: dugnad ps", file.name(), failure.text),
+            ..failure
+        },
+        _ => failure,
+    })?;
+    let met = missing.is_empty();
+    if cx.json {
+        cx.print_json(&json!({"service": service, "missing": missing}))?;
+    } else {
+        let took = elapsed(start.elapsed());
+        let place = smol::block_on(address(&client, &service));
+        writeln!(
+            cx.out,
+            "{} v{}  {}/{} ready in {}{place}",
+            text(&service["service"]),
+            text(&service["version"]),
+            text(&service["ready"]),
+            text(&service["want"]),
+            took.trim_start(),
+        )?;
+    }
+    for reason in &missing {
+        cx.say(format!("missing: {reason}"));
+    }
+    Ok(if met { exit::DONE } else { exit::UNMET })
+}
+
+/// Where the service answers on this machine, with two spaces in front; empty if nowhere.
+async fn address(client: &Client, service: &Value) -> String {
+    let status = client.get("/v1/status").await.map(|answered| answered.value);
+    let gateway = status.ok().and_then(|status| status["gateway"].as_str().map(plain));
+    match (&service["port"], gateway) {
+        (Value::String(port), Some(gateway)) if port == "http" => {
+            format!("  http://{gateway}/{}/", text(&service["service"]))
+        }
+        (Value::Number(port), _) => format!("  port {port} of any node"),
+        _ => String::new(),
+    }
+}
+
+/// Right-aligned seconds.
+pub(super) fn elapsed(time: Duration) -> String {
+    format!("{:>4}.{}s", time.as_secs(), time.subsec_millis() / 100)
+}
+
+pub(super) fn stop(args: &args::Stop, cx: &mut Cx<'_>) -> Outcome {
+    order(cx, "stop", &args.service, "stopped; it stays known")
+}
+
+pub(super) fn rm(args: &args::Rm, cx: &mut Cx<'_>) -> Outcome {
+    order(cx, "rm", &args.service, "removed")
+}
+
+fn order(cx: &mut Cx<'_>, verb: &str, service: &str, done: &str) -> Outcome {
+    let (client, path) = (cx.client()?, format!("/v1/{verb}/{}", name(service)?));
+    smol::block_on(within(ASK_LIMIT, client.post(&path, None)))?;
+    cx.say(format!("{service} {done}"));
+    Ok(exit::DONE)
+}

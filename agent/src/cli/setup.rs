@@ -1,0 +1,243 @@
+//! Commands about the node itself: `init`, `join`, `invite`, `reload`, `leave`. The first two
+//! only write files; no agent need run.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dugnad_kernel::NodeId;
+
+use super::{ASK_LIMIT, Cx, Failure, Outcome, args, duration, within};
+use crate::config::{Config, Dirs, Env, Overrides, file};
+use crate::control::{ClientError, exit};
+use crate::identity::{self, Community, Identity};
+use crate::invite::{self, Expiry, Invitation, InviteError};
+
+/// What `init` and `join` write into the owner's file, beside what stands there.
+#[derive(Debug, Default)]
+pub(super) struct Wishes {
+    pub(super) name: Option<String>,
+    pub(super) overlay: Option<String>,
+    pub(super) gateway: Option<String>,
+    pub(super) seeds: Vec<String>,
+}
+
+/// Makes the node's files under `dirs` and its place in `community`; nothing may be there yet.
+pub(super) fn settle(
+    dirs: &Dirs,
+    community: &Community,
+    wishes: &Wishes,
+    env: Env<'_>,
+) -> Result<(NodeId, Config), Failure> {
+    let fail = |error: io::Error| Failure::failed(error.to_string());
+    if let Ok(there) = Community::load(&dirs.state) {
+        return Err(Failure::failed(format!(
+            "{} already holds a node of \"{}\"; start it with: dugnad agent{}, or name another \
+             folder with --dir",
+            dirs.state.display(),
+            there.name,
+            dirs.flag()
+        )));
+    }
+    // The owner's file first: if a wish is wrong, nothing else was made.
+    let config = write_config(dirs, wishes, env)?;
+    make_private(&dirs.state)?;
+    // Left by a first try that went no further: a key without a community is nobody yet.
+    let identity = match Identity::create(&dirs.state) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Identity::load(&dirs.state),
+        created => created,
+    };
+    let identity = identity.map_err(fail)?;
+    let node = identity::node_id(&identity, community);
+    identity::record_node(&dirs.state, node).map_err(fail)?;
+    // Last, as it is what makes the folder a node.
+    community.save(&dirs.state).map_err(fail)?;
+    Ok((node, config))
+}
+
+fn make_private(dir: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt;
+    let mut builder = fs::DirBuilder::new();
+    builder
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| Failure::failed(format!("{}: cannot make: {error}", dir.display())))
+}
+
+fn write_config(dirs: &Dirs, wishes: &Wishes, env: Env<'_>) -> Result<Config, Failure> {
+    let path = &dirs.config;
+    let fail = |error: io::Error| Failure::failed(format!("{}: {error}", path.display()));
+    let flags = Overrides {
+        name: wishes.name.clone(),
+        overlay: wishes.overlay.clone(),
+        gateway: wishes.gateway.clone(),
+        log: None,
+    };
+    // Checks both the file that is there and the flags.
+    let config = Config::load(dirs, &flags, env).map_err(Failure::failed)?;
+    let before =
+        if path.exists() { fs::read_to_string(path).map_err(fail)? } else { String::new() };
+    let mut text = before.clone();
+    if text.is_empty() {
+        text.push_str("# The owner's file. Every key and its default: configs/dugnad.toml\n");
+    }
+    let quoted = |value: &str| format!("\"{value}\"");
+    text = file::set(&text, "node", "name", &quoted(&config.name));
+    if !wishes.seeds.is_empty() {
+        let seeds: Vec<_> = wishes.seeds.iter().map(|seed| quoted(seed)).collect();
+        text = file::set(&text, "community", "seeds", &format!("[{}]", seeds.join(", ")));
+    }
+    for (key, value) in [("overlay", &wishes.overlay), ("gateway", &wishes.gateway)] {
+        if let Some(value) = value {
+            text = file::set(&text, "listen", key, &quoted(value));
+        }
+    }
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    make_private_unless_there(folder)?;
+    let written = Config::parse(path, &text, &crate::config::HostFacts::probe());
+    let wanted = |written: &Config| {
+        written.name == config.name
+            && (wishes.seeds.is_empty() || written.seeds == wishes.seeds)
+            && (wishes.overlay.is_none() || written.overlay == config.overlay)
+            && (wishes.gateway.is_none() || written.gateway == config.gateway)
+    };
+    if !written.as_ref().is_ok_and(wanted) {
+        // A layout that line-wise editing does not understand; better to ask than to guess.
+        let seeds = wishes.seeds.iter().map(|seed| quoted(seed)).collect::<Vec<_>>().join(", ");
+        return Err(Failure::failed(format!(
+            "{}: cannot be edited as it is written; put into it: [node] name = \"{}\", \
+             [community] seeds = [{seeds}], and try again",
+            path.display(),
+            config.name
+        )));
+    }
+    if text != before {
+        let aside = path.with_extension("toml.new");
+        fs::write(&aside, text).and_then(|()| fs::rename(&aside, path)).map_err(fail)?;
+    }
+    Ok(config)
+}
+
+fn make_private_unless_there(folder: &Path) -> Result<(), Failure> {
+    if folder.is_dir() { Ok(()) } else { make_private(folder) }
+}
+
+fn who(node: NodeId, config: &Config) -> String {
+    format!("{}-{}", node.short(), config.name)
+}
+
+pub(super) fn init(args: args::Init, cx: &mut Cx<'_>) -> Outcome {
+    let dirs = cx.dirs()?;
+    let args::Init { name, community, overlay, gateway } = args;
+    let community =
+        Community::create(&community).map_err(|error| Failure::usage(error.to_string()))?;
+    let wishes = Wishes { name, overlay, gateway, seeds: Vec::new() };
+    let (node, config) = settle(&dirs, &community, &wishes, cx.env)?;
+    let (who, flag) = (who(node, &config), dirs.flag());
+    cx.say(format!(
+        "community \"{}\" begins with node {who}\nstart it:      dugnad agent{flag}\n\
+         invite others: dugnad invite{flag}",
+        community.name
+    ));
+    Ok(exit::DONE)
+}
+
+/// Seconds since 1970.
+fn now_unix() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+pub(super) fn join(args: args::Join, cx: &mut Cx<'_>) -> Outcome {
+    let dirs = cx.dirs()?;
+    let args::Join { token, name, overlay, gateway } = args;
+    let refused = |error: InviteError| Failure::new(exit::REFUSED, error.to_string());
+    let invitation: Invitation = token.parse().map_err(refused)?;
+    if invitation.check_expiry(now_unix()).map_err(refused)? == Expiry::ClockUnset {
+        cx.say(
+            "this machine's clock was never set: whether the invitation expired was not checked",
+        );
+    }
+    let seeds = invitation.addrs.iter().map(ToString::to_string).collect();
+    let wishes = Wishes { name, overlay, gateway, seeds };
+    let (node, config) = settle(&dirs, &invitation.community, &wishes, cx.env)?;
+    cx.say(format!(
+        "this is now node {} of \"{}\"\nstart it: dugnad agent{}",
+        who(node, &config),
+        invitation.community.name,
+        dirs.flag()
+    ));
+    Ok(exit::DONE)
+}
+
+/// A token made from the node's files.
+pub(super) fn token(dirs: &Dirs, config: &Config, expires: Duration) -> Result<String, Failure> {
+    let fail = |error: io::Error| Failure::failed(error.to_string());
+    let community = Community::load(&dirs.state).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Failure::failed(format!(
+            "{} holds no node yet; begin a community with: dugnad init{}",
+            dirs.state.display(),
+            dirs.flag()
+        )),
+        _ => Failure::failed(error.to_string()),
+    })?;
+    let addrs = invite::usable_addrs(config.overlay).map_err(fail)?;
+    if addrs.is_empty() {
+        return Err(Failure::failed(format!(
+            "nobody could reach this node: it listens on {}, and the machine has no address for it",
+            config.overlay
+        )));
+    }
+    let expires_unix = Some(now_unix().saturating_add(expires.as_secs()));
+    Ok(Invitation { community, addrs, expires_unix }.to_string())
+}
+
+/// The agent knows best where it can be reached; without one the files tell.
+pub(super) fn invite(args: &args::Invite, cx: &mut Cx<'_>) -> Outcome {
+    let expires = duration("--expires", &args.expires)?;
+    if expires < Duration::from_secs(1) {
+        return Err(Failure::usage("--expires: must be at least 1s"));
+    }
+    let (dirs, client) = (cx.dirs()?, cx.client()?);
+    let path = format!("/v1/invite?secs={}", expires.as_secs());
+    let asked = smol::block_on(within(ASK_LIMIT, async {
+        match client.post(&path, None).await {
+            Err(ClientError::NoAgent(_)) => Ok(None),
+            Err(error) => Err(error),
+            Ok(answered) => Ok(answered.value["token"].as_str().map(str::to_owned)),
+        }
+    }))?;
+    let token = match asked {
+        Some(token) => token,
+        None => {
+            let config = Config::load(&dirs, &Overrides::default(), cx.env);
+            token(&dirs, &config.map_err(Failure::failed)?, expires)?
+        }
+    };
+    writeln!(cx.out, "{token}")?;
+    Ok(exit::DONE)
+}
+
+pub(super) fn reload(cx: &mut Cx<'_>) -> Outcome {
+    let client = cx.client()?;
+    let answered = smol::block_on(within(ASK_LIMIT, client.post("/v1/reload", None)))?;
+    let changed = answered.value["changed"].as_array().cloned().unwrap_or_default();
+    if changed.is_empty() {
+        cx.say("nothing changed");
+    }
+    for line in &changed {
+        cx.say(super::read::text(line));
+    }
+    Ok(exit::DONE)
+}
+
+/// Services may have to be started elsewhere first.
+const LEAVE_LIMIT: Duration = Duration::from_secs(300);
+
+pub(super) fn leave(cx: &mut Cx<'_>) -> Outcome {
+    let client = cx.client()?;
+    smol::block_on(within(LEAVE_LIMIT, client.post("/v1/leave", None)))?;
+    cx.say("this node has left; its agent may be stopped");
+    Ok(exit::DONE)
+}

@@ -1,0 +1,61 @@
+//! Counters and gauges as Prometheus reads them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// Values by name. A name may be any short text; what Prometheus does not allow becomes `_`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Metrics {
+    /// Only grow while the agent runs.
+    pub(crate) counters: Vec<(&'static str, u64)>,
+    pub(crate) gauges: Vec<(&'static str, u64)>,
+}
+
+impl Metrics {
+    /// The text format, version 0.0.4, sorted; equal names are added up.
+    pub(super) fn text(&self) -> String {
+        let mut all: BTreeMap<String, (&str, u64)> = BTreeMap::new();
+        let kinds = [(&self.counters, "counter", "_total"), (&self.gauges, "gauge", "")];
+        for (values, kind, suffix) in kinds {
+            for (name, value) in values {
+                let plain =
+                    |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+                let name: String = name.chars().map(plain).collect();
+                let suffix = if name.ends_with("_total") { "" } else { suffix };
+                let entry = all.entry(format!("dugnad_{name}{suffix}")).or_insert((kind, 0));
+                entry.1 = entry.1.saturating_add(*value);
+            }
+        }
+        all.iter().fold(String::new(), |mut text, (name, (kind, value))| {
+            // Writing into a String cannot fail.
+            let _: Result<(), std::fmt::Error> =
+                writeln!(text, "# TYPE {name} {kind}\n{name} {value}");
+            text
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_made_fit_and_equal_ones_added() {
+        let metrics = Metrics {
+            counters: vec![
+                ("dropped: wire version", 2),
+                ("dropped wire version", 0),
+                ("retries", 1),
+            ],
+            gauges: vec![("memory_bytes", 7), ("dropped  wire version", 3)],
+        };
+        assert_eq!(
+            metrics.text(),
+            "# TYPE dugnad_dropped__wire_version gauge\ndugnad_dropped__wire_version 3\n\
+             # TYPE dugnad_dropped__wire_version_total counter\ndugnad_dropped__wire_version_total 2\n\
+             # TYPE dugnad_dropped_wire_version_total counter\ndugnad_dropped_wire_version_total 0\n\
+             # TYPE dugnad_memory_bytes gauge\ndugnad_memory_bytes 7\n\
+             # TYPE dugnad_retries_total counter\ndugnad_retries_total 1\n"
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! The agent's own door: HTTP and JSON on a Unix socket, for the command line and for scripts.
+//!
+//! The agent implements [`AgentApi`] and calls [`Control::start`]; the command line uses
+//! [`Client`]. What an endpoint answers is made in [`shape`], so that `-o json` prints it as it
+//! came.
+//!
+//! | endpoint | gives |
+//! |---|---|
+//! | `GET /v1/status`, `/v1/nodes`, `/v1/ps`, `/v1/why/NAME` | one JSON value |
+//! | `POST /v1/plan`, body: the spec | one JSON value |
+//! | `POST /v1/ingest`, body: a folder ([`upload`]) | the stored tree |
+//! | `POST /v1/deploy`, body: the spec | lines: `{"progress":..}`, last a `{"result":..}` or error |
+//! | `POST /v1/stop/NAME`, `/v1/rm/NAME` | one JSON value |
+//! | `POST /v1/leave`, `/v1/reload`, `/v1/invite?secs=N` | one JSON value |
+//! | `GET /v1/logs/NAME?tail=N&follow=1`, `/v1/events?follow=1` | one JSON object a line |
+//! | `GET /healthz`, `/metrics` | text |
+//!
+//! An error is `{"error": TEXT, "exit": CODE, "reasons": [..]}`; the code is the command line's.
+//!
+//! A package travels over the socket as a stream of its files instead of as a path: the agent may
+//! run as another user who cannot read the caller's files, and an agent that opens any path it is
+//! told would lend its rights to everybody who may talk to it.
+
+mod body;
+mod client;
+mod metrics;
+mod server;
+pub(crate) mod shape;
+mod socket;
+#[cfg(test)]
+pub(crate) mod tests;
+mod upload;
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use dugnad_node::{Answer, Question};
+use dugnad_resource::spec::Tree;
+use futures_util::Stream;
+use serde_json::Value;
+use smol::channel::Receiver;
+
+pub(crate) use client::{Answered, Client, ClientError};
+pub(crate) use metrics::Metrics;
+pub(crate) use server::Control;
+
+/// A future that stays on the agent's one thread.
+pub(crate) type Local<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// Lines of a service's log, each with the number of the replica that wrote it.
+pub(crate) type LogLines = Pin<Box<dyn Stream<Item = (u32, String)>>>;
+
+/// Exit codes of the command line, as README and man page document them.
+pub(crate) mod exit {
+    pub(crate) const DONE: u8 = 0;
+    pub(crate) const FAILED: u8 = 1;
+    pub(crate) const USAGE: u8 = 2;
+    /// Accepted or understood, but not satisfied (yet).
+    pub(crate) const UNMET: u8 = 3;
+    pub(crate) const NO_AGENT: u8 = 4;
+    /// Refused by an owner's rule, an invitation or a signature.
+    pub(crate) const REFUSED: u8 = 5;
+    pub(crate) const TIMED_OUT: u8 = 6;
+    pub(crate) const INTERRUPTED: u8 = 130;
+}
+
+/// Which events somebody wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Those the agent still remembers, first.
+    pub(crate) kept: bool,
+    /// Those to come, until the receiver is dropped.
+    pub(crate) follow: bool,
+}
+
+/// What the agent does for its own people. Object safe; everything stays on the agent's thread.
+pub(crate) trait AgentApi {
+    /// See [`shape::status`].
+    fn status(&self) -> Value;
+
+    /// Puts a question to the node; questions time out by themselves.
+    fn ask(&self, question: Question) -> Local<Answer>;
+
+    /// Where uploads are unpacked (a folder of its own, on the disk of the store; emptied at
+    /// start) and how many bytes one may have.
+    fn staging(&self) -> (PathBuf, u64);
+
+    /// Stores a local folder. The caller removes the folder afterwards.
+    fn ingest(&self, folder: PathBuf) -> Local<io::Result<Tree>>;
+
+    /// The last `tail` lines of a service's log here and, with `follow`, those to come, until the
+    /// stream is dropped. Whatever stands behind it is bounded.
+    ///
+    /// # Errors
+    /// `NotFound` if this node knows no log of that service.
+    fn logs(&self, service: &str, tail: usize, follow: bool) -> io::Result<LogLines>;
+
+    /// Events as [`shape::event`] makes them, through a bounded channel.
+    fn events(&self, wanted: Wanted) -> Receiver<Value>;
+
+    /// Hands everything over and leaves the community.
+    fn leave(&self) -> Local<Result<(), String>>;
+
+    /// A token for one more node.
+    fn invite(&self, expires: Duration) -> Local<Result<String, String>>;
+
+    /// Reads the owner's file again; the lines say what changed. A bad file changes nothing.
+    fn reload(&self) -> Local<Result<Vec<String>, String>>;
+
+    fn metrics(&self) -> Metrics;
+
+    /// Whether the agent does its work; the text says what is wrong.
+    fn healthy(&self) -> Result<(), String> {
+        Ok(())
+    }
+}

@@ -1,0 +1,410 @@
+//! The agent's side of the control socket.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use dugnad_node::Question;
+use dugnad_resource::spec::{Spec, valid_name};
+use futures_util::{Stream, StreamExt};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use serde_json::{Value, json};
+use smol::channel::{Receiver, bounded};
+use smol::net::unix::UnixStream;
+use smol::{Async, LocalExecutor, Task};
+use smol_hyper::rt::{FuturesIo, SmolTimer};
+
+use super::body::Payload;
+use super::shape::{self, Told, Trouble};
+use super::{AgentApi, Wanted, exit, socket, upload};
+
+/// Connections at a time; people and scripts of one machine need few.
+const CONNECTIONS_MAX: usize = 32;
+/// A spec has a few kilobytes.
+const SPEC_MAX: usize = 512 << 10;
+const TAIL_MAX: usize = 10_000;
+/// Uploads at a time: each may fill as much of the disk as the agent has room for.
+const UPLOADS_MAX: usize = 2;
+
+/// The running control socket; dropping it closes the socket and takes its file away.
+pub(crate) struct Control {
+    socket: PathBuf,
+    _accept: Task<()>,
+}
+
+impl Control {
+    /// Listens at `socket` with this file mode and answers from `backend`, on `ex`.
+    ///
+    /// # Errors
+    /// Another agent answers there, or the socket or the staging folder cannot be made.
+    pub(crate) fn start(
+        ex: Rc<LocalExecutor<'static>>,
+        socket: PathBuf,
+        mode: u32,
+        backend: Rc<dyn AgentApi>,
+    ) -> io::Result<Self> {
+        let listener = Async::new(socket::bind(&socket, mode)?)?;
+        // What a crash left behind; nobody else uses the folder.
+        remove(&backend.staging().0);
+        let door = Rc::new(Door {
+            ex: Rc::clone(&ex),
+            backend,
+            open: Cell::new(0),
+            staged: Cell::new(0),
+            uploads: Cell::new(0),
+        });
+        let accept = ex.spawn(async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => door.admit(stream.into()),
+                    Err(error) => {
+                        log::warn!("control socket: {error}");
+                        // Out of descriptors: trying again at once would spin.
+                        smol::Timer::after(Duration::from_secs(1)).await;
+                    }
+                }
+            }
+        });
+        Ok(Self { socket, _accept: accept })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.socket) {
+            log::debug!("{}: {error}", self.socket.display());
+        }
+    }
+}
+
+struct Door {
+    ex: Rc<LocalExecutor<'static>>,
+    backend: Rc<dyn AgentApi>,
+    open: Cell<usize>,
+    /// Names staging folders apart.
+    staged: Cell<u64>,
+    uploads: Cell<usize>,
+}
+
+/// Counts a connection for as long as it lives.
+struct Open(Rc<Door>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+    }
+}
+
+type Reply = Result<Response<Payload>, Trouble>;
+
+impl Door {
+    fn admit(self: &Rc<Self>, stream: UnixStream) {
+        if self.open.get() >= CONNECTIONS_MAX {
+            log::warn!("control socket: more than {CONNECTIONS_MAX} connections, one was closed");
+            return;
+        }
+        self.open.set(self.open.get() + 1);
+        let open = Open(Rc::clone(self));
+        let serving = async move {
+            let service = service_fn(|request| Rc::clone(&open.0).serve(request));
+            let connection = http1::Builder::new()
+                .timer(SmolTimer::new())
+                .max_buf_size(64 << 10)
+                .serve_connection(FuturesIo::new(stream), service);
+            if let Err(error) = connection.await {
+                // People interrupt `logs -f`; nothing is wrong then.
+                log::debug!("control connection: {error}");
+            }
+        };
+        self.ex.spawn(serving).detach();
+    }
+
+    async fn serve(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Payload>, Infallible> {
+        Ok(self.route(request).await.unwrap_or_else(|trouble| {
+            let mut response = json_response(&trouble.json());
+            *response.status_mut() =
+                hyper::StatusCode::from_u16(trouble.status).unwrap_or_default();
+            response
+        }))
+    }
+
+    async fn route(self: Rc<Self>, request: Request<Incoming>) -> Reply {
+        let path = request.uri().path().to_owned();
+        let query = Query(request.uri().query().unwrap_or_default().to_owned());
+        let mut parts = path.trim_start_matches('/').split('/');
+        let place = (parts.next().unwrap_or_default(), parts.next(), parts.next(), parts.next());
+        let get = match *request.method() {
+            Method::GET => true,
+            Method::POST => false,
+            _ => return Err(Trouble::new(405, exit::USAGE, "only GET and POST are known")),
+        };
+        match (get, place) {
+            (true, ("healthz", None, None, None)) => Ok(self.healthz()),
+            (true, ("metrics", None, None, None)) => Ok(text(self.backend.metrics().text())),
+            (true, ("v1", Some("status"), None, None)) => Ok(json_response(&self.backend.status())),
+            (true, ("v1", Some("nodes"), None, None)) => self.ask(Question::Nodes, "").await,
+            (true, ("v1", Some("ps"), None, None)) => self.ask(Question::Ps, "").await,
+            (true, ("v1", Some("events"), None, None)) => {
+                let wanted = Wanted { kept: true, follow: query.has("follow") };
+                Ok(lines(self.backend.events(wanted)))
+            }
+            (true, ("v1", Some("logs"), Some(name), None)) => self.logs(service(name)?, &query),
+            (true, ("v1", Some("why"), Some(name), None)) => {
+                self.ask(Question::Why(service(name)?), name).await
+            }
+            (true, ("v1", Some("resolve"), Some(name), None)) => {
+                self.ask(Question::Resolve(service(name)?), name).await
+            }
+            (false, ("v1", Some("stop"), Some(name), None)) => {
+                self.ask(Question::Stop(service(name)?), name).await
+            }
+            (false, ("v1", Some("rm"), Some(name), None)) => {
+                self.ask(Question::Remove(service(name)?), name).await
+            }
+            (false, ("v1", Some("plan"), None, None)) => {
+                let spec = read_spec(request).await?;
+                let name = spec.name.clone();
+                self.ask(Question::Plan(spec), &name).await
+            }
+            (false, ("v1", Some("deploy"), None, None)) => {
+                let spec = read_spec(request).await?;
+                Ok(self.deploy(spec))
+            }
+            (false, ("v1", Some("ingest"), None, None)) => self.ingest(request).await,
+            (false, ("v1", Some("leave"), None, None)) => {
+                self.backend.leave().await.map_err(Trouble::failed)?;
+                Ok(json_response(&json!({})))
+            }
+            (false, ("v1", Some("reload"), None, None)) => {
+                let changed = self.backend.reload().await.map_err(Trouble::failed)?;
+                Ok(json_response(&json!({ "changed": changed })))
+            }
+            (false, ("v1", Some("invite"), None, None)) => {
+                let secs = query.number("secs").ok_or_else(|| {
+                    Trouble::usage("say how long it is good for: /v1/invite?secs=604800")
+                })?;
+                let invited = self.backend.invite(Duration::from_secs(secs)).await;
+                Ok(json_response(&json!({ "token": invited.map_err(Trouble::failed)? })))
+            }
+            _ => Err(Trouble::new(404, exit::USAGE, format!("nothing is at {path}"))),
+        }
+    }
+
+    fn healthz(&self) -> Response<Payload> {
+        match self.backend.healthy() {
+            Ok(()) => text("ok\n".to_owned()),
+            Err(why) => {
+                let mut response = text(format!("{why}\n"));
+                *response.status_mut() = hyper::StatusCode::SERVICE_UNAVAILABLE;
+                response
+            }
+        }
+    }
+
+    async fn ask(&self, question: Question, about: &str) -> Reply {
+        let Told { value, complete } = shape::answer(self.backend.ask(question).await, about)?;
+        let mut response = json_response(&value);
+        if !complete {
+            let no = hyper::header::HeaderValue::from_static("false");
+            response.headers_mut().insert("dugnad-complete", no);
+        }
+        Ok(response)
+    }
+
+    fn logs(&self, service: String, query: &Query) -> Reply {
+        let tail =
+            query.number("tail").map_or(TAIL_MAX, |tail| usize::try_from(tail).unwrap_or(TAIL_MAX));
+        let logs = self.backend.logs(&service, tail.min(TAIL_MAX), query.has("follow"));
+        let logs = logs.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Trouble::new(404, exit::FAILED, error.to_string()),
+            _ => Trouble::failed(error.to_string()),
+        })?;
+        Ok(lines(logs.map(|(replica, line)| json!({ "replica": replica, "line": line }))))
+    }
+
+    /// Answers with lines: what happens to the service until the question is answered, then that.
+    fn deploy(self: &Rc<Self>, spec: Spec) -> Response<Payload> {
+        let (to, from) = bounded(16);
+        let door = Rc::clone(self);
+        let telling = async move {
+            let name = spec.name.clone();
+            let mut events = door.backend.events(Wanted { kept: false, follow: true });
+            let mut answer = door.backend.ask(Question::Deploy(spec));
+            let told = loop {
+                let progress = async { Err(next_about(&mut events, &name).await) };
+                let answered = async { Ok(answer.as_mut().await) };
+                match smol::future::or(answered, progress).await {
+                    Ok(answer) => break shape::answer(answer, &name),
+                    // A caller that went away does not stop the deploy, only the telling.
+                    Err(event) => {
+                        if to.send(json!({ "progress": event })).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            };
+            while let Ok(event) = events.try_recv() {
+                if event["service"] == name && to.send(json!({ "progress": event })).await.is_err()
+                {
+                    return;
+                }
+            }
+            let last = told.map_or_else(|t| t.json(), |told| json!({ "result": told.value }));
+            // The caller may have gone; there is nobody else to tell.
+            let _: Result<(), _> = to.send(last).await;
+        };
+        self.ex.spawn(telling).detach();
+        lines(from)
+    }
+
+    async fn ingest(&self, request: Request<Incoming>) -> Reply {
+        let _counted = Uploading::begin(&self.uploads)?;
+        let (root, bytes_max) = self.backend.staging();
+        self.staged.set(self.staged.get() + 1);
+        let staged = Staged(root.join(self.staged.get().to_string()));
+        let folder = staged.0.clone();
+        let (blocks, from) = bounded::<Bytes>(upload::BLOCKS);
+        let unpacking = smol::unblock(move || {
+            fs::create_dir_all(&folder)
+                .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", folder.display())))?;
+            let unpacked = upload::unpack(&mut upload::Reader::new(from), &folder, bytes_max);
+            if unpacked.is_err() {
+                // Here as well as in `Staged`: after a broken connection this ends later than it.
+                remove(&folder);
+            }
+            unpacked
+        });
+        let mut body = request.into_body();
+        let receiving = async move {
+            while let Some(frame) = body.frame().await {
+                let Ok(frame) = frame else { return };
+                if let Ok(data) = frame.into_data() {
+                    if blocks.send(data).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        let ((), unpacked) = futures_util::future::join(receiving, unpacking).await;
+        unpacked.map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => Trouble::new(400, exit::FAILED, error.to_string()),
+            io::ErrorKind::FileTooLarge => Trouble::new(413, exit::UNMET, error.to_string()),
+            _ => Trouble::failed(error.to_string()),
+        })?;
+        let stored = self.backend.ingest(staged.0.clone()).await;
+        let stored = stored.map_err(|error| Trouble::failed(format!("cannot store: {error}")))?;
+        Ok(json_response(&shape::tree(&stored)))
+    }
+}
+
+/// An unpacked upload; removed when it goes out of use.
+struct Staged(PathBuf);
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let folder = std::mem::take(&mut self.0);
+        smol::unblock(move || remove(&folder)).detach();
+    }
+}
+
+fn remove(folder: &Path) {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            log::warn!("{}: cannot remove: {error}", folder.display());
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
+/// Counts an upload while it lasts.
+struct Uploading<'a>(&'a Cell<usize>);
+
+impl<'a> Uploading<'a> {
+    fn begin(count: &'a Cell<usize>) -> Result<Self, Trouble> {
+        if count.get() >= UPLOADS_MAX {
+            let text = "the agent is storing other packages; try again in a moment";
+            return Err(Trouble::new(503, exit::FAILED, text));
+        }
+        count.set(count.get() + 1);
+        Ok(Self(count))
+    }
+}
+
+impl Drop for Uploading<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// The next event about a service; never, when there are no more events.
+async fn next_about(events: &mut Receiver<Value>, service: &str) -> Value {
+    loop {
+        match events.recv().await {
+            Ok(event) if event["service"] == service => return event,
+            Ok(_) => {}
+            Err(_) => smol::future::pending().await,
+        }
+    }
+}
+
+struct Query(String);
+
+impl Query {
+    fn get(&self, name: &str) -> Option<&str> {
+        let mut pairs = self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|value| value != "0")
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.get(name)?.parse().ok()
+    }
+}
+
+fn service(name: &str) -> Result<String, Trouble> {
+    valid_name(name).map_err(|why| Trouble::usage(format!("\"{name}\" is no service: {why}")))?;
+    Ok(name.to_owned())
+}
+
+async fn read_spec(request: Request<Incoming>) -> Result<Spec, Trouble> {
+    let body = Limited::new(request.into_body(), SPEC_MAX).collect().await;
+    let body = body.map_err(|error| Trouble::usage(format!("cannot read the spec: {error}")))?;
+    let spec: Spec = serde_json::from_slice(&body.to_bytes())
+        .map_err(|error| Trouble::usage(format!("this is no spec: {error}")))?;
+    spec.check().map_err(Trouble::usage)?;
+    Ok(spec)
+}
+
+fn json_response(value: &Value) -> Response<Payload> {
+    typed(Payload::whole(format!("{value}\n")), "application/json")
+}
+
+fn text(text: String) -> Response<Payload> {
+    typed(Payload::whole(text), "text/plain; version=0.0.4")
+}
+
+fn lines(values: impl Stream<Item = Value> + 'static) -> Response<Payload> {
+    let lines = values.map(|value| Bytes::from(format!("{value}\n")));
+    typed(Payload::stream(lines), "application/x-ndjson")
+}
+
+fn typed(payload: Payload, kind: &'static str) -> Response<Payload> {
+    let mut response = Response::new(payload);
+    let kind = hyper::header::HeaderValue::from_static(kind);
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
+    response
+}

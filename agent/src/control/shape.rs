@@ -1,0 +1,251 @@
+//! The JSON that scripts rely on. Keys are only ever added.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use dugnad_fabric::Amounts;
+use dugnad_kernel::NodeId;
+use dugnad_node::{
+    Answer, Happened, NodeState, NodeView, PlanView, ReplicaState, ReplicaView, ServiceView, Status,
+};
+use dugnad_resource::spec::{Arch, Port, Tree};
+use serde_json::{Value, json};
+
+use super::exit;
+
+/// What the agent knows of itself beside the node's [`Status`].
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    pub(crate) name: String,
+    pub(crate) community: String,
+    pub(crate) version: &'static str,
+    pub(crate) arch: Arch,
+    /// Resident memory of the agent, in bytes.
+    pub(crate) memory_bytes: u64,
+    pub(crate) up_secs: u64,
+    /// Where it really listens.
+    pub(crate) overlay: String,
+    /// `None` is off.
+    pub(crate) gateway: Option<String>,
+    /// `Config::not_enforced`.
+    pub(crate) not_enforced: Vec<String>,
+    /// Anything else its owner should know, one line each.
+    pub(crate) warnings: Vec<String>,
+}
+
+fn amounts(amounts: Amounts) -> Value {
+    json!({
+        "memory_bytes": amounts.memory,
+        "cpu_millis": amounts.cpu,
+        "disk_bytes": amounts.disk,
+        "processes": amounts.processes,
+    })
+}
+
+fn counters(counters: &[(&'static str, u64)]) -> Value {
+    counters.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect()
+}
+
+/// `dugnad status`.
+#[must_use]
+pub(crate) fn status(status: &Status, facts: &Facts) -> Value {
+    let replicas: Vec<_> = status
+        .replicas
+        .iter()
+        .map(|(id, service, state)| {
+            json!({"service": service, "replica": id.number, "state": replica_state(*state)})
+        })
+        .collect();
+    json!({
+        "node": status.me.id.to_string(),
+        "name": facts.name,
+        "community": facts.community,
+        "state": status.state,
+        "version": facts.version,
+        "arch": facts.arch.name(),
+        "memory_bytes": facts.memory_bytes,
+        "up_secs": facts.up_secs,
+        "overlay": facts.overlay,
+        "gateway": facts.gateway,
+        "size": status.size,
+        "predecessor": status.predecessor.map(|id| id.to_string()),
+        "successors": status.successors.iter().map(NodeId::to_string).collect::<Vec<_>>(),
+        "gives": amounts(status.ceilings.amounts),
+        "upload_bytes_per_sec": status.ceilings.upload,
+        "promised": amounts(status.promised),
+        "replicas": replicas,
+        "manages": status.managed,
+        "records": status.records,
+        "trees": status.trees.len(),
+        "tree_bytes": status.trees.iter().map(|tree| tree.bytes).sum::<u64>(),
+        "operations": status.operations,
+        "counters": counters(&status.counters),
+        "not_enforced": facts.not_enforced,
+        "warnings": facts.warnings,
+    })
+}
+
+/// One row of `dugnad nodes`.
+#[must_use]
+pub(crate) fn node(view: &NodeView) -> Value {
+    let profile = view.profile.as_ref();
+    let state = match view.state {
+        NodeState::Alive => "alive",
+        NodeState::Suspect => "suspect",
+        NodeState::Gone => "gone",
+    };
+    json!({
+        "node": view.peer.id.to_string(),
+        "name": profile.map(|profile| profile.name.as_str()),
+        "arch": profile.map(|profile| profile.arch.name()),
+        "state": state,
+        "link": if view.linked { "direct" } else { "none" },
+        "addrs": view.peer.addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "home": profile.map(|profile| format!("{:08x}", profile.home)),
+        "version": profile.map(|profile| profile.version.as_str()),
+        "up_secs": view.up_secs,
+        "replicas": view.replicas,
+        "free": amounts(view.free),
+        "gives": amounts(view.gives),
+    })
+}
+
+/// A reserved place is on its way to a replica; scripts know four states.
+const fn replica_state(state: ReplicaState) -> &'static str {
+    match state {
+        ReplicaState::Reserved | ReplicaState::Starting => "starting",
+        ReplicaState::Ready => "ready",
+        ReplicaState::Draining => "draining",
+        ReplicaState::Lost => "lost",
+    }
+}
+
+fn replica(view: &ReplicaView) -> Value {
+    json!({
+        "replica": view.id.number,
+        "node": view.node.to_string(),
+        "node_name": view.node_name,
+        "state": replica_state(view.state),
+        "note": view.note,
+    })
+}
+
+/// One row of `dugnad ps`.
+#[must_use]
+pub(crate) fn service(view: &ServiceView) -> Value {
+    json!({
+        "service": view.name,
+        "version": view.version,
+        "want": view.want,
+        "ready": view.ready,
+        "replicas": view.replicas.iter().map(replica).collect::<Vec<_>>(),
+        "stopped": view.stopped,
+        "kind": if view.is_static { "static" } else { "process" },
+        "port": match view.port {
+            Port::None => Value::Null,
+            Port::Http => json!("http"),
+            Port::Tcp(port) => json!(port),
+        },
+        "manager": view.manager.to_string(),
+    })
+}
+
+fn plan(view: &PlanView) -> Value {
+    let places = |places: &[(NodeId, String, String)]| {
+        places
+            .iter()
+            .map(|(node, name, why)| json!({"node": node.to_string(), "name": name, "why": why}))
+            .collect::<Vec<_>>()
+    };
+    json!({
+        "want": view.want,
+        "because": view.because,
+        "chosen": places(&view.chosen),
+        "refused": places(&view.refused),
+        "notes": view.notes,
+    })
+}
+
+/// A stored folder.
+#[must_use]
+pub(crate) fn tree(tree: &Tree) -> Value {
+    json!({"root": tree.root.to_string(), "bytes": tree.bytes})
+}
+
+/// One line of `dugnad events`; `at` is the clock of this node.
+#[must_use]
+pub(crate) fn event(at: SystemTime, happened: &Happened) -> Value {
+    let unix = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    json!({
+        "at": humantime::format_rfc3339_millis(at).to_string(),
+        "unix_ms": u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
+        "node": happened.by.to_string(),
+        "node_name": happened.by_name,
+        "service": happened.service,
+        "text": happened.text,
+    })
+}
+
+/// What did not work: HTTP status and body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    pub(super) status: u16,
+    pub(super) exit: u8,
+    pub(super) text: String,
+    pub(super) reasons: Vec<String>,
+}
+
+impl Trouble {
+    pub(super) fn new(status: u16, exit: u8, text: impl Into<String>) -> Self {
+        Self { status, exit, text: text.into(), reasons: Vec::new() }
+    }
+
+    pub(super) fn failed(text: impl Into<String>) -> Self {
+        Self::new(500, exit::FAILED, text)
+    }
+
+    pub(super) fn usage(text: impl Into<String>) -> Self {
+        Self::new(400, exit::USAGE, text)
+    }
+
+    pub(super) fn unknown(service: &str) -> Self {
+        Self::new(
+            404,
+            exit::FAILED,
+            format!("no service is called \"{service}\" here; see: dugnad ps"),
+        )
+    }
+
+    pub(super) fn json(&self) -> Value {
+        json!({"error": self.text, "exit": self.exit, "reasons": self.reasons})
+    }
+}
+
+/// An answer as JSON, and whether all of the community had a part in it.
+pub(super) struct Told {
+    pub(super) value: Value,
+    pub(super) complete: bool,
+}
+
+/// The JSON of an answer about `service` (empty where the question was about none).
+pub(super) fn answer(answer: Answer, about: &str) -> Result<Told, Trouble> {
+    let told = |value| Ok(Told { value, complete: true });
+    match answer {
+        Answer::Nodes(nodes) => told(nodes.iter().map(node).collect()),
+        Answer::Plan(view) => told(plan(&view)),
+        Answer::Deployed { service: view, missing } => {
+            told(json!({"service": service(&view), "missing": missing}))
+        }
+        Answer::Ps { services, complete } => {
+            Ok(Told { value: services.iter().map(service).collect(), complete })
+        }
+        Answer::Why(lines) => told(json!(lines)),
+        Answer::Resolved(view) => told(service(&view)),
+        Answer::Done => told(json!({})),
+        Answer::Unmet(reasons) => {
+            let text = "it cannot be met now";
+            Err(Trouble { reasons, ..Trouble::new(409, exit::UNMET, text) })
+        }
+        Answer::Unknown => Err(Trouble::unknown(about)),
+        Answer::Failed(text) => Err(Trouble::failed(text)),
+    }
+}

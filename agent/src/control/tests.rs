@@ -1,0 +1,462 @@
+#![allow(clippy::unwrap_used)]
+
+use std::cell::RefCell;
+use std::os::unix::fs::PermissionsExt;
+use std::rc::Rc;
+
+use dugnad_fabric::{Amounts, Ceilings};
+use dugnad_kernel::{Hash, Id, NodeId, Peer};
+use dugnad_node::{NodeState, NodeView, PlanView, ReplicaState, ReplicaView, ServiceView, Status};
+use dugnad_resource::describe::Profile;
+use dugnad_resource::execute::ReplicaId;
+use dugnad_resource::spec::{self, Arch, Port};
+use serde_json::json;
+use smol::LocalExecutor;
+use smol::channel::Sender;
+
+use super::*;
+
+/// An agent of three nodes that knows the service "wiki" and answers at once.
+pub(crate) struct FakeAgent {
+    pub(crate) staging: PathBuf,
+    pub(crate) asked: RefCell<Vec<String>>,
+    /// Followers of events.
+    pub(crate) followers: RefCell<Vec<Sender<Value>>>,
+    /// Missing at the end of a deploy.
+    pub(crate) missing: RefCell<Vec<String>>,
+    pub(crate) files: RefCell<Vec<String>>,
+}
+
+const AMOUNTS: Amounts = Amounts { memory: 128 << 20, cpu: 500, disk: 2 << 30, processes: 64 };
+
+pub(crate) fn wiki(ready: u8) -> ServiceView {
+    let replica = |number: u32, state| ReplicaView {
+        id: ReplicaId { service: spec::key_of("wiki"), number },
+        node: Id(u128::from(number) + 1),
+        node_name: ["attic", "kjøkken", "garage"][number as usize].to_owned(),
+        state,
+        note: String::new(),
+    };
+    ServiceView {
+        name: "wiki".to_owned(),
+        key: spec::key_of("wiki"),
+        version: 7,
+        stopped: false,
+        port: Port::Http,
+        is_static: false,
+        want: 3,
+        ready,
+        manager: Id(2),
+        replicas: vec![
+            replica(0, ReplicaState::Ready),
+            replica(1, ReplicaState::Reserved),
+            replica(2, ReplicaState::Lost),
+        ],
+    }
+}
+
+fn node(id: u128, name: Option<&str>, state: NodeState) -> NodeView {
+    let mut peer = Peer::new(Id(id));
+    peer.addrs.push("192.0.2.1:7407".parse().unwrap()).unwrap();
+    let profile = name.map(|name| Profile {
+        name: name.to_owned(),
+        arch: Arch::Aarch64,
+        home: 7,
+        version: "0.1.0".to_owned(),
+    });
+    NodeView {
+        peer,
+        state,
+        linked: name.is_some(),
+        profile,
+        free: AMOUNTS,
+        gives: AMOUNTS,
+        up_secs: 90,
+        replicas: 1,
+    }
+}
+
+impl FakeAgent {
+    pub(crate) fn new(staging: PathBuf) -> Self {
+        Self {
+            staging,
+            asked: RefCell::default(),
+            followers: RefCell::default(),
+            missing: RefCell::default(),
+            files: RefCell::default(),
+        }
+    }
+
+    fn tell(&self, text: &str) {
+        self.followers.borrow_mut().retain(|follower| !follower.is_closed());
+        for follower in self.followers.borrow().iter() {
+            let event = json!({"service": "wiki", "text": text, "node_name": "attic"});
+            follower.try_send(event).unwrap();
+            follower.try_send(json!({"service": "other", "text": "no"})).unwrap();
+        }
+    }
+
+    fn answer(&self, question: Question) -> Answer {
+        match question {
+            Question::Nodes => Answer::Nodes(vec![
+                node(1, Some("attic"), NodeState::Alive),
+                node(2, Some("kjøkken"), NodeState::Suspect),
+                node(3, None, NodeState::Gone),
+            ]),
+            Question::Plan(_) => Answer::Plan(PlanView {
+                want: 2,
+                because: "availability 99.0%".to_owned(),
+                chosen: vec![
+                    (Id(1 << 120), "attic".to_owned(), "has data, 64M free".to_owned()),
+                    (Id(2 << 120), "kjøkken".to_owned(), "other home".to_owned()),
+                ],
+                refused: vec![(
+                    Id(3 << 120),
+                    "zero".to_owned(),
+                    "memory: needs 64M, free 32M".to_owned(),
+                )],
+                notes: vec!["one home only".to_owned()],
+            }),
+            Question::Deploy(spec) => {
+                self.tell("replica 0 started");
+                assert!(spec.check().is_ok());
+                let missing = self.missing.borrow().clone();
+                let ready = if missing.is_empty() { 3 } else { 1 };
+                Answer::Deployed { service: wiki(ready), missing }
+            }
+            Question::Ps => Answer::Ps { services: vec![wiki(1)], complete: false },
+            Question::Why(name) if name == "wiki" => {
+                Answer::Why(vec!["it was asked for".to_owned()])
+            }
+            Question::Resolve(_) => Answer::Resolved(wiki(3)),
+            Question::Stop(name) if name == "wiki" => {
+                Answer::Unmet(vec!["a".to_owned(), "b".to_owned()])
+            }
+            Question::Remove(name) if name == "wiki" => Answer::Done,
+            Question::Why(_) | Question::Stop(_) | Question::Remove(_) => Answer::Unknown,
+        }
+    }
+}
+
+pub(crate) fn status_value() -> Value {
+    let status = Status {
+        me: Peer::new(Id(1 << 120)),
+        state: "member",
+        predecessor: Some(Id(3)),
+        successors: vec![NodeId::default()],
+        size: 3,
+        ceilings: Ceilings { amounts: AMOUNTS, upload: None },
+        promised: Amounts { memory: 64 << 20, cpu: 100, disk: 0, processes: 16 },
+        replicas: Vec::new(),
+        managed: vec!["wiki".to_owned()],
+        records: 4,
+        trees: Vec::new(),
+        operations: Vec::new(),
+        counters: vec![("retries", 2)],
+    };
+    let facts = shape::Facts {
+        name: "attic".to_owned(),
+        community: "els-veins".to_owned(),
+        version: "0.1.0",
+        arch: Arch::Aarch64,
+        memory_bytes: 4 << 20,
+        up_secs: 61,
+        overlay: "0.0.0.0:7407".to_owned(),
+        gateway: Some("127.0.0.1:7480".to_owned()),
+        not_enforced: vec!["policy.network = \"members\"".to_owned()],
+        warnings: Vec::new(),
+    };
+    shape::status(&status, &facts)
+}
+
+impl AgentApi for FakeAgent {
+    fn status(&self) -> Value {
+        status_value()
+    }
+
+    fn ask(&self, question: Question) -> Local<Answer> {
+        self.asked.borrow_mut().push(format!("{question:?}"));
+        let answer = self.answer(question);
+        Box::pin(async { answer })
+    }
+
+    fn staging(&self) -> (PathBuf, u64) {
+        (self.staging.clone(), 1 << 20)
+    }
+
+    fn ingest(&self, folder: PathBuf) -> Local<io::Result<Tree>> {
+        let mut names: Vec<_> = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        self.files.borrow_mut().extend(names);
+        Box::pin(async { Ok(Tree { root: Hash([3; 32]), bytes: 9 }) })
+    }
+
+    fn logs(&self, service: &str, tail: usize, follow: bool) -> io::Result<LogLines> {
+        if service != "wiki" {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("no log of {service} here"),
+            ));
+        }
+        let line = format!("tail {tail} follow {follow}");
+        Ok(Box::pin(futures_util::stream::iter([(2, line)])))
+    }
+
+    fn events(&self, wanted: Wanted) -> Receiver<Value> {
+        let (to, from) = smol::channel::bounded(8);
+        if wanted.kept {
+            to.try_send(
+                json!({"at": "2026-01-01T00:00:00.000Z", "node_name": "attic", "text": "kept"}),
+            )
+            .unwrap();
+        }
+        if wanted.follow {
+            self.followers.borrow_mut().push(to);
+        }
+        from
+    }
+
+    fn leave(&self) -> Local<Result<(), String>> {
+        Box::pin(async { Err("the last one cannot leave".to_owned()) })
+    }
+
+    fn invite(&self, expires: Duration) -> Local<Result<String, String>> {
+        Box::pin(async move { Ok(format!("token-{}", expires.as_secs())) })
+    }
+
+    fn reload(&self) -> Local<Result<Vec<String>, String>> {
+        Box::pin(async { Ok(vec!["limits.cpu".to_owned()]) })
+    }
+
+    fn metrics(&self) -> Metrics {
+        Metrics { counters: vec![("retries", 2)], gauges: vec![("memory_bytes", 5)] }
+    }
+}
+
+/// Runs `test` against a fake agent on a socket in a folder of its own, for 20 s at most.
+pub(crate) fn with_agent<F: Future<Output = ()>>(test: impl FnOnce(PathBuf, Rc<FakeAgent>) -> F) {
+    let dir = tempfile::tempdir().unwrap();
+    let ex = Rc::new(LocalExecutor::new());
+    let agent = Rc::new(FakeAgent::new(dir.path().join("staging")));
+    let socket = dir.path().join("dugnad.sock");
+    let backend = Rc::clone(&agent) as Rc<dyn AgentApi>;
+    let control = Control::start(Rc::clone(&ex), socket.clone(), 0o660, backend).unwrap();
+    let late = async {
+        smol::Timer::after(Duration::from_secs(20)).await;
+        panic!("the test took more than 20 s");
+    };
+    smol::block_on(ex.run(smol::future::or(test(socket.clone(), agent), late)));
+    drop(control);
+    assert!(!socket.exists(), "the socket's file stays behind");
+}
+
+#[test]
+fn questions_are_answered_in_the_shapes_scripts_rely_on() {
+    with_agent(|socket, _| async move {
+        let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        let client = Client::new(socket);
+        let status = client.get("/v1/status").await.unwrap().value;
+        for key in ["node", "name", "community", "state", "version", "arch", "memory_bytes"] {
+            assert!(status.get(key).is_some(), "{key}");
+        }
+        assert_eq!(status["node"], "01000000000000000000000000000000");
+        let nodes = client.get("/v1/nodes").await.unwrap().value;
+        let states: Vec<_> = nodes.as_array().unwrap().iter().map(|n| n["state"].clone()).collect();
+        assert_eq!(states, ["alive", "suspect", "gone"]);
+        assert_eq!((&nodes[0]["name"], &nodes[0]["arch"]), (&json!("attic"), &json!("aarch64")));
+        assert_eq!((&nodes[0]["link"], &nodes[2]["link"]), (&json!("direct"), &json!("none")));
+        let ps = client.get("/v1/ps").await.unwrap();
+        assert!(!ps.complete);
+        let wiki = &ps.value[0];
+        assert_eq!(wiki["service"], "wiki");
+        assert_eq!(
+            (&wiki["version"], &wiki["want"], &wiki["ready"]),
+            (&json!(7), &json!(3), &json!(1))
+        );
+        let replica = json!({"replica": 1, "node": "00000000000000000000000000000002",
+            "node_name": "kjøkken", "state": "starting", "note": ""});
+        assert_eq!(wiki["replicas"][1], replica);
+        assert_eq!(wiki["replicas"][2]["state"], "lost");
+    });
+}
+
+#[test]
+fn what_does_not_work_arrives_with_its_exit_code() {
+    with_agent(|socket, _| async move {
+        let client = Client::new(socket);
+        let code = |error: ClientError| (error.exit(), error.to_string());
+        let unknown = client.get("/v1/why/blog").await.unwrap_err();
+        let text = "no service is called \"blog\" here; see: dugnad ps".to_owned();
+        assert_eq!(code(unknown), (exit::FAILED, text));
+        let reasons = vec!["a".to_owned(), "b".to_owned()];
+        let text = "it cannot be met now".to_owned();
+        let unmet = ClientError::Answer { exit: exit::UNMET, text, reasons };
+        assert_eq!(client.post("/v1/stop/wiki", None).await.unwrap_err(), unmet);
+        let error = client.post("/v1/leave", None).await.unwrap_err();
+        assert_eq!(code(error), (exit::FAILED, "the last one cannot leave".to_owned()));
+        let error = client.get("/v1/why/..%2fx").await.unwrap_err();
+        assert_eq!(error.exit(), exit::USAGE);
+        let error = client.post("/v1/plan", Some(&json!({"name": 1}))).await.unwrap_err();
+        assert!(error.to_string().starts_with("this is no spec: "), "{error}");
+        let error = client.post("/v1/plan", Some(&json!("x".repeat(600 << 10)))).await.unwrap_err();
+        assert!(error.to_string().starts_with("cannot read the spec: "), "{error}");
+        assert_eq!(client.get("/nowhere").await.unwrap_err().to_string(), "nothing is at /nowhere");
+        let nobody = Client::new(PathBuf::from("/nonexistent/dugnad.sock"));
+        let error = nobody.get("/v1/status").await.unwrap_err();
+        let text = "no agent answers at /nonexistent/dugnad.sock".to_owned();
+        assert_eq!(code(error), (exit::NO_AGENT, text));
+    });
+}
+
+#[test]
+fn folders_are_stored_and_nothing_stays_behind() {
+    with_agent(|socket, agent| async move {
+        let client = Client::new(socket);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("index.html"), "hi").unwrap();
+        std::fs::write(folder.path().join("big"), vec![1; 700 << 10]).unwrap();
+        let tree = client.ingest(folder.path()).await.unwrap();
+        assert_eq!(tree, Tree { root: Hash([3; 32]), bytes: 9 });
+        assert_eq!(*agent.files.borrow(), ["big", "index.html"]);
+        std::fs::write(folder.path().join("more"), vec![1; 700 << 10]).unwrap();
+        let error = client.ingest(folder.path()).await.unwrap_err();
+        assert_eq!(error.exit(), exit::UNMET);
+        assert_eq!(error.to_string(), "the folder is larger than the 1M this node has room for");
+        let error = client.ingest(&folder.path().join("none")).await.unwrap_err();
+        assert!(
+            matches!(&error, ClientError::Own(text) if text.contains("No such file")),
+            "{error}"
+        );
+        // Removing runs on the blocking pool; wait for it there.
+        let empty = smol::unblock({
+            let staging = agent.staging.clone();
+            move || {
+                (0..10_000).any(|_| {
+                    std::thread::yield_now();
+                    std::fs::read_dir(&staging).is_ok_and(|mut entries| entries.next().is_none())
+                })
+            }
+        });
+        assert!(empty.await);
+    });
+}
+
+pub(crate) fn small_spec() -> Value {
+    json!({
+        "name": "wiki", "kind": "Process", "want": {"Replicas": 3}, "command": ["/bin/true"],
+        "env": [], "artifacts": [], "needs": {"memory": 1, "cpu": 1, "disk": 1, "processes": 1},
+        "port": "None", "health": {"check": "Port", "interval_ms": 1000, "timeout_ms": 1000, "failures": 3},
+        "stop_grace_ms": 10, "keep_state": false
+    })
+}
+
+#[test]
+fn a_deploy_tells_its_progress_and_then_its_result() {
+    with_agent(|socket, agent| async move {
+        let client = Client::new(socket);
+        let mut lines = client.post_lines("/v1/deploy", &small_spec()).await.unwrap();
+        let first = lines.next().await.unwrap().unwrap();
+        assert_eq!(first["progress"]["text"], "replica 0 started");
+        let last = lines.next().await.unwrap().unwrap();
+        assert_eq!(last["result"]["service"]["ready"], 3);
+        assert_eq!(last["result"]["missing"], json!([]));
+        assert_eq!(lines.next().await.unwrap(), None);
+        assert!(agent.asked.borrow()[0].starts_with("Deploy("));
+    });
+}
+
+#[test]
+fn lines_are_followed_until_the_reader_goes() {
+    with_agent(|socket, agent| async move {
+        let client = Client::new(socket);
+        let mut logs = client.get_lines("/v1/logs/wiki?tail=5").await.unwrap();
+        assert_eq!(
+            logs.next().await.unwrap(),
+            Some(json!({"replica": 2, "line": "tail 5 follow false"}))
+        );
+        assert_eq!(logs.next().await.unwrap(), None);
+        assert_eq!(client.get_lines("/v1/logs/blog").await.err().unwrap().exit(), exit::FAILED);
+        let mut events = client.get_lines("/v1/events?follow=1").await.unwrap();
+        assert_eq!(events.next().await.unwrap().unwrap()["text"], "kept");
+        let follower = agent.followers.borrow()[0].clone();
+        follower.send(json!({"text": "later"})).await.unwrap();
+        assert_eq!(events.next().await.unwrap(), Some(json!({"text": "later"})));
+        drop(events);
+        // The agent sees it without having to send anything.
+        follower.closed().await;
+    });
+}
+
+#[test]
+fn metrics_and_health_are_plain_text() {
+    with_agent(|socket, _| async move {
+        let text = smol::unblock(move || {
+            use std::io::{Read, Write};
+            let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+            let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        })
+        .await;
+        assert!(
+            text.contains("# TYPE dugnad_retries_total counter\ndugnad_retries_total 2\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("\r\n\r\nok\n"), "{text}");
+    });
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    // Deeper than a socket address can say.
+    let deep = dir.path().join("d".repeat(60)).join("e".repeat(60));
+    let path = deep.join("dugnad.sock");
+    let first = socket::bind(&path, 0o660).unwrap();
+    assert!(socket::connect(&path).is_ok());
+    let error = socket::bind(&path, 0o660).unwrap_err().to_string();
+    assert_eq!(error, format!("{}: an agent already answers here", path.display()));
+    drop(first);
+    assert_eq!(socket::connect(&path).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    let _second = socket::bind(&path, 0o660).unwrap();
+    assert!(socket::connect(&path).is_ok());
+    let plain = dir.path().join("plain");
+    std::fs::write(&plain, "").unwrap();
+    let error = socket::bind(&plain, 0o660).unwrap_err().to_string();
+    assert_eq!(error, format!("{}: there is something that is no socket", plain.display()));
+    assert_eq!(std::fs::read_dir(&deep).unwrap().count(), 1, "only the socket is left");
+}
+
+#[test]
+fn an_upload_that_breaks_off_leaves_nothing_and_more_than_two_wait() {
+    with_agent(|socket, agent| async move {
+        use smol::io::{AsyncReadExt, AsyncWriteExt};
+        let open = async || {
+            let mut stream = smol::net::unix::UnixStream::connect(&socket).await.unwrap();
+            let head = b"POST /v1/ingest HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n";
+            stream.write_all(head).await.unwrap();
+            stream
+        };
+        let (one, two) = (open().await, open().await);
+        // Both are being unpacked as soon as their folders are there.
+        let staging = agent.staging.clone();
+        let count = move || std::fs::read_dir(&staging).map_or(0, Iterator::count);
+        while count() < 2 {
+            smol::future::yield_now().await;
+        }
+        let mut three = open().await;
+        let mut answer = vec![0; 12];
+        three.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, b"HTTP/1.1 503");
+        drop((one, two, three));
+        while count() > 0 {
+            smol::future::yield_now().await;
+        }
+    });
+}

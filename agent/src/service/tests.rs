@@ -1,0 +1,245 @@
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+/// A folder with `s.toml` and what it may name; errors begin with "s.toml" instead of its path.
+struct Case(tempfile::TempDir);
+
+impl Case {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("site")).unwrap();
+        Self(dir)
+    }
+
+    fn program(&self, folder: &str, bytes: &[u8], mode: u32) {
+        let folder = self.0.path().join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("wiki"), bytes).unwrap();
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(folder.join("wiki"), mode).unwrap();
+    }
+
+    fn parse(&self, text: &str) -> Result<ServiceFile, String> {
+        let path = self.0.path().join("s.toml");
+        std::fs::write(&path, text).unwrap();
+        let dir = format!("{}/", self.0.path().display());
+        super::parse(&path).map_err(|error| error.to_string().replace(&dir, ""))
+    }
+
+    fn error(&self, text: &str) -> String {
+        self.parse(text).unwrap_err()
+    }
+}
+
+/// The first 20 bytes of a little-endian 64-bit program.
+fn elf(machine: u16) -> Vec<u8> {
+    let mut header = vec![0; 20];
+    header[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    header[18..].copy_from_slice(&machine.to_le_bytes());
+    header
+}
+
+const SITE: &str = "name = \"site\"\nkind = \"static\"\n[artifacts]\nany = \"site/\"\n";
+
+fn process(more: &str) -> String {
+    format!("name = \"wiki\"\ncommand = [\"/bin/true\"]\n{more}")
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let case = Case::new();
+    let file = case.parse(SITE).unwrap();
+    let tree = Tree { root: Hash([1; 32]), bytes: 5 };
+    let spec = file.to_spec(vec![(None, tree)]);
+    assert_eq!(spec.check(), Ok(()));
+    assert_eq!((spec.kind, spec.want, spec.port), (Kind::Static, Want::Replicas(1), Port::Http));
+    let needs = Amounts { memory: 64 << 20, cpu: 100, disk: 64 << 20, processes: 16 };
+    assert_eq!(spec.needs, needs);
+    let health = Health { check: Check::Port, interval_ms: 10_000, timeout_ms: 2_000, failures: 3 };
+    assert_eq!(spec.health, health);
+    assert_eq!((spec.stop_grace_ms, spec.keep_state), (10_000, false));
+    assert_eq!(spec.artifacts, [(None, tree)]);
+    assert_eq!(file.artifacts(), [(None, case.0.path().join("site/"))]);
+}
+
+#[test]
+fn everything_written_arrives() {
+    let case = Case::new();
+    case.program("build/x86_64", &elf(62), 0o755);
+    let text = "name = \"wiki\"\nkind = \"process\"\navailability = \"99.5%\"\n\
+        command = [\"./wiki\", \"--port\", \"$PORT\"]\nstop_grace = \"3s\"\n\
+        [env]\nLANG = \"C\"\n[artifacts]\nx86_64 = \"build/x86_64/\"\n\
+        [needs]\nmemory = \"32M\"\ncpu = \"0.5\"\ndisk = \"1G\"\nprocesses = 4\n[port]\ntcp = 6379\n\
+        [health]\nexec = [\"./check\"]\ninterval = \"1m\"\ntimeout = \"500ms\"\nfailures = 5\n\
+        [state]\nkeep = true\nsnapshot = \"5m\"\n";
+    let file = case.parse(text).unwrap();
+    let spec = file.to_spec(Vec::new());
+    assert_eq!(spec.want, Want::Availability(995_000));
+    assert_eq!(spec.command, ["./wiki", "--port", "$PORT"]);
+    assert_eq!(spec.env, [("LANG".to_owned(), "C".to_owned())]);
+    assert_eq!(spec.needs, Amounts { memory: 32 << 20, cpu: 500, disk: 1 << 30, processes: 4 });
+    assert_eq!(spec.port, Port::Tcp(6379));
+    let check = Check::Exec(vec!["./check".to_owned()]);
+    let health = Health { check, interval_ms: 60_000, timeout_ms: 500, failures: 5 };
+    assert_eq!(spec.health, health);
+    assert_eq!((spec.stop_grace_ms, spec.keep_state), (3_000, true));
+    let note = "state.snapshot = \"5m\" is not acted upon yet: no snapshots are taken";
+    assert_eq!(file.notes(), [note]);
+}
+
+#[test]
+fn unknown_keys_and_wrong_types_are_shown() {
+    let case = Case::new();
+    assert_eq!(
+        case.error(&process("[health]\nhtpt = \"/\"\n")),
+        "s.toml:4:1: unknown key `htpt`, expected one of `http`, `exec`, `interval`, `timeout`, \
+         `failures`\n  |\n4 | htpt = \"/\"\n  | ^^^^"
+    );
+    assert_eq!(
+        case.error("name = \"wiki\"\nreplicas = \"three\"\n"),
+        "s.toml:2:12: replicas: invalid type: string \"three\", expected u8\n  |\n\
+         2 | replicas = \"three\"\n  |            ^^^^^^^"
+    );
+    assert_eq!(case.error("replicas = 3\n"), "s.toml: missing key `name`");
+    assert_eq!(
+        case.error("name = \"wiki\"\nkind = \"wasm\"\n"),
+        "s.toml:2:8: kind: \"wasm\" is not \"static\" (a folder) or \"process\" (a program)\n  |\n\
+         2 | kind = \"wasm\"\n  |        ^^^^^^"
+    );
+}
+
+#[test]
+fn a_bad_name_is_shown() {
+    assert_eq!(
+        Case::new().error("name = \"a/b\"\ncommand = [\"/bin/true\"]\n"),
+        "s.toml:1:1: name may hold lower-case letters, digits and '-', not starting with '-'; \
+         \"a/b\" does not fit\n  |\n1 | name = \"a/b\"\n  | ^^^^^^^^^^^^"
+    );
+}
+
+#[test]
+fn artifacts_are_looked_at() {
+    let case = Case::new();
+    let dir = case.0.path().display().to_string();
+    let text = SITE.replace("site/", "nowhere/");
+    assert_eq!(
+        case.error(&text).replace(&dir, "D"),
+        "s.toml:4:7: artifacts.any: nowhere/: No such file or directory (os error 2) (looked for \
+         nowhere/)\n  |\n4 | any = \"nowhere/\"\n  |       ^^^^^^^^^^"
+    );
+    let wiki = |arch: &str| {
+        format!("name = \"wiki\"\ncommand = [\"./wiki\"]\n[artifacts]\n{arch} = \"build\"\n")
+    };
+    assert_eq!(
+        case.error(&wiki("arm").replace("build", "site")),
+        "s.toml:4:1: artifacts.arm: no such CPU; known are `any`, `x86_64`, `aarch64`, `armv7`, \
+         `armv6`, `mipsel`, `riscv64`\n  |\n4 | arm = \"site\"\n  | ^^^"
+    );
+    case.program("build", &elf(183), 0o755);
+    assert_eq!(
+        case.error(&wiki("x86_64")),
+        "s.toml:4:10: artifacts.x86_64: build/wiki is a program for aarch64\n  |\n\
+         4 | x86_64 = \"build\"\n  |          ^^^^^^^"
+    );
+    assert!(case.error(&wiki("any")).contains("for example aarch64 = \"build\""));
+    assert!(case.parse(&wiki("aarch64")).is_ok());
+    case.program("build", b"#!/bin/sh\n", 0o755);
+    assert!(case.parse(&wiki("any")).is_ok(), "a script runs anywhere");
+    case.program("build", &elf(62), 0o644);
+    assert!(case.error(&wiki("x86_64")).contains("build/wiki is not executable: chmod +x"));
+    std::fs::remove_file(case.0.path().join("build/wiki")).unwrap();
+    assert!(case.error(&wiki("x86_64")).contains("build/wiki, which the command runs: No such"));
+}
+
+#[test]
+fn commands_name_what_they_run() {
+    let case = Case::new();
+    let with = |word: &str| case.error(&format!("name = \"w\"\ncommand = [\"{word}\"]\n"));
+    assert!(with("python3").contains("say \"./python3\" for a program of the package"));
+    assert!(with("./wiki").contains("[artifacts] names none"));
+    assert!(with("../wiki").contains("leads out of the package"));
+    assert!(case.parse(&process("")).is_ok(), "a program of the host");
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let case = Case::new();
+    let has = |more: &str, words: &str| {
+        let error = case.error(&process(more));
+        assert!(error.contains(words), "{error}");
+    };
+    has("replicas = 2\navailability = \"99%\"\n", "s.toml:3:1: replicas: say how many replicas or");
+    has("replicas = 0\n", "s.toml:3:1: replicas must be at least 1");
+    has("replicas = 99\n", "replicas must be at most 15");
+    has("availability = \"100%\"\n", "s.toml:3:1: availability must be between");
+    has("[port]\nhttp = true\ntcp = 5\n", "port: say http = true or tcp, not both");
+    has("[port]\ntcp = 0\n", "port.tcp: 0 is no port");
+    has("[health]\nhttp = \"/\"\n", "health.http: the service has no port");
+    has("[health]\ninterval = \"1ms\"\n", "health.interval: must be between 100ms and 24h");
+    has("[health]\nfailures = 0\n", "health.failures: must be at least 1");
+    has("[env]\nPORT = \"1\"\n", "env.PORT: the agent sets this variable itself");
+    has("[env]\n\"A=B\" = \"1\"\n", "env.A=B: a variable is named with");
+    has("kind = \"static\"\n", "command: a static service is a folder and runs no program");
+    let error = case.error("name = \"site\"\nkind = \"static\"\n");
+    assert_eq!(error, "s.toml: a static service needs a folder: [artifacts] any = \"site/\"");
+    assert!(case.error(&SITE.replace("any", "x86_64")).contains("the same for all: say any"));
+}
+
+#[test]
+fn the_files_that_come_with_dugnad_are_good() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/services");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            seen += 1;
+            let file = super::parse(&path).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(path.file_stem().unwrap().to_str(), Some(file.name()));
+        }
+    }
+    assert!(seen >= 2, "found {seen} service files");
+}
+
+/// The program of `hello.toml` runs as its file says, and is what its health check expects.
+#[test]
+fn hello_answers_its_health_check() {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::process::{Command, Stdio};
+
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/services");
+    let file = super::parse(&folder.join("hello.toml")).unwrap();
+    let spec = file.to_spec(Vec::new());
+    if !Path::new(&spec.command[0]).exists() {
+        eprintln!("skipped: this machine has no {}", spec.command[0]);
+        return;
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut child = Command::new(&spec.command[0])
+        .args(&spec.command[1..])
+        .current_dir(&file.artifacts()[0].1)
+        .env_clear()
+        .env("PORT", port.to_string())
+        .env("DUGNAD_NODE", "attic")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, format!("listening on 127.0.0.1:{port}\n"));
+    let get = |path: &str| {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let Check::Http(path) = &spec.health.check else { panic!("no http check") };
+    let (health, page) = (get(path), get("/"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(health.starts_with("HTTP/1.0 200") && health.ends_with("ok\n"), "{health}");
+    assert!(page.ends_with("hello from replica ? of ? on node attic\n"), "{page}");
+}

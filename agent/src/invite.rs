@@ -343,9 +343,8 @@ mod tests {
 
     #[test]
     fn a_wildcard_becomes_the_addresses_people_can_dial() {
-        let ips = |list: &[&str]| -> Vec<IpAddr> {
-            list.iter().map(|ip| ip.parse().unwrap()).collect()
-        };
+        let ips =
+            |list: &[&str]| -> Vec<IpAddr> { list.iter().map(|ip| ip.parse().unwrap()).collect() };
         let any4: SocketAddr = "0.0.0.0:7".parse().unwrap();
         let any6: SocketAddr = "[::]:7".parse().unwrap();
         let all = ips(&["127.0.0.1", "192.168.1.2", "8.8.4.4", "2001:db8::1", "fe80::1", "::1"]);

@@ -36,12 +36,8 @@ impl Remembered {
     /// can tell it again.
     #[must_use]
     pub(crate) fn load(dir: &Path) -> Self {
-        let mut all = Self {
-            dir: dir.to_owned(),
-            entries: Vec::new(),
-            changed: false,
-            saved: None,
-        };
+        let mut all =
+            Self { dir: dir.to_owned(), entries: Vec::new(), changed: false, saved: None };
         let path = dir.join(FILE);
         let text = match read_text(&path) {
             Ok(text) => text,

@@ -65,7 +65,9 @@ pub(super) enum Failure {
     /// Somebody else lives there.
     WrongIdentity(NodeId),
     /// The address is this node's own.
-    Oneself { inc: u32 },
+    Oneself {
+        inc: u32,
+    },
     /// There is a session with this peer already; it stands.
     Duplicate(NodeId),
 }
@@ -118,8 +120,7 @@ impl From<io::Error> for Failure {
 
 const REFUSED_BUSY: &str = "refused_busy";
 /// Reasons that travel; the place is the code.
-const REASONS: [&str; 4] =
-    ["refused_other", "refused_secret", "refused_identity", REFUSED_BUSY];
+const REASONS: [&str; 4] = ["refused_other", "refused_secret", "refused_identity", REFUSED_BUSY];
 
 /// What this node brings into every handshake.
 pub(super) struct Local {
@@ -170,6 +171,21 @@ impl Local {
             agreement_key: identity.agreement_key(),
             public_key: identity.public_key(),
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn forge_psk(&mut self, psk: [u8; 32]) {
+        self.psk = psk;
+    }
+
+    #[cfg(test)]
+    pub(super) fn forge_public_key(&mut self, key: [u8; 32]) {
+        self.public_key = key;
+    }
+
+    #[cfg(test)]
+    pub(super) fn preamble_bytes(&self) -> [u8; PREAMBLE] {
+        self.preamble
     }
 
     fn hello(&self, ended: Vec<SessionId>) -> Result<Vec<u8>, Failure> {

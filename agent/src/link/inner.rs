@@ -99,6 +99,11 @@ impl Inner {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn handshakes_now(&self) -> usize {
+        self.handshakes.get()
+    }
+
     fn decides(&self, peer: NodeId) -> bool {
         self.local.me.id < peer
     }

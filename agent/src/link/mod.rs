@@ -42,7 +42,7 @@ use dugnad_kernel::{NodeId, Peer};
 use smol::net::TcpListener;
 use smol::{LocalExecutor, Timer};
 
-pub use mux::Stream;
+pub(crate) use mux::Stream;
 
 use crate::identity::{Community, Identity, node_id};
 use handshake::Local;
@@ -52,7 +52,7 @@ use inner::{HANDSHAKE_LIMIT, Inner};
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the links need to know at start.
-pub struct LinkConfig {
+pub(crate) struct LinkConfig {
     pub(crate) identity: Identity,
     pub(crate) community: Community,
     pub(crate) incarnation: u32,
@@ -64,7 +64,7 @@ pub struct LinkConfig {
 
 /// What happens on the links. The events of one peer come in the order in which they happened.
 #[derive(Debug)]
-pub enum LinkEvent {
+pub(crate) enum LinkEvent {
     /// A session with a proven peer stands.
     Up(Peer),
     /// The session ended, or the peer could not be dialled. What was in flight is lost.
@@ -77,7 +77,7 @@ pub enum LinkEvent {
 
 /// Who dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+pub(crate) enum Direction {
     In,
     Out,
 }
@@ -93,14 +93,14 @@ impl fmt::Display for Direction {
 
 /// All sessions of this node. Clones are the same links.
 #[derive(Clone)]
-pub struct Links(Rc<Inner>);
+pub(crate) struct Links(Rc<Inner>);
 
 impl Links {
     /// Binds the address and begins to accept sessions.
     ///
     /// # Errors
     /// If the address cannot be bound; says what to do.
-    pub fn start(
+    pub(crate) fn start(
         ex: Rc<LocalExecutor<'static>>,
         config: LinkConfig,
         inbox: smol::channel::Sender<LinkEvent>,
@@ -128,39 +128,39 @@ impl Links {
 
     /// This node as others are told about it.
     #[must_use]
-    pub fn me(&self) -> Peer {
+    pub(crate) fn me(&self) -> Peer {
         self.0.local.me.clone()
     }
 
     #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
+    pub(crate) fn local_addr(&self) -> SocketAddr {
         self.0.listening
     }
 
     /// Remembers where a peer can be dialled. The newest incarnation wins, addresses are merged.
     /// 384 peers are kept; when all of them are in use, a new one is not (`book_full`).
-    pub fn learn(&self, peer: &Peer) {
+    pub(crate) fn learn(&self, peer: &Peer) {
         if peer.id != self.0.local.me.id && !self.0.book.learn(peer) {
             self.count("book_full");
         }
     }
 
     /// Dials an address whose owner is not known, once. [`Self::seeds`] tells what came of it.
-    pub fn dial(&self, addr: SocketAddr) {
+    pub(crate) fn dial(&self, addr: SocketAddr) {
         let inner = Rc::clone(&self.0);
         self.0.spawn(inner.dial_seed(addr));
     }
 
     /// The dialled addresses, and what came of each.
     #[must_use]
-    pub fn seeds(&self) -> Vec<(SocketAddr, String)> {
+    pub(crate) fn seeds(&self) -> Vec<(SocketAddr, String)> {
         self.0.seeds()
     }
 
     /// Queues a whole frame for a peer, and dials it if there is no session. False, and counted,
     /// if it was dropped: the peer is unknown, was not reached just now, or has 64 frames or
     /// 1 MiB waiting. True does not mean that it arrives.
-    pub fn try_send(&self, to: NodeId, frame: Vec<u8>) -> bool {
+    pub(crate) fn try_send(&self, to: NodeId, frame: Vec<u8>) -> bool {
         let inner = &self.0;
         let taken = inner.book.with(to, |entry| {
             let session = entry.live().cloned();
@@ -196,7 +196,7 @@ impl Links {
     ///
     /// # Errors
     /// If the peer is unknown, does not answer within 5 s, or has 64 streams of ours open.
-    pub async fn open_stream(&self, to: NodeId) -> io::Result<Stream> {
+    pub(crate) async fn open_stream(&self, to: NodeId) -> io::Result<Stream> {
         let session = self.0.reach(to).await?;
         session::start_mux(&self.0, &session);
         let limit = async {
@@ -211,19 +211,19 @@ impl Links {
 
     /// Whether there is a session with a peer.
     #[must_use]
-    pub fn linked(&self, id: NodeId) -> bool {
+    pub(crate) fn linked(&self, id: NodeId) -> bool {
         self.0.session(id).is_some()
     }
 
     /// The sessions: with whom, at which address, and who dialled.
     #[must_use]
-    pub fn peers(&self) -> Vec<(NodeId, SocketAddr, Direction)> {
+    pub(crate) fn peers(&self) -> Vec<(NodeId, SocketAddr, Direction)> {
         let sessions = self.0.book.sessions();
         sessions.iter().map(|s| (s.peer.id, s.addr, s.direction())).collect()
     }
 
     /// Closes the session with a peer and forgets its addresses. A Down follows if there was one.
-    pub fn forget(&self, id: NodeId) {
+    pub(crate) fn forget(&self, id: NodeId) {
         if let Some(session) = self.0.session(id) {
             self.0.session_ended(&session);
         }
@@ -231,7 +231,7 @@ impl Links {
     }
 
     /// Accepts and dials no more, sends what waits, and closes all sessions; 2 s at most.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.0.closing.set(true);
         self.0.changed.ring();
         for session in self.0.book.sessions() {
@@ -249,7 +249,7 @@ impl Links {
 
     /// Everything that was counted, by name. Bytes are as on the TCP socket of sessions.
     #[must_use]
-    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+    pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
         let (read, written) = self.0.bytes();
         let mut all = self.0.counters.all();
         for (name, value) in &mut all {
@@ -263,7 +263,7 @@ impl Links {
     }
 
     /// Counts something the loop noticed, such as a malformed message.
-    pub fn count(&self, name: &'static str) {
+    pub(crate) fn count(&self, name: &'static str) {
         self.0.counters.add(name, 1);
     }
 }

@@ -263,7 +263,7 @@ fn reset() -> io::Error {
 /// it. A reset, or the end of the session, is an error to the reader, not the end of the data,
 /// unless this side has closed before: yamux then shows both alike. So protocols that close first
 /// must frame what they expect back.
-pub struct Stream {
+pub(crate) struct Stream {
     stream: yamux::Stream,
     pipe: Rc<Pipe>,
     count: Rc<Cell<usize>>,

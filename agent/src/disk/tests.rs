@@ -217,7 +217,7 @@ fn a_queue_that_grows_too_long_fails_the_rest() {
     let dir = tempfile::tempdir().unwrap();
     let disk = open(dir.path());
     // The store is busy, so that nothing is taken meanwhile except the first.
-    let busy = lock(&disk.disk.0.store);
+    let busy = lock(&disk.disk.0.0.store);
     for token in 0..200 {
         disk.disk.persist(token, vec![(b"k".to_vec(), Some(vec![0; VALUE_MAX]))]);
     }

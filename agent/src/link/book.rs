@@ -78,11 +78,11 @@ impl Place {
 }
 
 impl Entry {
-    fn new(peer: Peer) -> Self {
+    fn new(peer: Peer, queue: Queue) -> Self {
         Self {
             peer,
             session: None,
-            queue: Rc::default(),
+            queue: Rc::new(RefCell::new(queue)),
             dialling: false,
             backoff: Backoff::default(),
             ended: Vec::new(),
@@ -149,6 +149,8 @@ pub(super) fn diallable(addr: &SocketAddr) -> bool {
 pub(super) struct Book {
     entries: RefCell<BTreeMap<NodeId, Entry>>,
     clock: Cell<u64>,
+    /// Bytes that wait in all queues.
+    queued: Rc<Cell<usize>>,
 }
 
 impl Book {
@@ -184,7 +186,7 @@ impl Book {
         }
         self.clock.set(self.clock.get() + 1);
         let id = news.id;
-        let mut entry = Entry::new(news);
+        let mut entry = Entry::new(news, Queue::new(Rc::clone(&self.queued)));
         entry.used = self.clock.get();
         entries.insert(id, entry);
         true

@@ -97,6 +97,7 @@ impl std::fmt::Display for Failure {
                 "refused_secret" => "it has another secret of the community",
                 "refused_identity" => "it could not prove who it is",
                 "refused_busy" => "it has as many sessions as it takes",
+                "sessions_full" => "this node has as many sessions as it takes",
                 "refused_incarnation" => "a newer start of the same node has a session",
                 other => other,
             }),

@@ -148,8 +148,11 @@ impl Inner {
     /// Both ends are proven: makes this connection the session, or not.
     pub(super) async fn settle(self: &Rc<Self>, mut proven: Proven) -> Result<NodeId, Failure> {
         let id = proven.peer.id;
+        if self.closing.get() {
+            return Err(Failure::Refused("closing"));
+        }
         if !self.book.learn(&proven.peer) {
-            return Err(Failure::Refused("refused_busy"));
+            return Err(Failure::Refused("book_full"));
         }
         if self.decides(id) {
             let verdict = self.decide(&proven);
@@ -186,7 +189,7 @@ impl Inner {
             entry.live().map(|session| (session.id, session.peer.inc))
         });
         match standing.flatten() {
-            None if self.closing.get() || self.sessions.get() >= SESSIONS_MAX => BUSY,
+            None if self.sessions.get() >= SESSIONS_MAX => BUSY,
             None => ACCEPT,
             Some((_, inc)) if proven.peer.inc > inc => ACCEPT,
             Some((_, inc)) if proven.peer.inc < inc => STALE,

@@ -139,8 +139,8 @@ impl Links {
 
     /// Remembers where a peer can be dialled. The newest incarnation wins, addresses are merged.
     /// 384 peers are kept; when all of them are in use, a new one is not (`book_full`).
-    pub(crate) fn learn(&self, peer: &Peer) {
-        if peer.id != self.0.local.me.id && !self.0.book.learn(peer) {
+    pub(crate) fn learn(&self, peer: Peer) {
+        if peer.id != self.0.local.me.id && !self.0.book.learn(&peer) {
             self.count("book_full");
         }
     }
@@ -159,9 +159,13 @@ impl Links {
 
     /// Queues a whole frame for a peer, and dials it if there is no session. False, and counted,
     /// if it was dropped: the peer is unknown, was not reached just now, or has 64 frames or
-    /// 1 MiB waiting. True does not mean that it arrives.
+    /// 1 MiB waiting (4 MiB for all peers). True does not mean that it arrives.
     pub(crate) fn try_send(&self, to: NodeId, frame: Vec<u8>) -> bool {
         let inner = &self.0;
+        if inner.closing.get() {
+            self.count("closing");
+            return false;
+        }
         let taken = inner.book.with(to, |entry| {
             let session = entry.live().cloned();
             if session.is_none() && !entry.dialling && entry.backoff.left().is_some() {
@@ -288,7 +292,11 @@ async fn accept(inner: Rc<Inner>, listener: TcpListener) {
         let accepted = async { Some(listener.accept().await) };
         match smol::future::or(closing, accepted).await {
             None => return,
-            Some(Ok((tcp, addr))) => inner.spawn(Rc::clone(&inner).accepted(tcp, addr)),
+            Some(Ok((tcp, addr))) => {
+                // A listener on [::] shows IPv4 peers in IPv6 clothes.
+                let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
+                inner.spawn(Rc::clone(&inner).accepted(tcp, addr));
+            }
             Some(Err(error)) => {
                 // Out of file descriptors or memory, most likely: no event tells when there are
                 // some again.

@@ -129,7 +129,10 @@ async fn read(inner: &Rc<Inner>, session: &Rc<Session>, mut reader: Reader, mut 
             // A session we ended ourselves may be cut inside a record: that is no offence.
             if !session.is_dead() {
                 inner.counters.add(reason, 1);
-                log::warn!("session with {id:?} at {} closed: {reason}", session.addr);
+                // A hostile member must not fill the log: 1st, 2nd, 4th, 8th, ... time.
+                let often = inner.counters.get(reason).is_power_of_two();
+                let level = if often { log::Level::Warn } else { log::Level::Debug };
+                log::log!(level, "session with {id:?} at {} closed: {reason}", session.addr);
             }
         }
     }

@@ -96,7 +96,7 @@ fn an_address_where_another_node_answers_is_dropped() {
         let (a, b) = pair(&ex);
         let mut peer = Peer::new(dugnad_kernel::Id(7));
         peer.addrs.push(b.local_addr()).unwrap();
-        a.learn(&peer);
+        a.learn(peer.clone());
         assert!(a.try_send(peer.id, frame("for 7 only")));
         a.down(peer.id).await;
         assert_eq!(count(&a, "wrong_identity"), 1);
@@ -113,7 +113,7 @@ fn dialling_oneself_is_noticed() {
         a.counted("dialled_oneself", 1).await;
         let mut peer = Peer::new(dugnad_kernel::Id(7));
         peer.addrs.push(a.local_addr()).unwrap();
-        a.learn(&peer);
+        a.learn(peer.clone());
         assert!(a.try_send(peer.id, frame("x")));
         a.down(peer.id).await;
         assert_eq!(a.0.book.with(peer.id, |entry| entry.peer.addrs.len()), Some(0));

@@ -130,7 +130,7 @@ impl Node {
 
 /// Links two nodes by one frame from the first.
 async fn link(a: &Node, b: &Node) {
-    a.learn(&b.me());
+    a.learn(b.me());
     assert!(a.try_send(b.me().id, frame("hello")));
     a.up(b.me().id).await;
     b.up(a.me().id).await;

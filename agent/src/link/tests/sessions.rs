@@ -68,8 +68,8 @@ fn dialling_each_other_at_once_gives_one_session() {
             let a = start(&ex, config(1, 1, round + 1));
             let b = start(&ex, config(2, 1, round + 1));
             let (ida, idb) = (a.me().id, b.me().id);
-            a.learn(&b.me());
-            b.learn(&a.me());
+            a.learn(b.me());
+            b.learn(a.me());
             for n in 0..5 {
                 assert!(a.try_send(idb, frame(&n.to_string())));
                 assert!(b.try_send(ida, frame(&n.to_string())));
@@ -159,7 +159,7 @@ fn a_refused_connection_is_told_at_once_and_then_left_alone() {
         };
         let mut peer = Peer::new(b.me().id);
         peer.addrs.push(gone).unwrap();
-        a.learn(&peer);
+        a.learn(peer.clone());
         assert!(a.try_send(peer.id, frame("x")));
         a.down(peer.id).await;
         assert_eq!(count(&a, "dials"), 1);
@@ -173,7 +173,7 @@ fn a_refused_connection_is_told_at_once_and_then_left_alone() {
         // A newer start of the peer, at another address, ends the back-off.
         let mut newer = b.me();
         newer.inc = 7;
-        a.learn(&newer);
+        a.learn(newer.clone());
         assert!(a.try_send(peer.id, frame("there you are")));
         a.up(peer.id).await;
         b.up(a.me().id).await;
@@ -189,7 +189,7 @@ fn unknown_and_unreachable_peers_are_counted() {
         assert!(!a.try_send(nobody, frame("x")));
         assert_eq!(count(&a, "unknown_peer"), 1);
         assert!(a.open_stream(nobody).await.unwrap_err().to_string().contains("not known"));
-        a.learn(&Peer::new(nobody));
+        a.learn(Peer::new(nobody));
         a.try_send(nobody, frame("x"));
         a.down(nobody).await;
         assert_eq!((count(&a, "dials"), count(&a, "frames_lost")), (0, 1));
@@ -206,7 +206,7 @@ fn the_queue_of_a_peer_is_bounded_and_counts() {
         for id in [7, 8] {
             let mut peer = Peer::new(dugnad_kernel::Id(id));
             peer.addrs.push(mute.local_addr().unwrap()).unwrap();
-            a.learn(&peer);
+            a.learn(peer.clone());
             peers.push(peer.id);
         }
         for _ in 0..queue::FRAMES_MAX {
@@ -236,7 +236,7 @@ fn a_silent_address_does_not_hold_up_a_good_one() {
         let mut peer = Peer::new(b.me().id);
         peer.addrs.push(mute.local_addr().unwrap()).unwrap();
         peer.addrs.push(b.local_addr()).unwrap();
-        a.learn(&peer);
+        a.learn(peer.clone());
         assert!(a.try_send(peer.id, frame("x")));
         a.up(peer.id).await;
         assert_eq!(count(&a, "handshake_timeout"), 0);
@@ -289,11 +289,11 @@ fn the_address_book_is_bounded() {
         let (a, b) = pair(&ex);
         link(&a, &b).await;
         for id in 0..1000 {
-            a.learn(&Peer::new(dugnad_kernel::Id(id)));
+            a.learn(Peer::new(dugnad_kernel::Id(id)));
         }
         assert_eq!(a.0.book.len(), book::PEERS_MAX);
         assert!(a.linked(b.me().id));
-        a.learn(&a.me());
+        a.learn(a.me());
         assert!(!a.try_send(a.me().id, frame("x")), "never oneself");
     });
 }
@@ -339,4 +339,40 @@ fn a_killed_process_is_told_at_once() {
         a.down(peer.id).await;
         child.wait().unwrap();
     });
+}
+
+/// The same tie between two threads, so that the steps interleave in other ways each time.
+#[test]
+fn dialling_each_other_from_two_threads_gives_one_session() {
+    use smol::channel::{Receiver, Sender, bounded};
+    fn side(key: u8, mine: &Sender<Peer>, theirs: &Receiver<Peer>) {
+        for round in 1..=60u32 {
+            run(|ex| async move {
+                let node = start(&ex, config(key, 1, round));
+                mine.send(node.me()).await.unwrap();
+                let other = theirs.recv().await.unwrap();
+                node.learn(other.clone());
+                for n in 0..5 {
+                    assert!(node.try_send(other.id, frame(&n.to_string())));
+                }
+                node.up(other.id).await;
+                for n in 0..5 {
+                    assert_eq!(node.frame(other.id).await, n.to_string(), "round {round}");
+                }
+                assert_eq!(count(&node, "sessions_up"), 1);
+                // Both must be done before either goes.
+                assert!(node.try_send(other.id, frame("bye")));
+                assert_eq!(node.frame(other.id).await, "bye");
+                mine.send(node.me()).await.unwrap();
+                theirs.recv().await.unwrap();
+                assert!(node.quiet(), "an event too many in round {round}");
+                node.close().await;
+            });
+        }
+    }
+    let (to_b, from_a) = bounded(1);
+    let (to_a, from_b) = bounded(1);
+    let b = std::thread::spawn(move || side(2, &to_a, &from_a));
+    side(1, &to_b, &from_b);
+    b.join().unwrap();
 }

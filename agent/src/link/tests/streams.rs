@@ -62,7 +62,7 @@ fn streams_answer_both_ways_and_either_side_opens() {
     run(|ex| async move {
         let (a, b) = pair(&ex);
         // No session yet: opening one dials.
-        b.learn(&a.me());
+        b.learn(a.me());
         let mut out = b.open_stream(a.me().id).await.unwrap();
         b.up(a.me().id).await;
         a.up(b.me().id).await;

@@ -363,9 +363,9 @@ fn dialling_each_other_from_two_threads_gives_one_session() {
                 // Both must be done before either goes.
                 assert!(node.try_send(other.id, frame("bye")));
                 assert_eq!(node.frame(other.id).await, "bye");
+                assert!(node.quiet(), "an event too many in round {round}");
                 mine.send(node.me()).await.unwrap();
                 theirs.recv().await.unwrap();
-                assert!(node.quiet(), "an event too many in round {round}");
                 node.close().await;
             });
         }

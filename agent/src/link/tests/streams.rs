@@ -22,12 +22,7 @@ fn bulk_and_frames_do_not_disturb_each_other() {
             stream.close().await.unwrap();
         };
         let receive = async {
-            let mut stream = loop {
-                match b.next().await {
-                    LinkEvent::Stream { from, stream } if from == ida => break stream,
-                    other => panic!("{other:?}"),
-                }
-            };
+            let mut stream = b.stream().await;
             let read = async {
                 let mut buffer = vec![0; 100_000];
                 let mut place = 0;

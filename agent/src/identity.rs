@@ -62,7 +62,11 @@ pub(crate) fn write_synced(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<(
         file.write_all(bytes)?;
         file.sync_all()
     };
-    write().map_err(|e| at(&aside, &e))?;
+    if let Err(error) = write() {
+        // On a full disk half a file helps nobody; the error that counts is the first.
+        let _: io::Result<()> = fs::remove_file(&aside);
+        return Err(at(&aside, &error));
+    }
     fs::rename(&aside, &path).map_err(|e| at(&path, &e))?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| at(dir, &e))
 }

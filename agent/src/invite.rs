@@ -323,7 +323,7 @@ mod tests {
             let error = parse(&format!("{payload}:{bad}"));
             assert!(matches!(error, InviteError::Address(_)), "{bad}: {error}");
         }
-        let many = vec!["10.0.0.1:7407"; 9].join(",");
+        let many = ["10.0.0.1:7407"; 9].join(",");
         assert!(matches!(parse(&format!("{payload}:{many}")), InviteError::Address(_)));
         assert_eq!(parse(&format!("dugnad1:{}:1.2.3.4:5", "a".repeat(5000))), InviteError::Damaged);
     }

@@ -1,0 +1,306 @@
+//! The state behind [`super::Links`], and the rule that makes two ends agree on one session.
+//!
+//! Both ends may dial at the same moment, and either may believe in a session that is dead on the
+//! other side. So **one end decides: the node with the lower id**. After the handshake it says in
+//! the first record whether the connection becomes the session; the other obeys, and sends
+//! nothing before. It accepts
+//! - if it has no session with the peer, or the peer's incarnation is higher than the session's;
+//! - if the dialler tells that just that session has ended on its side;
+//!
+//! and refuses otherwise ([`DUPLICATE`]): then the session that stands is the one. A refused
+//! dialler keeps its frames for it. So a tie never costs a frame or a Down, and whenever a
+//! session is replaced, which may have cost frames in flight, there is a Down before the Up.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use dugnad_kernel::{NodeId, Peer};
+use smol::LocalExecutor;
+use smol::channel::Sender;
+use smol::lock::Semaphore;
+use smol::net::TcpStream;
+
+use super::LinkEvent;
+use super::book::Book;
+use super::counters::Counters;
+use super::handshake::{self, Failure, Local, Proven, SessionId};
+use super::noise::VERDICT;
+use super::notify::Changed;
+use super::session::{self, Halves, Session};
+
+/// How long a handshake may take, connecting included.
+pub(super) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const HANDSHAKES_MAX: usize = 64;
+pub(super) const SESSIONS_MAX: usize = 128;
+/// How many peers are dialled at a time.
+const DIALS_MAX: usize = 32;
+/// How many seeds are remembered for the user.
+const SEEDS_MAX: usize = 64;
+
+const ACCEPT: u8 = 0;
+const DUPLICATE: u8 = 1;
+const STALE: u8 = 2;
+const BUSY: u8 = 3;
+
+pub(super) struct Inner {
+    ex: Rc<LocalExecutor<'static>>,
+    inbox: Sender<LinkEvent>,
+    pub(super) local: Local,
+    pub(super) listening: SocketAddr,
+    pub(super) book: Book,
+    pub(super) counters: Counters,
+    /// Rings when a session stands, a dial ended, or all is closing.
+    pub(super) changed: Changed,
+    pub(super) dials: Semaphore,
+    seeds: RefCell<BTreeMap<SocketAddr, String>>,
+    handshakes: Cell<usize>,
+    pub(super) sessions: Cell<usize>,
+    pub(super) closing: Cell<bool>,
+    /// Bytes of sessions that ended.
+    past: Cell<(u64, u64)>,
+}
+
+impl Inner {
+    pub(super) fn new(
+        ex: Rc<LocalExecutor<'static>>,
+        inbox: Sender<LinkEvent>,
+        local: Local,
+        listening: SocketAddr,
+    ) -> Self {
+        Self {
+            ex,
+            inbox,
+            local,
+            listening,
+            book: Book::default(),
+            counters: Counters::default(),
+            changed: Changed::default(),
+            dials: Semaphore::new(DIALS_MAX),
+            seeds: RefCell::default(),
+            handshakes: Cell::new(0),
+            sessions: Cell::new(0),
+            closing: Cell::new(false),
+            past: Cell::new((0, 0)),
+        }
+    }
+
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.ex.spawn(task).detach();
+    }
+
+    /// Tells the loop; waits while its inbox is full. Nobody listens any more at the very end.
+    pub(super) async fn tell(&self, event: LinkEvent) {
+        if self.inbox.send(event).await.is_err() {
+            self.closing.set(true);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn handshakes_now(&self) -> usize {
+        self.handshakes.get()
+    }
+
+    fn decides(&self, peer: NodeId) -> bool {
+        self.local.me.id < peer
+    }
+
+    /// A connection came in.
+    pub(super) async fn accepted(self: Rc<Self>, tcp: TcpStream, addr: SocketAddr) {
+        if self.handshakes.get() >= HANDSHAKES_MAX || self.closing.get() {
+            self.counters.add("handshakes_full", 1);
+            return;
+        }
+        self.handshakes.set(self.handshakes.get() + 1);
+        let busy = self.sessions.get() >= SESSIONS_MAX;
+        let shake = async {
+            super::dial::tune(&tcp);
+            let proven = handshake::listen(&self.local, tcp, addr, busy).await?;
+            self.settle(proven).await
+        };
+        let result = super::dial::limited(shake).await;
+        self.handshakes.set(self.handshakes.get() - 1);
+        if let Err(error) = result {
+            self.counters.add(error.reason(), 1);
+            log::debug!("connection from {addr} refused: {error}");
+        }
+    }
+
+    /// Whether a dial that reached `peer` should go on, and which sessions with it ended here.
+    pub(super) fn wanted(
+        &self,
+        expected: Option<NodeId>,
+        peer: &Peer,
+    ) -> Result<Vec<SessionId>, Failure> {
+        if expected.is_some_and(|id| id != peer.id) {
+            return Err(Failure::WrongIdentity(peer.id));
+        }
+        let known = self.book.with(peer.id, |entry| {
+            let stands = entry.live().is_some_and(|session| session.peer.inc >= peer.inc);
+            if stands { Err(Failure::Duplicate(peer.id)) } else { Ok(entry.ended.clone()) }
+        });
+        known.unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    /// Both ends are proven: makes this connection the session, or not.
+    pub(super) async fn settle(self: &Rc<Self>, mut proven: Proven) -> Result<NodeId, Failure> {
+        let id = proven.peer.id;
+        if self.closing.get() {
+            return Err(Failure::Refused("closing"));
+        }
+        if !self.book.learn(&proven.peer) {
+            return Err(Failure::Refused("book_full"));
+        }
+        if self.decides(id) {
+            let verdict = self.decide(&proven);
+            if verdict == ACCEPT {
+                self.install(proven, Some(ACCEPT));
+                return Ok(id);
+            }
+            // The other side may be gone; it is refused all the same.
+            let _: io::Result<()> = proven.writer.record(&proven.noise, &[VERDICT, verdict]).await;
+            return Err(refusal(verdict, id));
+        }
+        // If no decision arrives, the other end may still have taken it for the session: it is
+        // noted as ended, so that the next dial replaces it.
+        let session = proven.session;
+        let abandoned = Abandoned { inner: self, id, session, armed: Cell::new(true) };
+        let verdict = proven.read_verdict().await?;
+        if verdict != ACCEPT {
+            abandoned.armed.set(false);
+            return Err(refusal(verdict, id));
+        }
+        let newer = self.book.with(id, |entry| {
+            entry.live().is_some_and(|session| session.peer.inc > proven.peer.inc)
+        });
+        if newer == Some(true) {
+            return Err(refusal(STALE, id));
+        }
+        abandoned.armed.set(false);
+        self.install(proven, None);
+        Ok(id)
+    }
+
+    fn decide(&self, proven: &Proven) -> u8 {
+        let standing = self.book.with(proven.peer.id, |entry| {
+            entry.live().map(|session| (session.id, session.peer.inc))
+        });
+        match standing.flatten() {
+            None if self.sessions.get() >= SESSIONS_MAX => BUSY,
+            None => ACCEPT,
+            Some((_, inc)) if proven.peer.inc > inc => ACCEPT,
+            Some((_, inc)) if proven.peer.inc < inc => STALE,
+            Some((id, _)) if proven.ended.contains(&id) => ACCEPT,
+            Some(_) => DUPLICATE,
+        }
+    }
+
+    /// The connection is the session with its peer from now on.
+    fn install(self: &Rc<Self>, mut proven: Proven, verdict: Option<u8>) {
+        let id = proven.peer.id;
+        let old = self.book.with(id, |entry| entry.session.take()).flatten();
+        if let Some(old) = old {
+            self.counters.add("sessions_replaced", 1);
+            self.session_ended(&old);
+            // What waited was meant for the session that is gone.
+            self.counters.add("frames_lost", old.queue.borrow_mut().clear());
+        }
+        let started = self.book.with(id, |entry| {
+            if proven.dialled {
+                entry.prefer(proven.addr);
+            }
+            entry.peer.inc = proven.peer.inc;
+            proven.peer.addrs = entry.peer.addrs.clone();
+            let queue = Rc::clone(&entry.queue);
+            let place = entry.place();
+            let (session, reader, writer) = Session::new(proven, queue);
+            let session = Rc::new(session);
+            entry.session = Some(Rc::clone(&session));
+            (session, Halves { reader, writer, verdict, place })
+        });
+        if let Some((session, halves)) = started {
+            self.sessions.set(self.sessions.get() + 1);
+            self.counters.add("sessions_up", 1);
+            log::debug!("session with {id:?} at {} ({})", session.addr, session.direction());
+            session::spawn(self, &session, halves);
+            self.changed.ring();
+        }
+    }
+
+    /// A session ended, whoever noticed first. Waiting frames are lost with it.
+    pub(super) fn session_ended(&self, session: &Rc<Session>) {
+        if !session.kill() {
+            return;
+        }
+        self.sessions.set(self.sessions.get() - 1);
+        self.counters.add("sessions_down", 1);
+        let (read, written) = self.past.get();
+        let bytes = &session.bytes;
+        self.past.set((read + bytes.read.get(), written + bytes.written.get()));
+        self.book.with(session.peer.id, |entry| {
+            entry.note_ended(session.id);
+            if entry.session.as_ref().is_some_and(|current| Rc::ptr_eq(current, session)) {
+                entry.session = None;
+                self.counters.add("frames_lost", session.queue.borrow_mut().clear());
+                if session.dialled && session.was_short() {
+                    entry.backoff.fail();
+                }
+            }
+        });
+        self.changed.ring();
+    }
+
+    /// Forgets where a peer is. The entry stays until its place is needed.
+    pub(super) fn forget(&self, id: NodeId) {
+        self.book.with(id, |entry| {
+            entry.peer.addrs.clear();
+            self.counters.add("frames_lost", entry.queue.borrow_mut().clear());
+        });
+    }
+
+    /// Bytes read from and written to sockets of sessions.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        self.book.sessions().iter().fold(self.past.get(), |(read, written), session| {
+            (read + session.bytes.read.get(), written + session.bytes.written.get())
+        })
+    }
+
+    pub(super) fn set_seed(&self, addr: SocketAddr, state: String) {
+        let mut seeds = self.seeds.borrow_mut();
+        if seeds.len() < SEEDS_MAX || seeds.contains_key(&addr) {
+            seeds.insert(addr, state);
+        }
+    }
+
+    pub(super) fn seeds(&self) -> Vec<(SocketAddr, String)> {
+        self.seeds.borrow().iter().map(|(addr, state)| (*addr, state.clone())).collect()
+    }
+}
+
+fn refusal(verdict: u8, id: NodeId) -> Failure {
+    match verdict {
+        DUPLICATE => Failure::Duplicate(id),
+        STALE => Failure::Refused("refused_incarnation"),
+        BUSY => Failure::Refused("refused_busy"),
+        _ => Failure::Refused("handshake_malformed"),
+    }
+}
+
+/// Notes a session as ended if the wait for its decision is given up.
+struct Abandoned<'a> {
+    inner: &'a Inner,
+    id: NodeId,
+    session: SessionId,
+    armed: Cell<bool>,
+}
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        if self.armed.get() {
+            self.inner.book.with(self.id, |entry| entry.note_ended(self.session));
+        }
+    }
+}

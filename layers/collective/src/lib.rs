@@ -63,6 +63,8 @@ pub enum Msg {
     Sync(SyncMsg),
     /// I hold the tree you stored.
     Held { root: Hash },
+    /// I own a place of this small tree; keep it, too.
+    Mirror { tree: Tree },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +118,7 @@ pub(crate) enum Ask {
     Digest { to: NodeId, arc: Arc },
     Reserve { to: NodeId, msg: ToHost },
     /// Until `enough` nodes hold the tree, or `limit` is over.
-    Holders { root: Hash, enough: usize, limit: Duration },
+    Holders { root: Hash, known: BTreeSet<NodeId>, enough: usize, limit: Duration },
     Sleep(Duration),
 }
 
@@ -155,6 +157,8 @@ pub(crate) type Asker = ops::Asker<Ask, Reply>;
 
 /// How long one node may take to answer another.
 const CALL: Duration = Duration::from_secs(2);
+/// How long the hosts of a plan found on disk have to come back after a restart.
+const HOLD: Duration = Duration::from_secs(30);
 /// Answers awaited at a time; more are refused to start.
 const OPS_MAX: usize = 512;
 
@@ -188,9 +192,14 @@ pub struct Collective {
     tokens: u64,
     pub(crate) trees: BTreeSet<Tree>,
     pub(crate) fetching: BTreeMap<Tree, NodeId>,
+    /// Trees whose first source failed.
+    pub(crate) second_try: BTreeSet<Tree>,
     pub(crate) held: BTreeMap<CallId, Waiting>,
     pub(crate) managers: BTreeMap<Key, Manager>,
     pub(crate) dead: BTreeMap<NodeId, Time>,
+    /// After a restart with plans on disk: power may have failed for everybody, so hosts get time
+    /// to come back before their replicas are given away.
+    pub(crate) hold_until: Option<Time>,
     counters: BTreeMap<&'static str, u64>,
     ticking: bool,
 }
@@ -222,7 +231,9 @@ impl Collective {
             tokens: 0,
             trees: BTreeSet::new(),
             fetching: BTreeMap::new(),
+            second_try: BTreeSet::new(),
             held: BTreeMap::new(),
+            hold_until: None,
             managers: BTreeMap::new(),
             dead: BTreeMap::new(),
             counters: BTreeMap::new(),
@@ -260,6 +271,10 @@ impl Collective {
     fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {
         match command {
             Command::Restore(records) => {
+                let planned = |r: &Record| r.name == deployment::service::PLAN;
+                if records.iter().any(planned) {
+                    self.hold_until = Some(cx.now + HOLD);
+                }
                 self.store.records = records.into_iter().map(|r| (r.id(), r)).collect();
             }
             Command::Trees(trees) => self.trees.extend(trees),
@@ -292,6 +307,7 @@ impl Collective {
             }
             Msg::Sync(msg) => self.on_sync(from, msg, cx),
             Msg::Held { root } => self.on_held(from, root, cx),
+            Msg::Mirror { tree } => self.on_mirror(tree, cx),
         }
     }
 
@@ -309,6 +325,8 @@ impl Collective {
     /// The ring moved: what I answer for, and whom I copy to.
     fn on_place(&mut self, place: Place, gained: Option<Arc>, cx: &mut Cx<'_, Self>) {
         let moved = self.place.range != place.range;
+        let next = |place: &Place| place.succs.first().map(|peer| peer.id);
+        let next_moved = next(&self.place) != next(&place);
         self.place = place;
         if !self.ticking {
             self.ticking = true;
@@ -319,6 +337,8 @@ impl Collective {
         }
         if moved {
             self.refresh_managers(cx);
+        }
+        if moved || next_moved {
             self.refresh_trees(cx);
         }
         if let Some(arc) = gained {
@@ -488,11 +508,10 @@ impl Collective {
                 cx.emit(Event::ToHost { to, msg });
                 (Out::Reserve { to, service, number }, Some(CALL))
             }
-            Ask::Holders { root, enough, limit } => {
-                // Who asks has it.
-                let holders = BTreeSet::from([self.me]);
+            Ask::Holders { root, known: holders, enough, limit } => {
+                let met = holders.len() >= enough;
                 self.held.insert(call, Waiting { root, enough, holders });
-                if enough <= 1 {
+                if met {
                     cx.after(Duration::ZERO, Timer::Expire { call });
                 }
                 (Out::Holders, Some(limit))

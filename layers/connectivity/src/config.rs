@@ -59,6 +59,8 @@ pub const SILENCE_CONFIRM: Duration = Duration::from_millis(3_500);
 pub const CLOSED_CONFIRM: Duration = Duration::from_millis(1_200);
 /// Peers asked for an indirect probe (overlay.md 10.8).
 pub const HELPERS: usize = 3;
+/// Peers told of a death, so that they check at once and the ring closes everywhere.
+pub const GOSSIP: usize = 16;
 /// Watched at most.
 pub const WATCHED_MAX: usize = 128;
 

@@ -11,7 +11,7 @@ use dugnad_kernel::{Component, Cx, Input, NodeId, Time};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{
-    CLOSED_CONFIRM, HEARTBEAT, HELPERS, SILENCE_CONFIRM, SUSPECT_AFTER, WATCHED_MAX,
+    CLOSED_CONFIRM, GOSSIP, HEARTBEAT, HELPERS, SILENCE_CONFIRM, SUSPECT_AFTER, WATCHED_MAX,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,8 @@ pub enum Msg {
     PingReq { target: NodeId },
     /// `target` answered me.
     Reached { target: NodeId },
+    /// I am sure that `target` is dead. A hint: whoever watches it checks for itself, at once.
+    Gone { target: NodeId },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub enum Command {
     Heard(NodeId),
     /// The session ended or the peer could not be dialled.
     Closed(NodeId),
+    /// The peer did not do what it should have done by now.
+    Hint(NodeId),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +83,7 @@ impl Component for Detector {
             Input::Command(Command::Watch(set)) => self.watch(&set, cx),
             Input::Command(Command::Heard(id)) => self.heard(id, cx),
             Input::Command(Command::Closed(id)) => self.on_closed(id, cx),
+            Input::Command(Command::Hint(id)) => self.on_hint(id, cx),
             Input::Message { from, msg: Msg::Ping } => cx.send(from, Msg::Pong),
             // That it came was already counted as `Heard`.
             Input::Message { msg: Msg::Pong, .. } => {}
@@ -86,6 +91,7 @@ impl Component for Detector {
                 self.on_ping_req(from, target, cx);
             }
             Input::Message { msg: Msg::Reached { target }, .. } => self.heard(target, cx),
+            Input::Message { msg: Msg::Gone { target }, .. } => self.on_hint(target, cx),
             Input::Timer(Timer::Tick) => self.on_tick(cx),
             Input::Timer(Timer::Confirm { target, check }) => self.on_confirm(target, check, cx),
         }
@@ -146,6 +152,14 @@ impl Detector {
         }
     }
 
+    /// Somebody else found it dead. Not believed, but checked, unless it was heard of just now.
+    fn on_hint(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        let quiet = |w: &Watched| w.check.is_none() && cx.now.since(w.heard) >= HEARTBEAT / 5;
+        if self.watched.get(&id).is_some_and(quiet) {
+            self.check(id, CLOSED_CONFIRM, cx);
+        }
+    }
+
     fn check(&mut self, id: NodeId, confirm: core::time::Duration, cx: &mut Cx<'_, Self>) {
         self.last_check = self.last_check.wrapping_add(1);
         let check = self.last_check;
@@ -199,6 +213,10 @@ impl Detector {
     fn on_confirm(&mut self, target: NodeId, check: u32, cx: &mut Cx<'_, Self>) {
         if self.watched.get(&target).is_some_and(|w| w.check == Some(check)) {
             self.watched.remove(&target);
+            self.linked.remove(&target);
+            for peer in self.linked.iter().take(GOSSIP) {
+                cx.send(*peer, Msg::Gone { target });
+            }
             cx.emit(Event::Dead(target));
         }
     }

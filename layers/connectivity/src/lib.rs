@@ -274,7 +274,7 @@ impl Overlay {
         }
     }
 
-    fn detect(&mut self, input: Input<Detector>, cx: &mut Cx<'_, Self>) {
+    pub(crate) fn detect(&mut self, input: Input<Detector>, cx: &mut Cx<'_, Self>) {
         for event in cx.child(&mut self.detector, input, Msg::Detect, Timer::Detect) {
             match event {
                 detector::Event::Suspect(id) => cx.emit(Event::Suspect(id)),
@@ -286,6 +286,7 @@ impl Overlay {
 
     fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         self.count("deaths");
+        let was_pred = self.ring.pred().id == id;
         self.table.remove(id);
         self.ring_input(ring::Command::Dead(id), cx);
         self.reroute(id, cx);
@@ -293,6 +294,9 @@ impl Overlay {
         self.remember_dead(id, cx);
         self.update_watch(cx);
         self.fill(cx);
+        if was_pred && !self.ring.alone() {
+            self.lookup(id, LookupFor::Probe, cx);
+        }
         cx.emit(Event::Dead(id));
     }
 

@@ -397,8 +397,10 @@ impl Ring {
     }
 
     fn on_join_req(&mut self, op: u64, joiner: Peer, cx: &mut Cx<'_, Self>) {
-        // The refusal goes to the joiner, not to the last hop (overlay.md E2).
-        if self.status != Status::Inside || self.lock.is_some() || joiner.id == self.me.id {
+        // The refusal goes to the joiner, not to the last hop (overlay.md E2). A dead predecessor
+        // is no predecessor to hand on: it may be an earlier life of the joiner itself.
+        let ready = self.status == Status::Inside && self.lock.is_none() && !self.pred_suspect;
+        if !ready || joiner.id == self.me.id || joiner.id == self.pred.id {
             let after_ms = backoff_ms(0, cx);
             cx.send(joiner.id, Msg::JoinRetry { op, after_ms });
             return;

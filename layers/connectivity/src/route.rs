@@ -5,10 +5,11 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use dugnad_kernel::arc::in_oc;
-use dugnad_kernel::{Cx, Key, NodeId, Peer};
+use dugnad_kernel::{Cx, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{HOPS_MAX, HOP_ALTERNATIVES, HOP_RTO, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX};
+use crate::detector;
 use crate::ring::{self, Status};
 use crate::table::closest_before;
 use crate::{Event, Msg, Overlay, Timer};
@@ -87,6 +88,8 @@ pub(crate) enum LookupFor {
     Above(u32),
     /// A slot of the table.
     Slot,
+    /// Nobody: on its way it makes the predecessor of a dead node notice.
+    Probe,
 }
 
 /// Lookups and hops under way.
@@ -188,6 +191,10 @@ impl Overlay {
     fn not_inside(&self, hop: &Hop, cx: &mut Cx<'_, Self>) {
         if hop.origin.id != self.ring.me().id {
             cx.send(hop.origin.id, Msg::Route(RouteMsg::NotInside { call: hop.call }));
+        } else if let Purpose::Join { op } = hop.purpose {
+            // The ring still counts on my earlier life and routed my join to it.
+            let retry = ring::Msg::JoinRetry { op, after_ms: 300 };
+            cx.send(hop.origin.id, Msg::Ring(retry));
         }
     }
 
@@ -296,6 +303,7 @@ impl Overlay {
         match lookup.purpose {
             LookupFor::Above(call) => cx.emit(Event::Found { call, found: Some(found) }),
             LookupFor::Slot => self.table.set(lookup.key, found.owner),
+            LookupFor::Probe => {}
         }
     }
 
@@ -304,6 +312,9 @@ impl Overlay {
             RouteTimer::Rto { seq } => {
                 let Some(pending) = self.routes.pending.remove(&seq) else { return };
                 self.count("hop_timeout");
+                if let Some(silent) = pending.tried.last().copied() {
+                    self.detect(Input::Command(detector::Command::Hint(silent)), cx);
+                }
                 if pending.tried.len() <= HOP_ALTERNATIVES + 1 {
                     self.step(pending.hop, pending.tried, cx);
                 }

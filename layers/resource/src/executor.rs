@@ -19,6 +19,8 @@ use crate::spec::{Arch, Spec, Tree};
 pub const RESERVATION: Duration = Duration::from_secs(60);
 /// A replica's manager hears of it at least this often.
 pub const BEAT: Duration = Duration::from_secs(60);
+/// Pause before a manager that was not one is looked for again: the ring is moving.
+pub const SEARCH_AGAIN: Duration = Duration::from_secs(2);
 /// Replicas on one node.
 pub const REPLICAS_MAX: usize = 64;
 /// Services whose epochs are remembered.
@@ -57,6 +59,7 @@ pub enum Event {
 pub enum Timer {
     Beat,
     Expire,
+    Search { service: Key },
 }
 
 #[derive(Clone, Debug)]
@@ -72,8 +75,11 @@ struct Term {
     manager: Option<NodeId>,
     /// Whether the last beat was acknowledged.
     heard: bool,
+    /// Whether a `Timer::Search` is on its way; there is never more than one a service.
+    searching: bool,
 }
 
+#[derive(Debug)]
 pub struct Executor {
     me: NodeId,
     name: String,
@@ -98,6 +104,12 @@ impl Component for Executor {
         match input {
             Input::Command(command) => self.on_command(command, cx),
             Input::Timer(Timer::Beat) => self.on_beat_timer(cx),
+            Input::Timer(Timer::Search { service }) => {
+                if let Some(term) = self.terms.get_mut(&service) {
+                    term.searching = false;
+                    cx.emit(Event::FindManager(service));
+                }
+            }
             Input::Timer(Timer::Expire) => {
                 self.ledger.expire(cx.now);
                 let held = &mut self.held;
@@ -226,6 +238,9 @@ impl Executor {
                 if let Some(term) = self.terms.get_mut(&service) {
                     if term.manager == Some(from) {
                         term.manager = None;
+                        if !core::mem::replace(&mut term.searching, true) {
+                            cx.after(SEARCH_AGAIN, Timer::Search { service });
+                        }
                     }
                 }
             }

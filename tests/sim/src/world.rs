@@ -13,6 +13,9 @@ use dugnad_resource::spec::{Arch, Tree};
 use crate::host::{Disk, Processes};
 use crate::net::{GIVE_UP, Net, NetOptions, Sent};
 
+/// More than this is a storm of messages, not a plan.
+const QUEUE_MAX: usize = 2_000_000;
+
 #[derive(Clone, Debug)]
 pub struct Options {
     pub seed: u64,
@@ -317,6 +320,7 @@ impl World {
 
     fn at(&mut self, time: Time, happening: Happening) {
         self.sequence += 1;
+        assert!(self.queue.len() < QUEUE_MAX, "a storm: {QUEUE_MAX} happenings are planned");
         self.queue.push(Reverse(Queued(time, self.sequence, happening)));
     }
 

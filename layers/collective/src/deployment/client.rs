@@ -1,5 +1,6 @@
 //! How a person, or the gateway of any node, asks the community (paper 3.4.4, service client).
 
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -14,7 +15,7 @@ use super::manager::{View, descriptions};
 use super::service::{Desired, SPEC, Service, SlotState};
 use super::trees::{Needed, name_for};
 use crate::cast::{CastBody, CastPart};
-use crate::persistence::put::{get, put};
+use crate::persistence::put::{get, owners, put};
 use crate::persistence::record::{Record, Version};
 use crate::{Ask, Asker, AskerExt, Collective, Event, Outcome, Reply, Request, Response};
 
@@ -23,7 +24,8 @@ use crate::{Ask, Asker, AskerExt, Collective, Event, Outcome, Reply, Request, Re
 const RECORD_COPIES: usize = 3;
 /// Nodes that must hold its packages, the asked one included.
 const TREE_COPIES: usize = 2;
-/// How long packages may take to get there.
+/// How long all owners are waited for, and how long [`TREE_COPIES`].
+const TREE_QUICK: Duration = Duration::from_secs(3);
 const TREE_LIMIT: Duration = Duration::from_secs(300);
 /// Answers without news (1.5 s each) after which a wait ends.
 const QUIET_POLLS: u32 = 40;
@@ -191,7 +193,7 @@ async fn manager(asker: &Asker, service: Key, request: Request) -> Option<Respon
 async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ClientReply {
     let nodes = describe(asker, Some(spec)).await;
     let mut rng = fastrand::Rng::with_seed(seed);
-    let none = alloc::collections::BTreeSet::new();
+    let none = BTreeSet::new();
     let mut choice = allocator::choose(spec, &nodes, &none, &none, &mut rng);
     let (want, because) = deployer::replicas(spec.want);
     let mut notes = Vec::new();
@@ -255,7 +257,7 @@ fn decode(record: &Record) -> Option<Service> {
 async fn impossible(asker: &Asker, spec: &Spec, seed: u64) -> Option<ClientReply> {
     let nodes = describe(asker, Some(spec)).await;
     let mut rng = fastrand::Rng::with_seed(seed);
-    let none = alloc::collections::BTreeSet::new();
+    let none = BTreeSet::new();
     let choice = allocator::choose(spec, &nodes, &none, &none, &mut rng);
     if !choice.candidates.is_empty() {
         return None;
@@ -264,27 +266,32 @@ async fn impossible(asker: &Asker, spec: &Spec, seed: u64) -> Option<ClientReply
     Some(ClientReply::Unmet(choice.refused.iter().map(line).collect()))
 }
 
-/// Writes the records of the packages and waits until other nodes hold the bytes.
+/// Writes the records of the packages and waits until other nodes hold the bytes: all owners of
+/// the tree's class if they are quick, enough to survive the asked node in any case.
 async fn store_trees(asker: &Asker, spec: &Spec, me: NodeId, size: u64) -> bool {
-    let mut waits = Vec::new();
+    let enough = TREE_COPIES.min(usize::try_from(size).unwrap_or(usize::MAX));
     for tree in distinct_trees(spec) {
-        let enough = TREE_COPIES.min(usize::try_from(size).unwrap_or(usize::MAX));
-        // Asked for before the record is out: the first holder may be quicker than the writing.
         let root = tree.root;
-        waits.push(asker.ask(Ask::Holders { root, enough, limit: TREE_LIMIT }));
+        let mut all = owners(asker, tree.key()).await;
+        all.insert(me);
+        // Asked before the record is out: the first holder may be quicker than the writing.
+        let known = BTreeSet::from([me]);
+        let wait = asker.ask(Ask::Holders { root, known, enough: all.len(), limit: TREE_QUICK });
         let name = name_for(spec.key());
-        let known = get(asker, (tree.key(), name.clone())).await.ok().flatten();
-        let counter = known.map_or(0, |record| record.version.counter) + 1;
+        let record = get(asker, (tree.key(), name.clone())).await.ok().flatten();
+        let counter = record.map_or(0, |record| record.version.counter) + 1;
         let value = postcard::to_allocvec(&Needed { tree, origin: me }).ok();
         let version = Version { counter, author: me };
         let record = Record { key: tree.key(), name, version, value };
         if put(asker.clone(), record, enough).await.is_empty() {
             return false;
         }
-    }
-    for wait in waits {
-        if !matches!(wait.await, Reply::Holders(holders) if holders.len() > 1 || size < 2) {
-            return false;
+        let Reply::Holders(known) = wait.await else { return false };
+        if known.len() < enough {
+            let wait = asker.ask(Ask::Holders { root, known, enough, limit: TREE_LIMIT }).await;
+            if !matches!(wait, Reply::Holders(holders) if holders.len() >= enough) {
+                return false;
+            }
         }
     }
     true

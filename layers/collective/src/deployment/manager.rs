@@ -73,6 +73,8 @@ pub struct Manager {
     plan: Plan,
     /// Hosts of an earlier term that have not reported yet.
     taking_over: BTreeSet<NodeId>,
+    /// A host obeyed a higher term than ours: ask again in the new one.
+    probe_again: bool,
     placing: bool,
     blocked: Vec<String>,
     blocked_times: u32,
@@ -96,6 +98,7 @@ impl Manager {
             because,
             plan,
             taking_over: BTreeSet::new(),
+            probe_again: false,
             placing: false,
             blocked: Vec::new(),
             blocked_times: 0,
@@ -284,6 +287,14 @@ impl Collective {
         let Some(manager) = self.managers.get_mut(&key).filter(|m| m.round == round) else {
             return;
         };
+        if core::mem::take(&mut manager.probe_again) {
+            let epoch = manager.plan.epoch;
+            for node in &manager.taking_over {
+                cx.emit(Event::ToHost { to: *node, msg: ToHost::Probe { service: key, epoch } });
+            }
+            self.later(key, TAKE_OVER, cx);
+            return;
+        }
         // Hosts that did not report are slow or dying; the detector says which.
         manager.taking_over.clear();
         self.reconcile(key, cx);
@@ -300,6 +311,12 @@ impl Collective {
             return;
         }
         let (live, want) = (manager.live().count(), usize::from(manager.want));
+        let lost = manager.plan.slots.iter().any(|slot| slot.state == SlotState::Lost);
+        if let Some(until) = self.hold_until.filter(|until| lost && live < want && *until > cx.now)
+        {
+            self.later(key, until - cx.now, cx);
+            return;
+        }
         if live < want {
             self.place_more(key, want - live, cx);
             return;
@@ -576,21 +593,22 @@ impl Collective {
                 self.on_beat(beat, cx);
             }
             ToManager::Nothing { service } => self.on_nothing(from, service, cx),
-            ToManager::Deposed { service, epoch } => self.on_deposed(service, epoch, cx),
+            ToManager::Deposed { service, epoch } => self.on_deposed(from, service, epoch, cx),
         }
     }
 
     /// A host saw a higher term. If the key is still mine, mine must be higher yet.
-    fn on_deposed(&mut self, key: Key, epoch: Epoch, cx: &mut Cx<'_, Self>) {
+    fn on_deposed(&mut self, from: NodeId, key: Key, epoch: Epoch, cx: &mut Cx<'_, Self>) {
         self.count("deposed");
         let me = self.me;
         let Some(manager) = self.managers.get_mut(&key) else { return };
+        manager.taking_over.insert(from);
         if manager.plan.epoch >= epoch {
             return;
         }
         manager.plan.epoch = Epoch { term: epoch.term + 1, manager: me };
-        let nodes: BTreeSet<NodeId> = manager.plan.slots.iter().map(|slot| slot.node).collect();
-        manager.taking_over = nodes;
+        manager.taking_over.extend(manager.plan.slots.iter().map(|slot| slot.node));
+        manager.probe_again = true;
         // Not at once: two that both believe to own the key would race at the speed of the wire.
         self.later(key, TAKE_OVER, cx);
     }

@@ -10,11 +10,16 @@ use dugnad_resource::execute::{Order, Report};
 use dugnad_resource::spec::Tree;
 use serde::{Deserialize, Serialize};
 
-use crate::persistence::record::{DEGREE, Record, class};
-use crate::{Ask, Asker, Collective, Event, Msg, Outcome, Reply, Timer};
+use crate::persistence::put::owners;
+use crate::persistence::record::Record;
+use crate::{Asker, Collective, Event, Msg, Outcome, Reply, Timer};
 
 /// A tree that could not be fetched is tried again after this.
 pub(crate) const KEEP_AGAIN: Duration = Duration::from_secs(30);
+
+/// Trees up to this size are also kept by the owners' next successors: they cost little, and 30 %
+/// of the nodes may crash at once.
+const SMALL: u64 = 4 << 20;
 
 /// The value of a tree's record; its name is the key of the service that needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,15 +51,31 @@ impl Collective {
             .collect();
         for needed in mine {
             self.want_tree(needed, cx);
+            self.mirror(needed.tree, cx);
+        }
+    }
+
+    /// Has a small tree kept by the next successor, too.
+    fn mirror(&self, tree: Tree, cx: &mut Cx<'_, Self>) {
+        if let (Some(next), true) = (self.copy_holders().first(), tree.bytes <= SMALL) {
+            if self.trees.contains(&tree) {
+                cx.send(*next, Msg::Mirror { tree });
+            }
+        }
+    }
+
+    /// An owner asks to keep a small tree beside it; the copy of the record says it is needed.
+    pub(crate) fn on_mirror(&mut self, tree: Tree, cx: &mut Cx<'_, Self>) {
+        let known = self.store.iter().filter(|r| r.key == tree.key()).find_map(needed);
+        if let Some(needed) = known.filter(|n| n.tree == tree && tree.bytes <= SMALL) {
+            self.want_tree(needed, cx);
         }
     }
 
     pub(crate) fn on_tree_record(&mut self, record: &Record, cx: &mut Cx<'_, Self>) {
-        if !self.owns_class_of(record.key) {
-            return;
-        }
         match needed(record) {
-            Some(needed) => self.want_tree(needed, cx),
+            Some(needed) if self.owns_class_of(record.key) => self.want_tree(needed, cx),
+            Some(_) => {}
             None => self.drop_unneeded(record.key, cx),
         }
     }
@@ -63,8 +84,9 @@ impl Collective {
         if self.trees.contains(&needed.tree) {
             self.tell_held(needed.tree.root, needed.origin, cx);
         } else if self.fetching.insert(needed.tree, needed.origin).is_none() {
-            let me = self.me;
-            self.start("find holders", move |asker| find_holders(asker, needed, me), cx);
+            // Who stored it has it, and mostly still lives.
+            let from = Vec::from([needed.origin]);
+            cx.emit(Event::Order(Order::Keep { tree: needed.tree, from }));
         }
     }
 
@@ -96,14 +118,25 @@ impl Collective {
         match report {
             Report::Kept { tree } => {
                 self.trees.insert(*tree);
+                self.second_try.remove(tree);
                 if let Some(origin) = self.fetching.remove(tree) {
                     self.tell_held(tree.root, origin, cx);
+                    if self.owns_class_of(tree.key()) {
+                        self.mirror(*tree, cx);
+                    }
                 }
             }
             Report::KeepFailed { tree, .. } => {
                 self.count("keep_failed");
-                if self.fetching.remove(tree).is_some() {
-                    cx.after(KEEP_AGAIN, Timer::KeepAgain);
+                if let Some(origin) = self.fetching.get(tree).copied() {
+                    let (needed, me) = (Needed { tree: *tree, origin }, self.me);
+                    if self.second_try.insert(*tree) {
+                        self.start("find holders", |asker| find_holders(asker, needed, me), cx);
+                    } else {
+                        self.second_try.remove(tree);
+                        self.fetching.remove(tree);
+                        cx.after(KEEP_AGAIN, Timer::KeepAgain);
+                    }
                 }
             }
             _ => {}
@@ -148,14 +181,7 @@ pub(crate) struct Waiting {
 }
 
 async fn find_holders(asker: Asker, needed: Needed, me: NodeId) -> Outcome {
-    let mut from = Vec::from([needed.origin]);
-    for x in 0..DEGREE {
-        if let Some(owner) = asker.ask(Ask::Find(class(needed.tree.key(), x))).await.owner() {
-            if !from.contains(&owner) {
-                from.push(owner);
-            }
-        }
-    }
-    from.retain(|node| *node != me);
+    let owners = owners(&asker, needed.tree.key()).await;
+    let from = owners.into_iter().filter(|node| *node != me).collect();
     Outcome::Holders { tree: needed.tree, from }
 }

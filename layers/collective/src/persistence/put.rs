@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
-use dugnad_kernel::NodeId;
+use dugnad_kernel::{Key, NodeId};
 use dugnad_kernel::ops::{first, join};
 
 use super::record::{DEGREE, Name, Record, class};
@@ -16,9 +16,7 @@ pub(crate) async fn put(asker: Asker, record: Record, enough: usize) -> BTreeSet
     let mut holders = BTreeSet::new();
     // A place that moved while we asked is asked for once more.
     for _ in 0..2 {
-        let finds = (0..DEGREE).map(|x| asker.ask(Ask::Find(class(record.key, x))));
-        let finds = join(finds.map(|find| Box::pin(find) as _).collect()).await;
-        let owners: BTreeSet<NodeId> = finds.into_iter().filter_map(Reply::owner).collect();
+        let owners = owners(&asker, record.key).await;
         let call = |to: &NodeId| asker.call(*to, Request::Put(record.clone()));
         let mut answers: Vec<_> = owners.iter().map(call).collect();
         while !answers.is_empty() && holders.len() < enough {
@@ -32,6 +30,13 @@ pub(crate) async fn put(asker: Asker, record: Record, enough: usize) -> BTreeSet
         }
     }
     holders
+}
+
+/// The distinct owners of the class of `key`.
+pub(crate) async fn owners(asker: &Asker, key: Key) -> BTreeSet<NodeId> {
+    let finds = (0..DEGREE).map(|x| asker.ask(Ask::Find(class(key, x))));
+    let finds = join(finds.map(|find| Box::pin(find) as _).collect()).await;
+    finds.into_iter().filter_map(Reply::owner).collect()
 }
 
 /// The newest version of a record that its class owners know; `Err` if none of them answered.

@@ -10,9 +10,14 @@ mod host;
 mod identity;
 mod invite;
 mod link;
+mod run;
 mod service;
 mod stream;
 
 fn main() -> std::process::ExitCode {
-    cli::main(&cli::Hooks { agent: |_, _| Err("this build has no agent".to_owned()) })
+    // A keeper of a service's log is this program, too: it outlives the agent.
+    if let Some(code) = host::keeper_main() {
+        return code;
+    }
+    cli::main(&cli::Hooks { agent: run::agent })
 }

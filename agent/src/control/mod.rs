@@ -90,12 +90,12 @@ pub(crate) trait AgentApi {
     /// Stores a local folder. The caller removes the folder afterwards.
     fn ingest(&self, folder: PathBuf) -> Local<io::Result<Tree>>;
 
-    /// The last `tail` lines of a service's log here and, with `follow`, those to come, until the
+    /// The last `tail` lines of a service's log, from every replica, and, with `follow`, those to come, until the
     /// stream is dropped. Whatever stands behind it is bounded.
     ///
     /// # Errors
-    /// `NotFound` if this node knows no log of that service.
-    fn logs(&self, service: &str, tail: usize, follow: bool) -> io::Result<LogLines>;
+    /// `NotFound` if there is no such service.
+    fn logs(&self, service: &str, tail: usize, follow: bool) -> Local<io::Result<LogLines>>;
 
     /// Events as [`shape::event`] makes them, through a bounded channel.
     fn events(&self, wanted: Wanted) -> Receiver<Value>;

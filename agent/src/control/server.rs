@@ -159,7 +159,7 @@ impl Door {
                 let wanted = Wanted { kept: true, follow: query.has("follow") };
                 Ok(lines(self.backend.events(wanted)))
             }
-            (true, ("v1", Some("logs"), Some(name), None)) => self.logs(service(name)?, &query),
+            (true, ("v1", Some("logs"), Some(name), None)) => self.logs(service(name)?, &query).await,
             (true, ("v1", Some("why"), Some(name), None)) => {
                 self.ask(Question::Why(service(name)?), name).await
             }
@@ -222,10 +222,10 @@ impl Door {
         Ok(response)
     }
 
-    fn logs(&self, service: String, query: &Query) -> Reply {
+    async fn logs(&self, service: String, query: &Query) -> Reply {
         let tail =
             query.number("tail").map_or(TAIL_MAX, |tail| usize::try_from(tail).unwrap_or(TAIL_MAX));
-        let logs = self.backend.logs(&service, tail.min(TAIL_MAX), query.has("follow"));
+        let logs = self.backend.logs(&service, tail.min(TAIL_MAX), query.has("follow")).await;
         let logs = logs.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Trouble::new(404, exit::FAILED, error.to_string()),
             _ => Trouble::failed(error.to_string()),

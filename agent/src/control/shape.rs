@@ -28,6 +28,10 @@ pub(crate) struct Facts {
     pub(crate) gateway: Option<String>,
     /// `Config::not_enforced`.
     pub(crate) not_enforced: Vec<String>,
+    /// How services are held to their limits and kept in, one line each.
+    pub(crate) services: Vec<String>,
+    /// Addresses that were dialled without knowing who is there, and how that went.
+    pub(crate) seeds: Vec<String>,
     /// Anything else its owner should know, one line each.
     pub(crate) warnings: Vec<String>,
 }
@@ -80,6 +84,8 @@ pub(crate) fn status(status: &Status, facts: &Facts) -> Value {
         "operations": status.operations,
         "counters": counters(&status.counters),
         "not_enforced": facts.not_enforced,
+        "services": facts.services,
+        "seeds": facts.seeds,
         "warnings": facts.warnings,
     })
 }

@@ -194,15 +194,14 @@ impl AgentApi for FakeAgent {
         Box::pin(async { Ok(Tree { root: Hash([3; 32]), bytes: 9 }) })
     }
 
-    fn logs(&self, service: &str, tail: usize, follow: bool) -> io::Result<LogLines> {
+    fn logs(&self, service: &str, tail: usize, follow: bool) -> Local<io::Result<LogLines>> {
         if service != "wiki" {
-            return Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("no log of {service} here"),
-            ));
+            let text = format!("no log of {service} here");
+            return Box::pin(async { Err(io::Error::new(io::ErrorKind::NotFound, text)) });
         }
         let line = format!("tail {tail} follow {follow}");
-        Ok(Box::pin(futures_util::stream::iter([(2, line)])))
+        let lines: LogLines = Box::pin(futures_util::stream::iter([(2, line)]));
+        Box::pin(async { Ok(lines) })
     }
 
     fn events(&self, wanted: Wanted) -> Receiver<Value> {

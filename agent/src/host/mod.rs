@@ -49,6 +49,7 @@ use smol::channel::{Receiver, Sender};
 use smol::{LocalExecutor, Task};
 
 pub(crate) use keeper::keeper_main;
+pub(crate) use crate::stream::Endpoint;
 pub(crate) use logs::LogLine;
 use record::{Folder, make_dir};
 use replica::Replica;
@@ -75,14 +76,6 @@ pub(crate) struct HostConfig {
     /// folder is shown; so it should be in one that holds nothing else.
     pub(crate) socket: PathBuf,
     pub(crate) unpack: Unpack,
-}
-
-/// Where requests to a replica go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Endpoint {
-    Port(SocketAddr),
-    /// Files of this stored folder; there is no process.
-    Static(Tree),
 }
 
 /// What a replica on this node is doing.

@@ -89,6 +89,7 @@ pub enum Command {
     Found { call: u32, found: Option<Found> },
     Feedback { call: u32, parts: Vec<Vec<u8>>, complete: bool },
     Persisted(u64),
+    NotPersisted(u64),
     Report(Report),
     ToManager { from: NodeId, msg: ToManager },
     Dead(NodeId),
@@ -283,7 +284,8 @@ impl Collective {
             Command::Feedback { call, parts, complete } => {
                 self.answer(call, Reply::Parts { parts, complete }, cx);
             }
-            Command::Persisted(token) => self.on_persisted(token, cx),
+            Command::Persisted(token) => self.on_persisted(token, true, cx),
+            Command::NotPersisted(token) => self.on_persisted(token, false, cx),
             Command::Report(report) => self.on_tree_report(&report, cx),
             Command::ToManager { from, msg } => self.on_to_manager(from, msg, cx),
             Command::Dead(node) => self.on_dead(node, cx),
@@ -354,14 +356,14 @@ impl Collective {
         }
     }
 
-    fn on_persisted(&mut self, token: u64, cx: &mut Cx<'_, Self>) {
+    fn on_persisted(&mut self, token: u64, done: bool, cx: &mut Cx<'_, Self>) {
         let call = self
             .out
             .iter()
             .find(|(_, out)| matches!(out, Out::Persist { token: waiting } if *waiting == token))
             .map(|(call, _)| *call);
         if let Some(call) = call {
-            self.answer(call, Reply::Persisted(true), cx);
+            self.answer(call, Reply::Persisted(done), cx);
         }
     }
 

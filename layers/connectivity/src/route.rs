@@ -267,6 +267,7 @@ impl Overlay {
         match hop.purpose {
             Purpose::Join { op } => {
                 let joiner = hop.origin;
+                self.contact(&joiner, cx);
                 self.ring_input(ring::Command::JoinReq { op, joiner }, cx);
             }
             Purpose::Merge => self.on_merge_point(hop.origin, cx),

@@ -26,6 +26,8 @@ pub enum Command {
     LinkDown(NodeId),
     /// Everything in this batch is on the medium.
     Persisted(Token),
+    /// Nothing of this batch is promised: the disk is full or failed.
+    NotPersisted(Token),
     Host(Report),
     Ask(AskId, Question),
     /// The owner's ceilings, and whether she takes work at all.

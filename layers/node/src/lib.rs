@@ -9,6 +9,7 @@ extern crate alloc;
 
 mod api;
 mod casts;
+mod known;
 mod views;
 
 pub use api::*;
@@ -27,9 +28,11 @@ use dugnad_fabric::Ceilings;
 use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Arc, Component, Cx, Effect, Input, Key, NodeId, Peer};
 use dugnad_resource::describe::Profile;
-use dugnad_resource::execute::{ReplicaId, Run, ToHost, ToManager};
+use dugnad_resource::execute::{Order, ReplicaId, Run, ToHost, ToManager};
 use dugnad_resource::executor::{self, Executor};
 use serde::{Deserialize, Serialize};
+
+use known::Deferred;
 
 /// Everything one node can say to another. The position of a variant is its number on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +79,7 @@ pub struct Node {
     /// Run records on their way to the disk, by token.
     keeping: BTreeMap<u64, ReplicaId>,
     next: u32,
+    deferred: Deferred,
     ports: BTreeMap<String, u16>,
     names: BTreeMap<NodeId, String>,
     malformed_records: u64,
@@ -94,12 +98,15 @@ impl Component for Node {
         while let Some(input) = inputs.pop_front() {
             let mut effects = Vec::new();
             self.step(input, &mut Cx::new(cx.now, cx.rng, &mut effects));
+            // Addresses first: the driver must know them before it sends.
+            let is_contact = |e: &Effect<Self>| matches!(e, Effect::Emit(Event::Contact(_)));
+            effects.sort_by_key(|effect| !is_contact(effect));
             for effect in effects {
                 match effect {
                     Effect::Send { to, msg } if to == me => {
                         inputs.push_back(Input::Message { from: me, msg });
                     }
-                    Effect::Send { to, msg } => cx.send(to, msg),
+                    Effect::Send { to, msg } => self.send_known(to, msg, cx),
                     Effect::After { delay, timer } => cx.after(delay, timer),
                     Effect::Emit(event) => cx.emit(event),
                 }
@@ -125,6 +132,7 @@ impl Node {
             finding: BTreeMap::new(),
             keeping: BTreeMap::new(),
             next: 0,
+            deferred: Deferred::default(),
             ports: BTreeMap::new(),
             names: BTreeMap::new(),
             malformed_records: 0,
@@ -144,6 +152,11 @@ impl Node {
     #[must_use]
     pub const fn executor(&self) -> &Executor {
         &self.executor
+    }
+
+    #[must_use]
+    pub const fn arch(&self) -> dugnad_resource::spec::Arch {
+        self.profile.arch
     }
 
     fn step(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
@@ -180,6 +193,14 @@ impl Node {
             }
             Command::Persisted(token) => {
                 self.community(collective::Command::Persisted(token), cx);
+            }
+            Command::NotPersisted(token) if token & EXECUTOR_TOKEN != 0 => {
+                if let Some(id) = self.keeping.remove(&token) {
+                    self.host(executor::Command::NotPersisted(id), cx);
+                }
+            }
+            Command::NotPersisted(token) => {
+                self.community(collective::Command::NotPersisted(token), cx);
             }
             Command::Host(report) => {
                 self.community(collective::Command::Report(report.clone()), cx);
@@ -244,7 +265,7 @@ impl Node {
             match effect {
                 Effect::Send { to, msg } => cx.send(to, Msg::ToManager(msg)),
                 Effect::After { delay, timer } => cx.after(delay, Timer::Executor(timer)),
-                Effect::Emit(executor::Event::Order(order)) => cx.emit(Event::Host(order)),
+                Effect::Emit(executor::Event::Order(order)) => self.order_known(order, cx),
                 Effect::Emit(executor::Event::Keep(run)) => {
                     self.next = self.next.wrapping_add(1);
                     let token = EXECUTOR_TOKEN | u64::from(self.next);
@@ -288,6 +309,9 @@ impl Node {
             connectivity::Event::Joined => self.on_joined(cx),
             connectivity::Event::RangeChanged | connectivity::Event::NeighboursChanged => {
                 self.place_changed(cx);
+            }
+            connectivity::Event::Found { call, .. } if self.deferred.waits_for(call) => {
+                self.on_address_found(call, cx);
             }
             connectivity::Event::Found { call, found } if call & EXECUTOR_CALL != 0 => {
                 if let Some(service) = self.finding.remove(&call) {
@@ -384,15 +408,14 @@ impl Node {
         }
     }
 
-    fn on_order(&self, order: dugnad_resource::execute::Order, cx: &mut Cx<'_, Self>) {
-        use dugnad_resource::execute::Order;
+    fn on_order(&mut self, order: Order, cx: &mut Cx<'_, Self>) {
         if let Order::Drop { tree } = &order {
             // Something that runs here still needs it.
             if self.executor.packages().any(|package| package == *tree) {
                 return;
             }
         }
-        cx.emit(Event::Host(order));
+        self.order_known(order, cx);
     }
 
     fn name_of(&self, id: NodeId) -> String {

@@ -14,7 +14,7 @@ use dugnad_resource::execute::{HostState, ReplicaId};
 use dugnad_resource::spec::Kind;
 
 use crate::{
-    Answer, AskId, Event, Node, NodeState, NodeView, PlanView, Question, ReplicaState, ReplicaView,
+    Answer, AskId, Node, NodeState, NodeView, PlanView, Question, ReplicaState, ReplicaView,
     ServiceView, Status,
 };
 
@@ -62,7 +62,7 @@ impl Node {
             ClientReply::Unknown => Answer::Unknown,
             ClientReply::Failed(text) => Answer::Failed(text),
         };
-        cx.emit(Event::Answer(ask, answer));
+        self.answer_known(ask, answer, cx);
     }
 
     fn node_views(&mut self, descriptions: Vec<Description>) -> Vec<NodeView> {

@@ -34,6 +34,8 @@ pub enum Command {
     Restore(Vec<Run>),
     /// The run record asked for is on disk.
     Persisted(ReplicaId),
+    /// It could not be written: without it nothing is started.
+    NotPersisted(ReplicaId),
     Report(Report),
     /// Who answers for this service now; `None` if nobody was found.
     Manager { service: Key, manager: Option<NodeId> },
@@ -168,6 +170,9 @@ impl Executor {
         match command {
             Command::Restore(runs) => self.restore(runs, cx),
             Command::Persisted(id) => self.on_persisted(id, cx),
+            Command::NotPersisted(id) => {
+                self.fail(id, "its disk takes no more records", cx);
+            }
             Command::Report(report) => self.on_report(report, cx),
             Command::Manager { service, manager } => self.on_manager(service, manager, cx),
             Command::Limits { ceilings, takes_work } => {

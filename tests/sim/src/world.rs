@@ -1,7 +1,7 @@
 //! The world: nodes, time, and the carrying out of effects.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Component, Cx, Duration, Effect, Id, Input, NodeId, Peer, Time, wire};
@@ -54,6 +54,10 @@ pub struct Machine {
     seeds: Vec<NodeId>,
     pub sent: u64,
     pub bytes: u64,
+    /// Peers whose address it was told.
+    book: BTreeSet<NodeId>,
+    /// Messages to peers whose address it never learned: lost.
+    pub unknown: u64,
     pub happened: Vec<(Time, Happened)>,
     pub left: bool,
 }
@@ -154,6 +158,8 @@ impl World {
             seeds: seeds.to_vec(),
             sent: 0,
             bytes: 0,
+            book: BTreeSet::new(),
+            unknown: 0,
             happened: Vec::new(),
             left: false,
         };
@@ -179,6 +185,7 @@ impl World {
         machine.life += 1;
         machine.inc += 1;
         machine.left = false;
+        machine.book.clear();
         let me = Peer { id, inc: machine.inc, addrs: heapless_addr(id) };
         let profile = Profile {
             name: machine.name.clone(),
@@ -379,7 +386,12 @@ impl World {
                     machine.left = true;
                 }
             }
-            Event::Contact(_) | Event::Ports(_) => {}
+            Event::Contact(peer) => {
+                if let Some(machine) = self.machines.get_mut(&id) {
+                    machine.book.insert(peer.id);
+                }
+            }
+            Event::Ports(_) => {}
         }
     }
 
@@ -392,6 +404,10 @@ impl World {
             Err(too_large) => panic!("{} sent {too_large}: {msg:?}", from.short()),
         };
         if let Some(machine) = self.machines.get_mut(&from) {
+            if !machine.book.contains(&to) {
+                machine.unknown += 1;
+                return;
+            }
             machine.sent += 1;
             machine.bytes += bytes as u64;
         }
@@ -441,6 +457,9 @@ impl World {
         for (me, other) in both {
             let inc = self.machines.get(&other).map_or(0, |m| m.inc);
             let peer = Peer { id: other, inc, addrs: heapless_addr(other) };
+            if let Some(machine) = self.machines.get_mut(&me) {
+                machine.book.insert(other);
+            }
             self.input(me, Input::Command(Command::LinkUp(peer)));
         }
     }
@@ -524,7 +543,11 @@ impl World {
     fn fetch(&mut self, id: NodeId, tree: Tree, from: &[NodeId]) -> Result<u64, String> {
         let has = |m: &Machine| m.disk.trees.contains(&tree);
         let here = self.machines.get(&id).is_some_and(has);
+        let book = self.machines.get(&id).map(|m| &m.book);
         let source = from.iter().find(|source| {
+            if book.is_none_or(|book| !book.contains(source)) {
+                return false;
+            }
             let machine = self.machines.get(source);
             machine.is_some_and(|m| m.node.is_some() && has(m)) && self.net.reach(id, **source)
         });

@@ -1,0 +1,364 @@
+//! THE loop: next input → `node.handle` → effects (architecture picture in ARCHITECTURE.md).
+//!
+//! Everything else in the agent turns something that happened into an input here, or carries out
+//! an effect. Nothing in the loop awaits a send: queues are bounded, what does not fit is dropped
+//! and counted. Start-up is one story in [`boot`]; what the agent does for its own people is in
+//! [`people`]; what it does for other nodes' streams and for the gateway in [`serve`].
+
+mod boot;
+mod people;
+mod serve;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::cmp::Reverse;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use dugnad_kernel::{Component, Cx, Effect, Input, Peer, Time, wire};
+use dugnad_node::{Answer, AskId, Command, Event, Happened, Msg, Node, Timer};
+use dugnad_resource::execute::{Order, Report};
+use serde_json::Value;
+use smol::LocalExecutor;
+use smol::channel::{Receiver, Sender};
+
+use crate::blobs::Blobs;
+use crate::config::{Config, Dirs};
+use crate::control::shape;
+use crate::disk::{Disk, DiskEvent};
+use crate::gateway::Gateway;
+use crate::host::Host;
+use crate::identity::{Community, Remembered};
+use crate::link::{LinkEvent, Links};
+use crate::stream::OpenStream;
+
+pub(crate) use boot::agent;
+
+/// Events kept for `dugnad events`.
+const EVENTS_MAX: usize = 1_000;
+/// Questions of people under way; more are refused.
+const ASKS_MAX: usize = 256;
+/// Warnings kept for `dugnad status`.
+const WARNINGS_MAX: usize = 32;
+
+/// What the loop waits for, besides timers.
+enum Happening {
+    Link(LinkEvent),
+    Disk(DiskEvent),
+    Report(Report),
+    Command(Command),
+    Signal(i32),
+    /// A timer is due.
+    Due,
+}
+
+/// Where happenings come from.
+struct Sources {
+    links: Receiver<LinkEvent>,
+    disk: Receiver<DiskEvent>,
+    reports: Receiver<Report>,
+    commands: Receiver<Command>,
+    signals: async_signal::Signals,
+}
+
+/// A timer of the node. Equal deadlines keep the order in which they were asked for.
+struct Due(Instant, u64, Timer);
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0, self.1) == (other.0, other.1)
+    }
+}
+impl Eq for Due {}
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(other.0, other.1))
+    }
+}
+
+/// The running agent. One thread, so everything is shared by `Rc`; no borrow outlives an await.
+pub(crate) struct Agent {
+    ex: Rc<LocalExecutor<'static>>,
+    dirs: Dirs,
+    config: RefCell<Config>,
+    community: Community,
+    me: Peer,
+    started: Instant,
+    node: RefCell<Node>,
+    rng: RefCell<fastrand::Rng>,
+    timers: RefCell<BinaryHeap<Reverse<Due>>>,
+    sequence: Cell<u64>,
+    links: Links,
+    disk: Disk,
+    blobs: Rc<Blobs>,
+    host: Rc<Host>,
+    gateway: RefCell<Option<Gateway>>,
+    remembered: RefCell<Remembered>,
+    commands: Sender<Command>,
+    reports: Sender<Report>,
+    asks: RefCell<BTreeMap<AskId, Sender<Answer>>>,
+    next_ask: Cell<AskId>,
+    routes: serve::Routes,
+    events: RefCell<VecDeque<Value>>,
+    followers: RefCell<Vec<Sender<Value>>>,
+    warnings: RefCell<VecDeque<String>>,
+    leaving: Cell<bool>,
+    /// Services are stopped when the node has left, not only the agent.
+    leaving_for_good: Cell<bool>,
+    left: Cell<bool>,
+}
+
+impl Agent {
+    /// Runs until the node has left the ring.
+    async fn run(self: &Rc<Self>, sources: Sources) {
+        while !self.left.get() {
+            let happening = sources.next(self.next_due()).await;
+            match happening {
+                Happening::Link(event) => self.on_link(event),
+                Happening::Disk(event) => self.on_disk(event),
+                Happening::Report(report) => self.input(Input::Command(Command::Host(report))),
+                Happening::Command(command) => self.input(Input::Command(command)),
+                Happening::Signal(signal) => self.on_signal(signal),
+                Happening::Due => self.on_due(),
+            }
+        }
+    }
+
+    fn input(self: &Rc<Self>, input: Input<Node>) {
+        let mut effects = Vec::new();
+        {
+            let now = Time(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX));
+            let (mut node, mut rng) = (self.node.borrow_mut(), self.rng.borrow_mut());
+            node.handle(input, &mut Cx::new(now, &mut rng, &mut effects));
+        }
+        for effect in effects {
+            match effect {
+                Effect::Send { to, msg } => match wire::encode(&msg) {
+                    // A full queue drops and counts; protocols live with loss.
+                    Ok(frame) => _ = self.links.try_send(to, frame),
+                    Err(error) => {
+                        self.links.count("too_large_to_send");
+                        log::error!("a message to {} was not sent: {error}", to.short());
+                    }
+                },
+                Effect::After { delay, timer } => {
+                    self.sequence.set(self.sequence.get() + 1);
+                    let due = Due(Instant::now() + delay, self.sequence.get(), timer);
+                    self.timers.borrow_mut().push(Reverse(due));
+                }
+                Effect::Emit(event) => self.event(event),
+            }
+        }
+    }
+
+    fn event(self: &Rc<Self>, event: Event) {
+        match event {
+            Event::Contact(peer) => self.links.learn(peer),
+            Event::Persist { token, writes } => self.disk.persist(token, writes),
+            Event::Host(order) => self.order(order),
+            Event::Answer(ask, answer) => {
+                // Who asked may have gone away.
+                if let Some(asker) = self.asks.borrow_mut().remove(&ask) {
+                    _ = asker.try_send(answer);
+                }
+            }
+            Event::Happened(happened) => self.happened(&happened),
+            Event::Ports(ports) => {
+                if let Some(gateway) = self.gateway.borrow().as_ref() {
+                    gateway.set_ports(ports);
+                }
+            }
+            Event::Left => self.left.set(true),
+        }
+    }
+
+    /// The core decides who fetches what from whom; the bytes move here.
+    fn order(self: &Rc<Self>, order: Order) {
+        let agent = Rc::clone(self);
+        match order {
+            Order::Fetch { id, tree, from } => self.detach(async move {
+                let report = match agent.blobs.fetch(tree, from, agent.open_stream()).await {
+                    Ok(()) => Report::Fetched { id },
+                    Err(reason) => Report::FetchFailed { id, reason },
+                };
+                agent.report(report).await;
+            }),
+            Order::Keep { tree, from } => self.detach(async move {
+                let report = match agent.blobs.fetch(tree, from, agent.open_stream()).await {
+                    Ok(()) => Report::Kept { tree },
+                    Err(reason) => {
+                        log::info!("package {} is not here yet: {reason}", tree.root);
+                        Report::KeepFailed { tree, reason }
+                    }
+                };
+                agent.report(report).await;
+            }),
+            Order::Drop { tree } => self.detach(async move {
+                if let Err(error) = agent.blobs.drop_tree(tree).await {
+                    agent.warn(format!("package {} was not deleted: {error}", tree.root));
+                }
+            }),
+            Order::Start(_) | Order::Stop { .. } => self.host.order(order),
+        }
+    }
+
+    async fn report(&self, report: Report) {
+        // The loop reads until the end; after it nobody needs to know.
+        _ = self.reports.send(report).await;
+    }
+
+    fn detach(&self, task: impl Future<Output = ()> + 'static) {
+        self.ex.spawn(task).detach();
+    }
+
+    fn open_stream(self: &Rc<Self>) -> OpenStream {
+        let links = self.links.clone();
+        Rc::new(move |node| {
+            let links = links.clone();
+            Box::pin(async move {
+                let stream = links.open_stream(node).await?;
+                Ok(Box::pin(stream) as crate::stream::Stream)
+            })
+        })
+    }
+
+    fn on_link(self: &Rc<Self>, event: LinkEvent) {
+        match event {
+            LinkEvent::Up(peer) => {
+                self.remembered.borrow_mut().note(&peer);
+                self.input(Input::Command(Command::LinkUp(peer)));
+            }
+            LinkEvent::Down(id) => self.input(Input::Command(Command::LinkDown(id))),
+            LinkEvent::Frame { from, body } => match wire::decode::<Msg>(&body) {
+                Ok(msg) => self.input(Input::Message { from, msg }),
+                Err(dropped) => {
+                    self.links.count("frame_malformed");
+                    log::debug!("a frame of {} was dropped: {dropped}", from.short());
+                }
+            },
+            LinkEvent::Stream { from, stream } => {
+                let agent = Rc::clone(self);
+                self.detach(async move { agent.serve(from, Box::pin(stream)).await });
+            }
+        }
+    }
+
+    fn on_disk(self: &Rc<Self>, event: DiskEvent) {
+        match event {
+            DiskEvent::Persisted(token) => {
+                self.input(Input::Command(Command::Persisted(token)));
+            }
+            DiskEvent::Failed { token, error } => {
+                self.warn(format!("not written to disk: {error}"));
+                self.input(Input::Command(Command::NotPersisted(token)));
+            }
+        }
+    }
+
+    fn on_signal(self: &Rc<Self>, signal: i32) {
+        if signal == nix::libc::SIGHUP {
+            match self.reload() {
+                Ok(lines) => lines.iter().for_each(|line| log::info!("{line}")),
+                Err(error) => log::error!("{error}; the old settings stay in force"),
+            }
+            return;
+        }
+        if self.leaving.replace(true) {
+            log::warn!("told twice: ending without leaving the ring");
+            self.left.set(true);
+            return;
+        }
+        log::info!("leaving the ring; services run on (`dugnad leave` stops them, too)");
+        self.input(Input::Command(Command::Leave));
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.timers.borrow().peek().map(|Reverse(due)| due.0)
+    }
+
+    fn on_due(self: &Rc<Self>) {
+        let now = Instant::now();
+        loop {
+            let due = {
+                let mut timers = self.timers.borrow_mut();
+                if timers.peek().is_none_or(|Reverse(due)| due.0 > now) {
+                    return;
+                }
+                timers.pop()
+            };
+            if let Some(Reverse(Due(_, _, timer))) = due {
+                self.input(Input::Timer(timer));
+            }
+        }
+    }
+
+    fn happened(&self, happened: &Happened) {
+        let service = happened.service.as_deref().map(|s| format!("{s}: ")).unwrap_or_default();
+        log::info!("{service}{} ({})", happened.text, happened.by_name);
+        self.routes.forget(happened.service.as_deref());
+        let value = shape::event(SystemTime::now(), happened);
+        let mut events = self.events.borrow_mut();
+        if events.len() == EVENTS_MAX {
+            events.pop_front();
+        }
+        events.push_back(value.clone());
+        // A follower that is too slow misses events; one that is gone is forgotten.
+        self.followers.borrow_mut().retain(|to| {
+            !matches!(to.try_send(value.clone()), Err(smol::channel::TrySendError::Closed(_)))
+        });
+    }
+
+    /// Something its owner should know.
+    fn warn(&self, text: String) {
+        log::warn!("{text}");
+        let mut warnings = self.warnings.borrow_mut();
+        warnings.retain(|known| *known != text);
+        if warnings.len() == WARNINGS_MAX {
+            warnings.pop_front();
+        }
+        warnings.push_back(text);
+    }
+}
+
+impl Sources {
+    /// The next thing that happens; no source starves another.
+    async fn next(&self, due: Option<Instant>) -> Happening {
+        use smol::future::race;
+        let timer = async {
+            match due {
+                Some(at) => smol::Timer::at(at).await,
+                None => std::future::pending().await,
+            };
+            Happening::Due
+        };
+        let links = take(&self.links, Happening::Link);
+        let disk = take(&self.disk, Happening::Disk);
+        let reports = take(&self.reports, Happening::Report);
+        let commands = take(&self.commands, Happening::Command);
+        let signals = async {
+            use futures_util::StreamExt as _;
+            let mut signals = &self.signals;
+            match signals.next().await {
+                Some(Ok(signal)) => Happening::Signal(signal as i32),
+                _ => std::future::pending().await,
+            }
+        };
+        race(race(timer, links), race(race(disk, reports), race(commands, signals))).await
+    }
+}
+
+async fn take<T>(from: &Receiver<T>, wrap: fn(T) -> Happening) -> Happening {
+    match from.recv().await {
+        Ok(value) => wrap(value),
+        // The agent itself holds a sender as long as the loop runs.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// How long the peers have to take what is on its way when the agent ends.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);

@@ -1,0 +1,294 @@
+//! The start of the agent, and its end, one step after the other.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use dugnad_kernel::{Hash, Input};
+use dugnad_node::{Command, Config as NodeConfig, Node, program_hash};
+use dugnad_resource::describe::Profile;
+use dugnad_resource::spec::Arch;
+use smol::LocalExecutor;
+use smol::channel::bounded;
+
+use super::{Agent, CLOSE_LIMIT, Sources, people, serve};
+use crate::blobs::Blobs;
+use crate::config::{Config, Dirs};
+use crate::control::Control;
+use crate::disk::Disk;
+use crate::gateway::Gateway;
+use crate::host::{Host, HostConfig};
+use crate::identity::{
+    Community, DirLock, Identity, Remembered, check_node, next_incarnation, node_id,
+};
+use crate::invite::usable_addrs;
+use crate::link::{LinkConfig, Links};
+
+/// Inputs that wait for the loop, by source. Readers of links wait when theirs is full; nothing
+/// in the loop itself ever does.
+const INBOX: usize = 256;
+/// While there is nobody to talk to, addresses are dialled again after 1 s, doubling to this.
+const REDIAL_MAX: Duration = Duration::from_secs(60);
+const REMEMBER_FIRST: Duration = Duration::from_secs(5);
+
+/// Runs the agent in the foreground until it is told to end.
+pub(crate) fn agent(dirs: Dirs, config: Config) -> Result<(), String> {
+    let level = config.log.word().parse().unwrap_or(log::LevelFilter::Info);
+    env_logger::Builder::new()
+        .filter_level(level)
+        .parse_env("DUGNAD_LOG_FILTER")
+        .format_target(false)
+        .init();
+    let ex = Rc::new(LocalExecutor::new());
+    smol::block_on(ex.run(live(Rc::clone(&ex), dirs, config))).map_err(|error| error.to_string())
+}
+
+async fn live(
+    ex: Rc<LocalExecutor<'static>>,
+    dirs: Dirs,
+    config: Config,
+) -> std::io::Result<()> {
+    use async_signal::Signal;
+    // Before anything is opened: a second agent on the directory must change nothing.
+    let state = dirs.state.clone();
+    let _lock = DirLock::take(&state)?;
+    let identity = Identity::load(&state)?;
+    let community = Community::load(&state)?;
+    let id = node_id(&identity, &community);
+    check_node(&state, id)?;
+    let incarnation = next_incarnation(&state)?;
+    let signals = async_signal::Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;
+
+    let (disk_events, disk) = bounded(INBOX);
+    let (disk_handle, records, notes) = Disk::open(&state, disk_events)?;
+    let blobs = Blobs::open(&state, config.ceilings().amounts.disk)?;
+    let remembered = Remembered::load(&state);
+
+    let (link_events, links) = bounded(INBOX);
+    let announce = usable_addrs(config.overlay)?;
+    let link_config = LinkConfig {
+        identity,
+        community: community.clone(),
+        incarnation,
+        listen: config.overlay,
+        announce: announce.clone(),
+    };
+    let links_handle = Links::start(Rc::clone(&ex), link_config, link_events)?;
+    let me = links_handle.me();
+
+    let arch = own_arch()?;
+    let (reports_in, reports) = bounded(INBOX);
+    let host_config = HostConfig {
+        dir: state.clone(),
+        node_id: id,
+        node_name: config.name.clone(),
+        arch,
+        ceilings: config.ceilings(),
+        socket: dirs.socket.clone(),
+        unpack: {
+            let blobs = Rc::clone(&blobs);
+            Rc::new(move |tree, to| {
+                let blobs = Rc::clone(&blobs);
+                Box::pin(async move { blobs.unpack(tree, to).await })
+            })
+        },
+    };
+    let host = Host::new(Rc::clone(&ex), host_config, reports_in.clone())?;
+
+    let profile = Profile {
+        name: config.name.clone(),
+        arch,
+        home: home(&announce),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let node = Node::new(NodeConfig {
+        me: me.clone(),
+        profile,
+        ceilings: config.ceilings(),
+        programs: programs(),
+    });
+    let trees = blobs.trees();
+    let alone = config.seeds.is_empty() && remembered.peers().next().is_none();
+
+    let (commands_in, commands) = bounded(INBOX);
+    let agent = Rc::new(Agent {
+        ex: Rc::clone(&ex),
+        dirs,
+        community,
+        me,
+        started: Instant::now(),
+        node: RefCell::new(node),
+        rng: RefCell::new(fastrand::Rng::new()),
+        timers: RefCell::new(BinaryHeap::new()),
+        sequence: Cell::new(0),
+        links: links_handle,
+        disk: disk_handle,
+        blobs,
+        host,
+        gateway: RefCell::new(None),
+        remembered: RefCell::new(remembered),
+        commands: commands_in,
+        reports: reports_in,
+        asks: RefCell::new(BTreeMap::new()),
+        next_ask: Cell::new(0),
+        routes: serve::Routes::default(),
+        events: RefCell::new(VecDeque::new()),
+        followers: RefCell::new(Vec::new()),
+        warnings: RefCell::new(notes.into()),
+        leaving: Cell::new(false),
+        leaving_for_good: Cell::new(false),
+        left: Cell::new(false),
+        config: RefCell::new(config),
+    });
+    if SystemTime::now() < SystemTime::UNIX_EPOCH + Duration::from_secs(1_577_836_800) {
+        agent.warn("the clock was never set (it says a year before 2020); times are wrong".into());
+    }
+
+    // Local services first: they need no network.
+    agent.input(Input::Command(Command::Boot { records, trees, alone }));
+    agent.host.forget_unordered();
+    agent.open_gateway()?;
+    let control = Control::start(
+        Rc::clone(&ex),
+        agent.dirs.socket.clone(),
+        0o660,
+        Rc::new(people::Api(Rc::clone(&agent))),
+    )?;
+    ready_line(&agent);
+    let dialling = ex.spawn(Rc::clone(&agent).keep_dialling());
+    let remembering = ex.spawn(Rc::clone(&agent).keep_remembering());
+
+    agent.run(Sources { links, disk, reports, commands, signals }).await;
+
+    drop((control, dialling, remembering));
+    agent.gateway.borrow_mut().take();
+    if agent.leaving_for_good.get() {
+        agent.host.stop_all().await;
+    }
+    agent.remembered.borrow_mut().save_now()?;
+    smol::future::or(agent.links.close(), async {
+        smol::Timer::after(CLOSE_LIMIT).await;
+    })
+    .await;
+    log::info!("ended");
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "one line on stdout is the promise of `dugnad agent`")]
+fn ready_line(agent: &Agent) {
+    let config = agent.config.borrow();
+    let gateway = agent.gateway.borrow().as_ref().map(|gateway| gateway.addr().to_string());
+    println!(
+        "dugnad {} {} node {}-{} community \"{}\" overlay {} gateway {}",
+        env!("CARGO_PKG_VERSION"),
+        own_arch().map_or("unknown", Arch::name),
+        agent.me.id.short(),
+        config.name,
+        agent.community.name,
+        agent.links.local_addr(),
+        gateway.as_deref().unwrap_or("off"),
+    );
+}
+
+impl Agent {
+    fn open_gateway(self: &Rc<Self>) -> std::io::Result<()> {
+        let listen = self.config.borrow().gateway;
+        if let Some(listen) = listen {
+            let backend = Rc::new(serve::Ways(Rc::clone(self)));
+            let gateway = Gateway::start(Rc::clone(&self.ex), listen, backend)?;
+            *self.gateway.borrow_mut() = Some(gateway);
+        }
+        Ok(())
+    }
+
+    /// Dials seeds and remembered peers while there is nobody to talk to.
+    async fn keep_dialling(self: Rc<Self>) {
+        let mut wait = Duration::from_secs(1);
+        loop {
+            let alone = self.node.borrow().status().state == "alone";
+            if self.links.peers().is_empty() || alone {
+                self.dial_all().await;
+                smol::Timer::after(wait).await;
+                wait = (wait * 2).min(REDIAL_MAX);
+            } else {
+                wait = Duration::from_secs(1);
+                smol::Timer::after(REDIAL_MAX).await;
+            }
+        }
+    }
+
+    async fn dial_all(&self) {
+        let seeds = self.config.borrow().seeds.clone();
+        for seed in seeds {
+            match smol::net::resolve(seed.as_str()).await {
+                Ok(addrs) => addrs.into_iter().for_each(|addr| self.links.dial(addr)),
+                Err(error) => log::warn!("seed {seed}: {error}"),
+            }
+        }
+        let remembered: Vec<SocketAddr> =
+            self.remembered.borrow().peers().flat_map(|peer| peer.addrs.to_vec()).collect();
+        for addr in remembered {
+            self.links.dial(addr);
+        }
+    }
+
+    /// Writes down who was met, seldom and only if it changed.
+    async fn keep_remembering(self: Rc<Self>) {
+        smol::Timer::after(REMEMBER_FIRST).await;
+        loop {
+            if let Err(error) = self.remembered.borrow_mut().save_if_changed() {
+                self.warn(error.to_string());
+            }
+            smol::Timer::after(REDIAL_MAX).await;
+        }
+    }
+}
+
+/// The kind of processor this program was built for: what it can start.
+fn own_arch() -> std::io::Result<Arch> {
+    let name = match std::env::consts::ARCH {
+        "arm" if cfg!(target_feature = "v7") => "armv7",
+        "arm" => "armv6",
+        "mips" if cfg!(target_endian = "little") => "mipsel",
+        other => other,
+    };
+    Arch::parse(name).ok_or_else(|| {
+        std::io::Error::other(format!("dugnad does not know the processor kind {name}"))
+    })
+}
+
+/// Nodes behind one address share power and line: the network part of the first address.
+fn home(announce: &[SocketAddr]) -> u32 {
+    let network = match announce.first().map(SocketAddr::ip) {
+        Some(std::net::IpAddr::V4(ip)) => ip.octets()[..3].to_vec(),
+        Some(std::net::IpAddr::V6(ip)) => ip.octets()[..8].to_vec(),
+        None => Vec::new(),
+    };
+    let hash = Hash::of(&network).0;
+    u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]])
+}
+
+/// Programs of this machine that a service may ask for by their full path.
+fn programs() -> Vec<u32> {
+    let folders = ["/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
+    let mut hashes: Vec<u32> = folders
+        .iter()
+        .filter_map(|folder| fs::read_dir(Path::new(folder)).ok())
+        .flatten()
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            // Follows links: busybox and alternatives are made of them.
+            let executable = fs::metadata(&path).ok()?;
+            let runs = executable.is_file() && executable.permissions().mode() & 0o111 != 0;
+            runs.then(|| path.to_str().map(program_hash))?
+        })
+        .collect();
+    hashes.sort_unstable();
+    hashes.dedup();
+    hashes
+}

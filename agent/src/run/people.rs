@@ -1,0 +1,241 @@
+//! What the agent does for its own people, through the control socket.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dugnad_kernel::NodeId;
+use dugnad_node::{Answer, Command, Question};
+use dugnad_resource::execute::Report;
+use dugnad_resource::spec::{Tree, key_of};
+use serde_json::Value;
+use smol::channel::{Receiver, bounded};
+
+use super::{ASKS_MAX, Agent};
+use crate::config::{Config, Overrides};
+use crate::control::{AgentApi, Local, LogLines, Metrics, Wanted, shape};
+use crate::invite::{Invitation, usable_addrs};
+
+/// The longest any question may take; operations end by themselves long before.
+const ASK_LIMIT: Duration = Duration::from_secs(600);
+/// Lines and events that wait for a slow reader.
+const QUEUE: usize = 256;
+
+impl Agent {
+    /// Puts a question to the node.
+    pub(super) async fn ask(self: Rc<Self>, question: Question) -> Answer {
+        if self.asks.borrow().len() >= ASKS_MAX {
+            return Answer::Failed("too many questions at a time; try again".to_owned());
+        }
+        let ask = self.next_ask.get();
+        self.next_ask.set(ask + 1);
+        let (asker, answer) = bounded(1);
+        self.asks.borrow_mut().insert(ask, asker);
+        if self.commands.send(Command::Ask(ask, question)).await.is_err() {
+            return Answer::Failed("the agent is ending".to_owned());
+        }
+        let answered = async { answer.recv().await.ok() };
+        let late = async {
+            smol::Timer::after(ASK_LIMIT).await;
+            None
+        };
+        let answer = smol::future::or(answered, late).await;
+        self.asks.borrow_mut().remove(&ask);
+        answer.unwrap_or_else(|| Answer::Failed("no answer came; see `dugnad status`".to_owned()))
+    }
+
+    /// Reads the owner's file again. A bad file changes nothing.
+    pub(super) fn reload(self: &Rc<Self>) -> Result<Vec<String>, String> {
+        let env = |name: &str| std::env::var_os(name);
+        let new = Config::load(&self.dirs, &Overrides::default(), &env)?;
+        let old = self.config.borrow().clone();
+        let mut lines = Vec::new();
+        if new.ceilings() != old.ceilings() {
+            let ceilings = new.ceilings();
+            self.host.set_ceilings(ceilings);
+            self.blobs.set_ceiling(ceilings.amounts.disk);
+            let command = Command::Limits { ceilings, takes_work: true };
+            self.input(dugnad_kernel::Input::Command(command));
+            lines.push("new limits are in force".to_owned());
+        }
+        if new.seeds != old.seeds {
+            lines.push("new seeds will be dialled".to_owned());
+        }
+        if new.overlay != old.overlay || new.gateway != old.gateway || new.name != old.name {
+            lines.push("a new name or address needs a restart of the agent".to_owned());
+        }
+        if lines.is_empty() {
+            lines.push("nothing changed".to_owned());
+        }
+        *self.config.borrow_mut() = new;
+        Ok(lines)
+    }
+
+    fn facts(&self) -> shape::Facts {
+        let config = self.config.borrow();
+        let gateway = self.gateway.borrow();
+        let mut warnings: Vec<String> = self.warnings.borrow().iter().cloned().collect();
+        warnings.extend(gateway.iter().flat_map(|gateway| gateway.problems()));
+        let mut services = vec![format!("box: {}", self.host.box_layers())];
+        for (what, by) in self.host.enforced() {
+            services.push(format!("{what}: {by}"));
+        }
+        shape::Facts {
+            name: config.name.clone(),
+            community: self.community.name.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            arch: self.node.borrow().arch(),
+            memory_bytes: resident(),
+            up_secs: self.started.elapsed().as_secs(),
+            overlay: self.links.local_addr().to_string(),
+            gateway: gateway.as_ref().map(|gateway| gateway.addr().to_string()),
+            not_enforced: config.not_enforced(),
+            services,
+            seeds: self.links.seeds().into_iter().map(|(addr, s)| format!("{addr}: {s}")).collect(),
+            warnings,
+        }
+    }
+
+    /// Everything that is counted, under one name each.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let mut sum: BTreeMap<&'static str, u64> = BTreeMap::new();
+        let node = self.node.borrow().status().counters;
+        let gateway = self.gateway.borrow();
+        let gateway = gateway.iter().flat_map(|gateway| gateway.counters());
+        for (name, count) in self.links.counters().into_iter().chain(gateway).chain(node) {
+            *sum.entry(name).or_default() += count;
+        }
+        sum.into_iter().collect()
+    }
+}
+
+/// Resident memory of this process in bytes; 0 if /proc does not say.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok());
+    kilobytes.map_or(0, |kilobytes: u64| kilobytes << 10)
+}
+
+/// The door for people.
+pub(super) struct Api(pub(super) Rc<Agent>);
+
+impl AgentApi for Api {
+    fn status(&self) -> Value {
+        let mut status = self.0.node.borrow().status();
+        status.counters = self.0.counters();
+        shape::status(&status, &self.0.facts())
+    }
+
+    fn ask(&self, question: Question) -> Local<Answer> {
+        Box::pin(Rc::clone(&self.0).ask(question))
+    }
+
+    fn staging(&self) -> (PathBuf, u64) {
+        let ceiling = self.0.config.borrow().ceilings().amounts.disk;
+        (self.0.dirs.state.join("staging"), ceiling.saturating_sub(self.0.blobs.used()))
+    }
+
+    fn ingest(&self, folder: PathBuf) -> Local<io::Result<Tree>> {
+        let agent = Rc::clone(&self.0);
+        Box::pin(async move {
+            let tree = agent.blobs.ingest(folder).await?;
+            // The node must know before it is asked to deploy it.
+            agent.report(Report::Kept { tree }).await;
+            Ok(tree)
+        })
+    }
+
+    fn logs(&self, service: &str, tail: usize, follow: bool) -> Local<io::Result<LogLines>> {
+        let agent = Rc::clone(&self.0);
+        let service = service.to_owned();
+        Box::pin(async move {
+            let key = key_of(&service);
+            let nodes: Vec<NodeId> = match Rc::clone(&agent).ask(Question::Resolve(service.clone()))
+                .await
+            {
+                Answer::Resolved(view) => view.replicas.iter().map(|r| r.node).collect(),
+                // The line may be down: what ran here can still be read.
+                _ if !agent.host.local(key).is_empty() => vec![agent.me.id],
+                Answer::Unknown => {
+                    let text = format!("there is no service {service}; see `dugnad ps`");
+                    return Err(io::Error::new(io::ErrorKind::NotFound, text));
+                }
+                Answer::Failed(text) => return Err(io::Error::other(text)),
+                other => return Err(io::Error::other(format!("unexpected answer {other:?}"))),
+            };
+            let (to, lines) = bounded(QUEUE);
+            let ex = Rc::clone(&agent.ex);
+            for node in nodes {
+                let (agent, to) = (Rc::clone(&agent), to.clone());
+                let task = async move {
+                    if let Err(error) = agent.copy_logs(node, key, tail, follow, &to).await {
+                        // Nobody may listen any more; then nobody needs to know.
+                        _ = to.send((u32::MAX, format!("{}: {error}", node.short()))).await;
+                    }
+                };
+                ex.spawn(task).detach();
+            }
+            Ok(Box::pin(lines) as LogLines)
+        })
+    }
+
+    fn events(&self, wanted: Wanted) -> Receiver<Value> {
+        let kept = self.0.events.borrow();
+        let count = if wanted.kept { kept.len() } else { 0 };
+        let (to, from) = bounded(count.max(QUEUE));
+        for event in kept.iter().skip(kept.len() - count) {
+            // There is room for all of them.
+            _ = to.try_send(event.clone());
+        }
+        if wanted.follow {
+            self.0.followers.borrow_mut().push(to);
+        }
+        from
+    }
+
+    fn leave(&self) -> Local<Result<(), String>> {
+        let agent = Rc::clone(&self.0);
+        Box::pin(async move {
+            agent.leaving.set(true);
+            agent.leaving_for_good.set(true);
+            agent.commands.send(Command::Leave).await.map_err(|error| error.to_string())
+        })
+    }
+
+    fn invite(&self, expires: Duration) -> Local<Result<String, String>> {
+        let agent = Rc::clone(&self.0);
+        Box::pin(async move {
+            let addrs = usable_addrs(agent.links.local_addr()).map_err(|e| e.to_string())?;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let expires_unix = Some((now + expires).as_secs());
+            let community = agent.community.clone();
+            Ok(Invitation { community, addrs, expires_unix }.to_string())
+        })
+    }
+
+    fn reload(&self) -> Local<Result<Vec<String>, String>> {
+        let agent = Rc::clone(&self.0);
+        Box::pin(async move { agent.reload() })
+    }
+
+    fn metrics(&self) -> Metrics {
+        let status = self.0.node.borrow().status();
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        Metrics {
+            counters: self.0.counters(),
+            gauges: vec![
+                ("memory_bytes", resident()),
+                ("community_size", status.size),
+                ("sessions", count(self.0.links.peers().len())),
+                ("records", count(status.records)),
+                ("packages", count(status.trees.len())),
+                ("package_bytes", self.0.blobs.used()),
+                ("replicas", count(status.replicas.len())),
+                ("managed_services", count(status.managed.len())),
+            ],
+        }
+    }
+}

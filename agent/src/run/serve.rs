@@ -1,0 +1,209 @@
+//! What other nodes' streams and the gateway get: chunks, replicas, logs.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use dugnad_kernel::{Key, NodeId};
+use dugnad_node::{Answer, Question, ReplicaState};
+use dugnad_resource::execute::ReplicaId;
+use smol::channel::Sender;
+use smol::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+
+use super::Agent;
+use crate::blobs::Blobs;
+use crate::gateway::{Backend, Route};
+use crate::stream::{Endpoint, Later, Stream, StreamHead, read_head, write_head};
+
+/// How long a route is believed without news (overlay.md 10.10).
+const ROUTE_FOR: Duration = Duration::from_secs(60);
+/// Routes kept; one is forgotten at random to make room.
+const ROUTES_MAX: usize = 256;
+/// Bytes of one line of a log on its way between nodes.
+const LINE_MAX: u64 = 64 * 1024;
+
+/// Where services can be reached, as far as this node heard.
+#[derive(Default)]
+pub(super) struct Routes(RefCell<BTreeMap<String, (Route, Instant)>>);
+
+impl Routes {
+    fn get(&self, name: &str) -> Option<Route> {
+        let routes = self.0.borrow();
+        let (route, since) = routes.get(name)?;
+        (since.elapsed() < ROUTE_FOR).then(|| route.clone())
+    }
+
+    fn put(&self, name: String, route: Route) {
+        let mut routes = self.0.borrow_mut();
+        if routes.len() >= ROUTES_MAX && !routes.contains_key(&name) {
+            routes.pop_first();
+        }
+        routes.insert(name, (route, Instant::now()));
+    }
+
+    /// Something happened to this service.
+    pub(super) fn forget(&self, name: Option<&str>) {
+        if let Some(name) = name {
+            self.0.borrow_mut().remove(name);
+        }
+    }
+}
+
+impl Agent {
+    /// A stream another node opened.
+    pub(super) async fn serve(self: Rc<Self>, from: NodeId, mut stream: Stream) {
+        let head = match read_head(&mut stream).await {
+            Ok(head) => head,
+            Err(error) => {
+                self.links.count("stream_without_head");
+                log::debug!("a stream of {}: {error}", from.short());
+                return;
+            }
+        };
+        let done = match head {
+            StreamHead::Chunks => self.blobs.serve(stream).await.map(drop),
+            StreamHead::Service { .. } => {
+                if let Some(gateway) = self.gateway.borrow().as_ref() {
+                    gateway.serve_stream(head, stream);
+                }
+                Ok(())
+            }
+            StreamHead::Logs { service, tail, follow } => {
+                self.send_logs(service, tail, follow, stream).await
+            }
+        };
+        if let Err(error) = done {
+            log::debug!("a stream of {} ended: {error}", from.short());
+        }
+    }
+
+    async fn send_logs(
+        &self,
+        service: Key,
+        tail: u32,
+        follow: bool,
+        mut stream: Stream,
+    ) -> io::Result<()> {
+        let tail = usize::try_from(tail).unwrap_or(usize::MAX);
+        let lines = self.host.logs(service, tail, follow);
+        while let Ok(line) = lines.recv().await {
+            stream.write_all(format!("{} {}\n", line.replica, line.text).as_bytes()).await?;
+            stream.flush().await?;
+        }
+        stream.close().await
+    }
+
+    /// Copies the log of the replicas of `service` on `node` to `to`.
+    pub(super) async fn copy_logs(
+        &self,
+        node: NodeId,
+        service: Key,
+        tail: usize,
+        follow: bool,
+        to: &Sender<(u32, String)>,
+    ) -> io::Result<()> {
+        if node == self.me.id {
+            let lines = self.host.logs(service, tail, follow);
+            while let Ok(line) = lines.recv().await {
+                if to.send((line.replica, line.text)).await.is_err() {
+                    break;
+                }
+            }
+            return Ok(());
+        }
+        let mut stream: Stream = Box::pin(self.links.open_stream(node).await?);
+        let tail = u32::try_from(tail).unwrap_or(u32::MAX);
+        write_head(&mut stream, &StreamHead::Logs { service, tail, follow }).await?;
+        let mut reader = BufReader::new(stream);
+        loop {
+            let mut line = Vec::new();
+            (&mut reader).take(LINE_MAX).read_until(b'\n', &mut line).await?;
+            if line.is_empty() {
+                return Ok(());
+            }
+            let line = String::from_utf8_lossy(&line);
+            let Some((number, text)) = line.trim_end_matches('\n').split_once(' ') else {
+                continue;
+            };
+            let replica = number.parse().unwrap_or(u32::MAX);
+            if to.send((replica, text.to_owned())).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn resolve(self: Rc<Self>, name: String) -> Option<Route> {
+        match Rc::clone(&self).ask(Question::Resolve(name.clone())).await {
+            Answer::Resolved(view) if !view.stopped => {
+                let ready = view.replicas.into_iter().filter(|r| r.state == ReplicaState::Ready);
+                let route = Route {
+                    port: view.port,
+                    is_static: view.is_static,
+                    replicas: ready.map(|r| (r.id, r.node, r.node_name)).collect(),
+                };
+                self.routes.put(name, route.clone());
+                Some(route)
+            }
+            // The ring is moving, or the line is down: what was known is better than nothing.
+            Answer::Failed(_) => self.routes.get(&name).or_else(|| self.local_route(&name)),
+            _ => {
+                self.routes.forget(Some(&name));
+                None
+            }
+        }
+    }
+
+    /// What this node itself runs of a service: enough when there is no network.
+    fn local_route(&self, name: &str) -> Option<Route> {
+        let key = dugnad_resource::spec::key_of(name);
+        let here = self.host.local(key);
+        let ready: Vec<_> = here
+            .iter()
+            .filter(|(_, state, _)| *state == crate::host::State::Ready)
+            .map(|(id, _, _)| (*id, self.me.id, self.config.borrow().name.clone()))
+            .collect();
+        let is_static = here.iter().any(|(_, _, at)| matches!(at, Endpoint::Static(_)));
+        let port = dugnad_resource::spec::Port::Http;
+        (!ready.is_empty()).then_some(Route { port, is_static, replicas: ready })
+    }
+}
+
+/// What the gateway knows of its node.
+pub(super) struct Ways(pub(super) Rc<Agent>);
+
+impl Backend for Ways {
+    fn resolve(&self, name: &str) -> Later<Option<Route>> {
+        let (agent, name) = (Rc::clone(&self.0), name.to_owned());
+        match agent.routes.get(&name).filter(|route| !route.replicas.is_empty()) {
+            Some(route) => Box::pin(async move { Some(route) }),
+            None => Box::pin(agent.resolve(name)),
+        }
+    }
+
+    fn resolve_fresh(&self, name: &str) -> Later<Option<Route>> {
+        Box::pin(Rc::clone(&self.0).resolve(name.to_owned()))
+    }
+
+    fn local(&self, id: ReplicaId) -> Option<Endpoint> {
+        self.0.host.endpoint(id)
+    }
+
+    fn open(&self, node: NodeId) -> Later<io::Result<Stream>> {
+        self.0.open_stream()(node)
+    }
+
+    fn blobs(&self) -> Rc<Blobs> {
+        Rc::clone(&self.0.blobs)
+    }
+
+    fn status_page(&self) -> String {
+        let status = self.0.node.borrow().status();
+        let config = self.0.config.borrow();
+        format!(
+            "{} of community {}: {}, about {} nodes\nservices: /NAME/\n",
+            config.name, self.0.community.name, status.state, status.size
+        )
+    }
+}

@@ -1,0 +1,122 @@
+//! Nobody is spoken to, and nobody is named to the driver, whose address this node does not know:
+//! it is looked up first. An id on the ring is found like any key; its owner is the node itself.
+
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+
+use dugnad_connectivity as connectivity;
+use dugnad_kernel::{Cx, NodeId};
+use dugnad_resource::execute::Order;
+
+use crate::{Answer, AskId, EXECUTOR_CALL, Event, Msg, Node};
+
+/// Messages, orders and answers that wait for an address. Further ones go without: a message is
+/// lost as on a broken link, an order or an answer names a node that cannot be reached.
+const DEFERRED_MAX: usize = 256;
+
+enum What {
+    Send(NodeId, Msg),
+    Order(Order),
+    Answer(AskId, Answer),
+}
+
+struct Waiting {
+    missing: BTreeSet<NodeId>,
+    what: What,
+}
+
+#[derive(Default)]
+pub(crate) struct Deferred {
+    waiting: Vec<Waiting>,
+    /// Lookups under way: call, and whose address.
+    asked: Vec<(u32, NodeId)>,
+}
+
+impl Deferred {
+    pub(crate) fn waits_for(&self, call: u32) -> bool {
+        self.asked.iter().any(|(asked, _)| *asked == call)
+    }
+}
+
+impl Node {
+    pub(crate) fn send_known(&mut self, to: NodeId, msg: Msg, cx: &mut Cx<'_, Self>) {
+        // Looking somebody up to ask whether they live says it already; and looking up must not
+        // need looking up.
+        let direct = matches!(
+            msg,
+            Msg::Overlay(connectivity::Msg::Detect(_) | connectivity::Msg::Route(_))
+        );
+        let missing = self.unknown(core::iter::once(to));
+        if direct || missing.is_empty() {
+            cx.send(to, msg);
+        } else {
+            self.defer(missing, What::Send(to, msg), cx);
+        }
+    }
+
+    pub(crate) fn order_known(&mut self, order: Order, cx: &mut Cx<'_, Self>) {
+        let missing = match &order {
+            Order::Fetch { from, .. } | Order::Keep { from, .. } => {
+                self.unknown(from.iter().copied())
+            }
+            Order::Start(_) | Order::Stop { .. } | Order::Drop { .. } => BTreeSet::new(),
+        };
+        self.defer(missing, What::Order(order), cx);
+    }
+
+    pub(crate) fn answer_known(&mut self, ask: AskId, answer: Answer, cx: &mut Cx<'_, Self>) {
+        let missing = match &answer {
+            Answer::Resolved(view) => self.unknown(view.replicas.iter().map(|r| r.node)),
+            _ => BTreeSet::new(),
+        };
+        self.defer(missing, What::Answer(ask, answer), cx);
+    }
+
+    fn unknown(&self, ids: impl Iterator<Item = NodeId>) -> BTreeSet<NodeId> {
+        let me = self.overlay.ring().me().id;
+        ids.filter(|id| *id != me && self.overlay.peer(*id).is_none()).collect()
+    }
+
+    fn defer(&mut self, missing: BTreeSet<NodeId>, what: What, cx: &mut Cx<'_, Self>) {
+        if missing.is_empty() || self.deferred.waiting.len() >= DEFERRED_MAX {
+            release(what, cx);
+            return;
+        }
+        let asked: BTreeSet<NodeId> = self.deferred.asked.iter().map(|(_, id)| *id).collect();
+        let news: Vec<NodeId> = missing.difference(&asked).copied().collect();
+        self.deferred.waiting.push(Waiting { missing, what });
+        for id in news {
+            self.next = self.next.wrapping_add(1);
+            let call = EXECUTOR_CALL | (self.next & !EXECUTOR_CALL);
+            self.deferred.asked.push((call, id));
+            self.ring(connectivity::Command::Lookup { call, key: id }, cx);
+        }
+    }
+
+    /// A lookup of an address ended; if it found somebody, the overlay has written it down.
+    pub(crate) fn on_address_found(&mut self, call: u32, cx: &mut Cx<'_, Self>) {
+        let Some(place) = self.deferred.asked.iter().position(|(asked, _)| *asked == call) else {
+            return;
+        };
+        let (_, id) = self.deferred.asked.swap_remove(place);
+        for waiting in &mut self.deferred.waiting {
+            waiting.missing.remove(&id);
+        }
+        let (ready, rest) = core::mem::take(&mut self.deferred.waiting)
+            .into_iter()
+            .partition(|waiting: &Waiting| waiting.missing.is_empty());
+        self.deferred.waiting = rest;
+        let ready: Vec<Waiting> = ready;
+        for waiting in ready {
+            release(waiting.what, cx);
+        }
+    }
+}
+
+fn release(what: What, cx: &mut Cx<'_, Node>) {
+    match what {
+        What::Send(to, msg) => cx.send(to, msg),
+        What::Order(order) => cx.emit(Event::Host(order)),
+        What::Answer(ask, answer) => cx.emit(Event::Answer(ask, answer)),
+    }
+}

@@ -159,6 +159,8 @@ pub(crate) type Asker = ops::Asker<Ask, Reply>;
 const CALL: Duration = Duration::from_secs(2);
 /// How long the hosts of a plan found on disk have to come back after a restart.
 const HOLD: Duration = Duration::from_secs(30);
+/// Dead nodes that are remembered.
+const DEAD_MAX: usize = 512;
 /// Answers awaited at a time; more are refused to start.
 const OPS_MAX: usize = 512;
 
@@ -255,6 +257,21 @@ impl Collective {
         self.counters.iter().map(|(name, count)| (*name, *count))
     }
 
+    /// What grows with what others say: name, how many there are, how many at most.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        use persistence::record::{RECORDS_MAX, STORE_BYTES_MAX};
+        [
+            ("records", self.store.len(), RECORDS_MAX),
+            ("record_bytes", self.store.bytes(), STORE_BYTES_MAX),
+            ("operations", self.ops.len(), OPS_MAX),
+            ("dead", self.dead.len(), DEAD_MAX),
+            ("managers", self.managers.len(), RECORDS_MAX),
+            ("fetching", self.fetching.len(), RECORDS_MAX),
+            ("holders_awaited", self.held.len(), OPS_MAX),
+        ]
+        .into_iter()
+    }
+
     pub fn operations(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.ops.names()
     }
@@ -275,7 +292,7 @@ impl Collective {
                 if records.iter().any(planned) {
                     self.hold_until = Some(cx.now + HOLD);
                 }
-                self.store.records = records.into_iter().map(|r| (r.id(), r)).collect();
+                self.store.restore(records);
             }
             Command::Trees(trees) => self.trees.extend(trees),
             Command::Place { place, gained } => self.on_place(place, gained, cx),
@@ -366,6 +383,10 @@ impl Collective {
     }
 
     fn on_dead(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        if self.dead.len() >= DEAD_MAX {
+            let oldest = self.dead.iter().min_by_key(|(_, at)| **at).map(|(id, _)| *id);
+            oldest.map(|id| self.dead.remove(&id));
+        }
         self.dead.insert(node, cx.now);
         self.store.synced.remove(&node);
         self.fail_calls(node, cx);

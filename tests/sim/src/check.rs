@@ -74,8 +74,8 @@ pub fn services(world: &World, wanted: &BTreeMap<Key, usize>) -> Result<(), Stri
             return Err(format!("{}: {} of {want} run: {replicas:?}", key.short(), replicas.len()));
         }
     }
-    for (key, want) in wanted {
-        if *want > 0 && !running.contains_key(key) {
+    for (key, want) in wanted.iter().filter(|(_, want)| **want > 0) {
+        if !running.contains_key(key) {
             return Err(format!("{}: none of {want} run", key.short()));
         }
         let views: Vec<_> = world

@@ -56,6 +56,8 @@ pub struct Machine {
     pub bytes: u64,
     pub happened: Vec<(Time, Happened)>,
     pub left: bool,
+    /// On top of what a sync takes anyway.
+    slow_sync: Duration,
 }
 
 enum Happening {
@@ -159,6 +161,7 @@ impl World {
             bytes: 0,
             happened: Vec::new(),
             left: false,
+            slow_sync: Duration::ZERO,
         };
         self.machines.insert(id, machine);
         id
@@ -231,6 +234,12 @@ impl World {
 
     pub fn command(&mut self, id: NodeId, command: Command) {
         self.input(id, Input::Command(command));
+    }
+
+    pub fn slow_disk(&mut self, id: NodeId, by: Duration) {
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.slow_sync = by;
+        }
     }
 
     /// The machine has this package (somebody put it there).
@@ -363,7 +372,8 @@ impl World {
     fn event(&mut self, id: NodeId, life: u64, event: Event) {
         match event {
             Event::Persist { token, writes } => {
-                let sync = Duration::from_micros(self.rng.u64(500..8_000));
+                let slow = self.machines.get(&id).map_or(Duration::ZERO, |m| m.slow_sync);
+                let sync = Duration::from_micros(self.rng.u64(500..8_000)) + slow;
                 let synced = Happening::Synced { node: id, life, token, writes };
                 self.at(self.now + sync, synced);
             }

@@ -82,7 +82,9 @@ fn main() {
         Some(Scenario::Idle(Idle {})) => {
             for count in [5, 20, 100] {
                 let (messages, bytes) = idle(count);
-                say(&format!("{count} nodes: {messages:.1} messages, {bytes:.0} bytes a node and minute"));
+                say(&format!(
+                    "{count} nodes: {messages:.1} messages, {bytes:.0} bytes a node and minute"
+                ));
             }
         }
     }
@@ -113,7 +115,9 @@ fn heal_times(args: &Heal) {
         if let Some((longest, seed)) = times.last() {
             let (median, _) = times[times.len() / 2];
             let count = times.len();
-            say(&format!("{kind:?}: median {median:.1?}, longest {longest:.1?} (seed {seed}) of {count}"));
+            say(&format!(
+                "{kind:?}: median {median:.1?}, longest {longest:.1?} (seed {seed}) of {count}"
+            ));
         }
     }
 }
@@ -129,9 +133,8 @@ fn mass_crash(args: &Args) {
     let at = seconds(&world);
     let gone = crash_many(&mut world, args.crash, kind);
     let limit = Duration::from_secs(600);
-    let healed = world.run_until(limit, Duration::from_millis(100), |w| {
-        check::services(w, &wanted).is_ok()
-    });
+    let healed =
+        world.run_until(limit, Duration::from_millis(100), |w| check::services(w, &wanted).is_ok());
     let text = if healed { "all services back" } else { "NOT healed" };
     let took = seconds(&world) - at;
     say(&format!("{:7.1} s  {} crashed; {text} after {took:.1} s", seconds(&world), gone.len()));

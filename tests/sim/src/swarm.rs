@@ -40,8 +40,14 @@ pub fn swarm(seed: u64, verbose: bool) -> Result<World, String> {
     let mut world = World::new(Options { net, ..Options::seed(seed) });
     world.verbose = verbose;
     let first = community(&mut world, size)[0];
-    let mut swarm =
-        Swarm { world, wanted: BTreeMap::new(), open: Vec::new(), next: 0, first, story: Vec::new() };
+    let mut swarm = Swarm {
+        world,
+        wanted: BTreeMap::new(),
+        open: Vec::new(),
+        next: 0,
+        first,
+        story: Vec::new(),
+    };
     swarm.say(&format!("{size} nodes"));
     for _ in 0..rng.usize(1..6) {
         swarm.deploy(&mut rng);
@@ -159,7 +165,9 @@ impl Swarm {
     fn remove(&mut self, rng: &mut fastrand::Rng) {
         self.close();
         let known: Vec<String> = self.wanted.keys().cloned().collect();
-        let (Some(from), Some(name)) = (self.some(rng), rng.choice(&known).cloned()) else { return };
+        let (Some(from), Some(name)) = (self.some(rng), rng.choice(&known).cloned()) else {
+            return;
+        };
         if self.open.iter().any(|(_, open)| *open == name) {
             return;
         }
@@ -195,7 +203,7 @@ impl Swarm {
         for (name, replicas) in self.wanted.clone() {
             let Some(from) = self.world.alive().first().copied() else { return };
             let question = if replicas == 0 {
-                Question::Remove(name)
+                Question::Remove(name.clone())
             } else {
                 let spec = site(&name, replicas);
                 for (_, tree) in &spec.artifacts {
@@ -203,14 +211,56 @@ impl Swarm {
                 }
                 Question::Deploy(spec)
             };
-            self.world.ask(from, question);
+            let ask = self.world.ask(from, question);
+            self.open.push((ask, name));
         }
+    }
+
+    /// What the managers say about it.
+    fn why(&self) -> String {
+        let mut lines = Vec::new();
+        for id in self.world.alive() {
+            let Some(node) = self.world.node(id) else { continue };
+            for view in node.collective().views() {
+                let slots: Vec<String> = view
+                    .slots
+                    .iter()
+                    .map(|s| {
+                        format!(
+                            "{}@{} g{} {:?} {}",
+                            s.number,
+                            s.node.short(),
+                            s.generation,
+                            s.state,
+                            s.note
+                        )
+                    })
+                    .collect();
+                lines.push(format!(
+                    "{} manages {} ({} want {} ready {}): {slots:?} {:?}",
+                    id.short(),
+                    view.name,
+                    view.service.short(),
+                    view.want,
+                    view.ready,
+                    view.blocked
+                ));
+            }
+        }
+        for (ask, name) in &self.open {
+            lines.push(format!("{name}: {:?}", self.world.answers.get(ask)));
+        }
+        lines.join("\n")
     }
 
     fn settle(mut self) -> Result<World, String> {
         self.close();
         let doubtful = !self.open.is_empty()
-            || self.world.answers.values().any(|a| matches!(a, Answer::Failed(_) | Answer::Unmet(_)));
+            || self
+                .world
+                .answers
+                .values()
+                .any(|a| !matches!(a, Answer::Done | Answer::Deployed { .. }));
         if doubtful {
             self.say("orders are given again");
             self.ask_again();
@@ -224,7 +274,8 @@ impl Swarm {
         let fine = |w: &World| check::ideal_ring(w).and_then(|()| check::services(w, &wanted));
         let second = Duration::from_secs(1);
         self.world.run_until(LIMIT, second, |w| fine(w).is_ok());
-        fine(&self.world).map_err(|wrong| format!("{wrong}\n{}", self.story.join("\n")))?;
+        let told = |wrong| format!("{wrong}\n{}\n{}", self.story.join("\n"), self.why());
+        fine(&self.world).map_err(told)?;
         Ok(self.world)
     }
 }

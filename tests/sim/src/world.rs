@@ -58,6 +58,8 @@ pub struct Machine {
     pub left: bool,
     /// On top of what a sync takes anyway.
     slow_sync: Duration,
+    /// When the last order is carried out: one after the other.
+    last_order: Time,
 }
 
 enum Happening {
@@ -144,8 +146,7 @@ impl World {
     pub fn add(&mut self, seeds: &[NodeId]) -> NodeId {
         let number = self.machines.len();
         let id = Id(fastrand::Rng::with_seed(self.options.seed ^ (number as u64) << 20).u128(..));
-        let amounts =
-            Amounts { memory: 512 << 20, cpu: 2_000, disk: 4 << 30, processes: 512 };
+        let amounts = Amounts { memory: 512 << 20, cpu: 2_000, disk: 4 << 30, processes: 512 };
         let machine = Machine {
             name: format!("n{number}"),
             node: None,
@@ -162,6 +163,7 @@ impl World {
             happened: Vec::new(),
             left: false,
             slow_sync: Duration::ZERO,
+            last_order: Time(0),
         };
         self.machines.insert(id, machine);
         id
@@ -192,11 +194,9 @@ impl World {
             home: machine.home,
             version: "sim".into(),
         };
-        let config =
-            Config { me, profile, ceilings: machine.ceilings, programs: Vec::new() };
+        let config = Config { me, profile, ceilings: machine.ceilings, programs: Vec::new() };
         machine.node = Some(Node::new(config));
-        let records =
-            machine.disk.durable.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let records = machine.disk.durable.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         let trees = machine.disk.trees.iter().copied().collect();
         let alone = machine.seeds.is_empty() && machine.inc == 1;
         let life = machine.life;
@@ -302,7 +302,7 @@ impl World {
                 }
             }
             Happening::Command { node, life, command } => {
-                if self.lives(node, life) {
+                if self.lives(node, life) && self.still_true(node, &command) {
                     self.input(node, Input::Command(*command));
                 }
             }
@@ -324,6 +324,17 @@ impl World {
             }
         }
         true
+    }
+
+    /// A service that was stopped meanwhile does not get ready.
+    fn still_true(&self, node: NodeId, command: &Command) -> bool {
+        let running = self.machines.get(&node).map(|m| &m.processes.running);
+        match command {
+            Command::Host(Report::Started { id } | Report::Ready { id }) => {
+                running.is_some_and(|running| running.contains_key(id))
+            }
+            _ => true,
+        }
     }
 
     fn lives(&self, node: NodeId, life: u64) -> bool {
@@ -380,7 +391,12 @@ impl World {
             Event::Host(order) => {
                 let delay = Duration::from_millis(self.rng.u64(1..20));
                 self.note(b"order", id, format!("{order:?}").as_bytes());
-                self.at(self.now + delay, Happening::Host { node: id, life, order });
+                let mut time = self.now + delay;
+                if let Some(machine) = self.machines.get_mut(&id) {
+                    time = time.max(machine.last_order + Duration::from_micros(1));
+                    machine.last_order = time;
+                }
+                self.at(time, Happening::Host { node: id, life, order });
             }
             Event::Answer(ask, answer) => {
                 self.answers.insert(ask, answer);

@@ -128,9 +128,8 @@ impl Manager {
     }
 
     fn ready(&self) -> usize {
-        let current = |s: &&Slot| {
-            s.state == SlotState::Ready && s.generation == self.service.generation
-        };
+        let current =
+            |s: &&Slot| s.state == SlotState::Ready && s.generation == self.service.generation;
         self.plan.slots.iter().filter(current).count()
     }
 
@@ -147,7 +146,8 @@ impl Manager {
             because: self.because.clone(),
             ready: u8::try_from(self.ready()).unwrap_or(u8::MAX),
             manager: self.plan.epoch.manager,
-            revision: (self.plan.epoch.term << 32) | (self.revision.wrapping_add(1) & u64::from(u32::MAX)),
+            revision: (self.plan.epoch.term << 32)
+                | (self.revision.wrapping_add(1) & u64::from(u32::MAX)),
             slots: self.plan.slots.clone(),
             blocked: self.blocked.clone(),
         }
@@ -381,8 +381,7 @@ impl Collective {
         let busy = manager
             .live()
             .any(|slot| slot.generation == generation && slot.state != SlotState::Ready);
-        let Some(slot) =
-            manager.plan.slots.iter_mut().find(|s| s.generation < generation && !busy)
+        let Some(slot) = manager.plan.slots.iter_mut().find(|s| s.generation < generation && !busy)
         else {
             return;
         };
@@ -616,6 +615,9 @@ impl Collective {
             return;
         }
         manager.plan.epoch = epoch.next(me);
+        // Reserved under the old term, and never started under it: these lapse by themselves.
+        manager.plan.slots.retain(|slot| slot.state != SlotState::Reserved);
+        manager.sources.clear();
         manager.taking_over.extend(manager.plan.slots.iter().map(|slot| slot.node));
         manager.probe_again = true;
         // Not at once: two that both believe to own the key would race at the speed of the wire.
@@ -641,6 +643,14 @@ impl Collective {
         let epoch = manager.plan.epoch;
         manager.taking_over.remove(&from);
         let known = manager.slot(id.number).is_some_and(|slot| slot.node == from);
+        let runs = matches!(
+            state,
+            HostState::Fetching | HostState::Starting | HostState::Ready | HostState::Unready
+        );
+        if runs && !known {
+            // A host runs one replica of a service: others that an old plan names are not there.
+            manager.plan.slots.retain(|slot| slot.node != from);
+        }
         match state {
             HostState::Gone => self.on_replica_gone(key, id.number, from, cx),
             HostState::Failed => self.on_replica_failed(key, id.number, from, beat.note, cx),
@@ -701,8 +711,15 @@ impl Collective {
             return;
         }
         let new = SlotState::of_host(state);
-        let stays = slot.state == SlotState::Draining && new != SlotState::Draining;
-        if stays || (slot.state == new && slot.note == note && slot.generation == generation) {
+        if slot.state == SlotState::Draining && new != SlotState::Draining {
+            // It was away when it was told to stop.
+            let (node, epoch) = (slot.node, manager.plan.epoch);
+            let removed = manager.service.desired == Desired::Removed;
+            let forget = removed || !manager.service.spec.keep_state;
+            cx.emit(Event::ToHost { to: node, msg: ToHost::Stop { id, epoch, forget } });
+            return;
+        }
+        if slot.state == new && slot.note == note && slot.generation == generation {
             return;
         }
         let was = slot.state;
@@ -852,8 +869,7 @@ async fn place(asker: Asker, search: Search) -> Outcome {
         _ => Vec::new(),
     };
     let mut rng = fastrand::Rng::with_seed(search.seed);
-    let choice =
-        allocator::choose(&search.spec, &nodes, &search.taken, &search.avoid, &mut rng);
+    let choice = allocator::choose(&search.spec, &nodes, &search.taken, &search.avoid, &mut rng);
     let mut blocked: Vec<String> = choice
         .refused
         .iter()

@@ -24,9 +24,7 @@ pub const STORE_BYTES_MAX: usize = 16 << 20;
 pub const COUNTER_MAX: u64 = 1 << 62;
 
 /// Last writer wins; the author settles ties.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version {
     pub counter: u64,
     pub author: NodeId,

@@ -6,7 +6,9 @@ use alloc::vec::Vec;
 use dugnad_kernel::{Arc, Cx, Key, NodeId, Peer};
 
 use super::put;
-use super::record::{COPIES, Name, RECORDS_MAX, Record, STORE_BYTES_MAX, Version, belongs, disk_key};
+use super::record::{
+    COPIES, Name, RECORDS_MAX, Record, STORE_BYTES_MAX, Version, belongs, disk_key,
+};
 use crate::{Collective, Event, Request, Response};
 
 /// What the ring says about this node.
@@ -135,7 +137,13 @@ impl Collective {
         self.place.range.is_some_and(|range| belongs(key, &range))
     }
 
-    pub(crate) fn on_put(&mut self, from: NodeId, call: u32, record: Record, cx: &mut Cx<'_, Self>) {
+    pub(crate) fn on_put(
+        &mut self,
+        from: NodeId,
+        call: u32,
+        record: Record,
+        cx: &mut Cx<'_, Self>,
+    ) {
         if !self.owns_class_of(record.key) {
             self.respond(from, call, Response::NotOwner, cx);
             return;

@@ -58,6 +58,13 @@ pub(crate) struct Casts {
     seen: VecDeque<CastId>,
 }
 
+impl Casts {
+    /// Broadcasts under way, and those remembered against duplicates.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.open.len(), self.seen.len())
+    }
+}
+
 impl Overlay {
     /// Reaches everybody, this node included. With feedback the answers come as
     /// [`Event::Feedback`] under `call`.
@@ -80,7 +87,7 @@ impl Overlay {
                     }
                     return;
                 }
-                let budget = Duration::from_millis(u64::from(budget_ms));
+                let budget = Duration::from_millis(u64::from(budget_ms)).min(CAST_BUDGET);
                 self.down(id, Some(from), limit, body, feedback, budget, 0, cx);
             }
             CastMsg::Up { id, parts, cover, cut } => self.on_up(from, id, parts, &cover, cut, cx),

@@ -130,6 +130,11 @@ impl Detector {
         self.linked.keys().copied()
     }
 
+    /// Peers watched, linked, and asked for by others.
+    pub(crate) fn sizes(&self) -> (usize, usize, usize) {
+        (self.watched.len(), self.linked.len(), self.for_others.len())
+    }
+
     fn watch(&mut self, set: &BTreeSet<NodeId>, cx: &mut Cx<'_, Self>) {
         self.watched.retain(|id, _| set.contains(id));
         for id in set.iter().take(WATCHED_MAX) {

@@ -185,6 +185,26 @@ impl Overlay {
         estimate.saturating_mul(count - 1).max(count + 1)
     }
 
+    /// What grows with what others say: name, how many there are, how many at most.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        let (pending, lookups) = self.routes.sizes();
+        let (casts, seen) = self.casts.sizes();
+        let (watched, linked, for_others) = self.detector.sizes();
+        [
+            ("book", self.book.len(), BOOK_MAX),
+            ("successors", self.ring.succs().len(), SUCCESSORS),
+            ("slots", self.table.len(), config::SLOTS),
+            ("hops", pending, config::PENDING_MAX),
+            ("lookups", lookups, config::PENDING_MAX),
+            ("casts", casts, config::CASTS_MAX),
+            ("casts_seen", seen, config::SEEN_MAX),
+            ("watched", watched, config::WATCHED_MAX),
+            ("linked", linked, config::LINKED_MAX),
+            ("probes", for_others, config::WATCHED_MAX),
+        ]
+        .into_iter()
+    }
+
     pub(crate) fn count(&mut self, what: &'static str) {
         *self.counters.entry(what).or_default() += 1;
     }

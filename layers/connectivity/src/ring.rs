@@ -111,7 +111,7 @@ pub enum Event {
 }
 
 impl Msg {
-    /// The peer records it carries.
+    /// The peer records it carries, no more than an honest node sends.
     pub fn peers(&self) -> impl Iterator<Item = &Peer> {
         let (one, list): (Option<&Peer>, &[Peer]) = match self {
             Self::JoinPoint { pred, succs, .. } | Self::QueryRes { pred, succs, .. } => {
@@ -131,7 +131,7 @@ impl Msg {
             | Self::LeaveDone { .. }
             | Self::Query { .. } => (None, &[]),
         };
-        one.into_iter().chain(list)
+        one.into_iter().chain(list.iter().take(SUCCESSORS))
     }
 }
 

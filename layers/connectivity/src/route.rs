@@ -8,7 +8,7 @@ use dugnad_kernel::arc::in_oc;
 use dugnad_kernel::{Cx, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{HOPS_MAX, HOP_ALTERNATIVES, HOP_RTO, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX};
+use crate::config::{HOPS_MAX, HOP_ALTERNATIVES, HOP_RTO, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX, SUCCESSORS};
 use crate::detector;
 use crate::ring::{self, Status};
 use crate::table::closest_before;
@@ -101,6 +101,11 @@ pub(crate) struct Routes {
 }
 
 impl Routes {
+    /// Hops that wait for their acknowledgement, and lookups under way.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.pending.len(), self.lookups.len())
+    }
+
     /// Slot starts that are being looked up.
     pub(crate) fn slots_busy(&self) -> Vec<Key> {
         let slot = |l: &&Lookup| l.purpose == LookupFor::Slot;
@@ -300,7 +305,8 @@ impl Overlay {
         }
     }
 
-    fn on_found(&mut self, call: u32, found: Found, cx: &mut Cx<'_, Self>) {
+    fn on_found(&mut self, call: u32, mut found: Found, cx: &mut Cx<'_, Self>) {
+        found.succs.truncate(SUCCESSORS);
         let Some(lookup) = self.routes.lookups.remove(&call) else {
             self.count("late_answer");
             return;

@@ -6,8 +6,9 @@ use alloc::vec::Vec;
 use dugnad_collective::cast::{CastBody, CastPart};
 use dugnad_connectivity as connectivity;
 use dugnad_kernel::{Cx, Hash};
-use dugnad_resource::describe::Description;
-use dugnad_resource::spec::Port;
+use dugnad_resource::describe::{Description, named};
+use dugnad_resource::executor::bounded;
+use dugnad_resource::spec::{Port, valid_name};
 
 use crate::{Event, Happened, Node, program_hash};
 
@@ -58,6 +59,9 @@ impl Node {
             }
             CastBody::Happened { by, by_name, service, text } => {
                 self.remember_name(by, &by_name);
+                let by_name = named(&by_name);
+                let service = service.filter(|name| valid_name(name).is_ok());
+                let text = bounded(&text);
                 cx.emit(Event::Happened(Happened { by, by_name, service, text }));
                 return None;
             }
@@ -108,10 +112,7 @@ impl Node {
         if before == after {
             return;
         }
-        match after {
-            Some(port) => self.ports.insert(name, port),
-            None => self.ports.remove(&name),
-        };
+        self.remember_port(name, after);
         self.tell_ports(cx);
     }
 

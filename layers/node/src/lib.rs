@@ -27,9 +27,10 @@ use dugnad_connectivity::Overlay;
 use dugnad_fabric::Ceilings;
 use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Arc, Component, Cx, Effect, Input, Key, NodeId, Peer};
-use dugnad_resource::describe::Profile;
+use dugnad_resource::describe::{Profile, named};
 use dugnad_resource::execute::{Order, ReplicaId, Run, ToHost, ToManager};
 use dugnad_resource::executor::{self, Executor};
+use dugnad_resource::spec::valid_name;
 use serde::{Deserialize, Serialize};
 
 use known::Deferred;
@@ -65,6 +66,8 @@ const EXECUTOR_CALL: u32 = 1 << 31;
 const EXECUTOR_TOKEN: u64 = 1 << 63;
 /// Names of nodes that are remembered for people.
 const NAMES_MAX: usize = 512;
+/// Services with a TCP port of their own that are remembered.
+const PORTS_MAX: usize = 256;
 
 pub struct Node {
     overlay: Overlay,
@@ -157,6 +160,18 @@ impl Node {
     #[must_use]
     pub const fn arch(&self) -> dugnad_resource::spec::Arch {
         self.profile.arch
+    }
+
+    /// What grows with what others say: name, how many there are, how many at most.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> + '_ {
+        let own = [
+            ("names", self.names.len(), NAMES_MAX),
+            ("ports", self.ports.len(), PORTS_MAX),
+            ("managers_sought", self.finding.len(), executor::REPLICAS_MAX),
+            ("runs_written", self.keeping.len(), 2 * executor::REPLICAS_MAX),
+        ];
+        let layers = self.overlay.sizes().chain(self.collective.sizes());
+        own.into_iter().chain(layers).chain(self.executor.sizes())
     }
 
     fn step(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
@@ -425,7 +440,21 @@ impl Node {
 
     fn remember_name(&mut self, id: NodeId, name: &str) {
         if self.names.len() < NAMES_MAX || self.names.contains_key(&id) {
-            self.names.insert(id, String::from(name));
+            self.names.insert(id, named(name));
+        }
+    }
+
+    /// `None` forgets the port of a service.
+    fn remember_port(&mut self, name: String, port: Option<u16>) {
+        let known = self.ports.contains_key(&name);
+        match port {
+            Some(port) if known || (self.ports.len() < PORTS_MAX && valid_name(&name).is_ok()) => {
+                self.ports.insert(name, port);
+            }
+            Some(_) => {}
+            None => {
+                self.ports.remove(&name);
+            }
         }
     }
 }

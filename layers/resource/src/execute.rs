@@ -75,6 +75,23 @@ pub struct Epoch {
     pub manager: NodeId,
 }
 
+/// Terms of one service; a term beyond this was not reached by taking over.
+pub const TERM_MAX: u64 = u32::MAX as u64;
+
+impl Epoch {
+    /// The first epoch of `manager` that hosts obey more than this one.
+    #[must_use]
+    pub const fn next(self, manager: NodeId) -> Self {
+        Self { term: self.term.saturating_add(1), manager }
+    }
+
+    /// Whether it is within its bounds; epochs come from other nodes.
+    #[must_use]
+    pub const fn fits(&self) -> bool {
+        self.term < TERM_MAX
+    }
+}
+
 /// State of a replica, as its host sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostState {

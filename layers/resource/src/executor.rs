@@ -25,7 +25,7 @@ pub const SEARCH_AGAIN: Duration = Duration::from_secs(2);
 pub const REPLICAS_MAX: usize = 64;
 /// Services whose epochs are remembered.
 pub const EPOCHS_MAX: usize = 512;
-/// Bytes of a note.
+/// Characters of a note.
 pub const NOTE_MAX: usize = 256;
 
 #[derive(Clone, Debug)]
@@ -155,6 +155,12 @@ impl Executor {
         self.refused_epochs
     }
 
+    /// What grows with what others say: name, how many there are, how many at most.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        [("replicas", self.held.len(), REPLICAS_MAX), ("epochs", self.terms.len(), EPOCHS_MAX)]
+            .into_iter()
+    }
+
     pub fn replicas(&self) -> impl Iterator<Item = (ReplicaId, &str, HostState)> {
         self.held.iter().map(|(id, held)| {
             (*id, held.run.as_ref().map_or("", |run| run.spec.name.as_str()), held.state)
@@ -254,6 +260,10 @@ impl Executor {
 
     /// Whether this epoch is the highest seen for the service; if so it is remembered.
     fn obeys(&mut self, from: NodeId, service: Key, epoch: Epoch, cx: &mut Cx<'_, Self>) -> bool {
+        if !epoch.fits() {
+            self.refused_epochs += 1;
+            return false;
+        }
         let known = self.terms.contains_key(&service);
         if !known && self.terms.len() >= EPOCHS_MAX {
             let idle = |key: &Key| !self.held.keys().any(|id| id.service == *key);
@@ -501,6 +511,8 @@ impl Executor {
     }
 }
 
-fn bounded(note: &str) -> String {
+/// A note for people, cut to [`NOTE_MAX`] characters.
+#[must_use]
+pub fn bounded(note: &str) -> String {
     note.chars().take(NOTE_MAX).collect()
 }

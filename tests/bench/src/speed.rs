@@ -18,8 +18,9 @@ pub(crate) fn server(community: &Community, name: &str, replicas: usize) -> Stri
     }
     let text = format!(
         "name = \"{name}\"\nreplicas = {replicas}\ncommand = [\"./server\", \"demo-server\"]\n\
-         [artifacts]\nany = \"{}\"\n[needs]\nmemory = \"16M\"\ncpu = \"2%\"\ndisk = \"16M\"\n\
+         [artifacts]\n{} = \"{}\"\n[needs]\nmemory = \"16M\"\ncpu = \"2%\"\ndisk = \"16M\"\n\
          processes = 8\n[port]\nhttp = true\n",
+        std::env::consts::ARCH,
         package.display()
     );
     community.service_file(name, &text)

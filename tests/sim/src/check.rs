@@ -21,7 +21,11 @@ pub fn ideal_ring(world: &World) -> Result<(), String> {
         let next = alive[(place + 1) % alive.len()];
         let before = alive[(place + alive.len() - 1) % alive.len()];
         if ring.succ().id != next {
-            return Err(format!("{name}: successor {} not {}", ring.succ().id.short(), next.short()));
+            return Err(format!(
+                "{name}: successor {} not {}",
+                ring.succ().id.short(),
+                next.short()
+            ));
         }
         if ring.pred().id != before || ring.pred_suspect() {
             return Err(format!("{name}: predecessor {}", ring.pred().id.short()));
@@ -74,8 +78,8 @@ pub fn services(world: &World, wanted: &BTreeMap<Key, usize>) -> Result<(), Stri
             return Err(format!("{}: {} of {want} run: {replicas:?}", key.short(), replicas.len()));
         }
     }
-    for (key, want) in wanted {
-        if *want > 0 && !running.contains_key(key) {
+    for (key, want) in wanted.iter().filter(|(_, want)| **want > 0) {
+        if !running.contains_key(key) {
             return Err(format!("{}: none of {want} run", key.short()));
         }
         let views: Vec<_> = world
@@ -93,7 +97,11 @@ pub fn services(world: &World, wanted: &BTreeMap<Key, usize>) -> Result<(), Stri
         let real: BTreeSet<(NodeId, u32)> =
             running.get(key).into_iter().flatten().copied().collect();
         if known != real || usize::from(view.ready) != *want {
-            return Err(format!("{}: plan {known:?}, real {real:?}, {} ready", key.short(), view.ready));
+            return Err(format!(
+                "{}: plan {known:?}, real {real:?}, {} ready",
+                key.short(),
+                view.ready
+            ));
         }
     }
     Ok(())

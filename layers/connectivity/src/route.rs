@@ -8,7 +8,7 @@ use dugnad_kernel::arc::in_oc;
 use dugnad_kernel::{Cx, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{HOPS_MAX, HOP_ALTERNATIVES, HOP_RTO, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX};
+use crate::config::{HOP_ALTERNATIVES, HOP_RTO, HOPS_MAX, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX};
 use crate::detector;
 use crate::ring::{self, Status};
 use crate::table::closest_before;
@@ -18,7 +18,9 @@ use crate::{Event, Msg, Overlay, Timer};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
     Find,
-    Join { op: u64 },
+    Join {
+        op: u64,
+    },
     /// Find the place of `origin`, a member of another ring that was one with this (6.3).
     Merge,
 }
@@ -41,11 +43,18 @@ pub struct Hop {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RouteMsg {
     Hop(Hop),
-    Ack { seq: u32 },
+    Ack {
+        seq: u32,
+    },
     /// Straight from the owner to the origin (transitive).
-    Found { call: u32, found: Found },
+    Found {
+        call: u32,
+        found: Found,
+    },
     /// The asked node is not a member and cannot route.
-    NotInside { call: u32 },
+    NotInside {
+        call: u32,
+    },
 }
 
 /// Who answers for a key.
@@ -252,8 +261,8 @@ impl Overlay {
             return live.map_or(Next::Nowhere, |s| Next::Forward { to: s.id, last: true });
         }
         let known = succs.iter().chain(core::iter::once(pred)).chain(self.table.contacts());
-        let usable = known
-            .filter(|peer| !tried.contains(&peer.id) && !self.detector.is_suspect(peer.id));
+        let usable =
+            known.filter(|peer| !tried.contains(&peer.id) && !self.detector.is_suspect(peer.id));
         match closest_before(me, key, usable) {
             Some(peer) => Next::Forward { to: peer.id, last: false },
             None => succs

@@ -24,7 +24,12 @@ fn seeds(name: &str, count: u64) -> Vec<u64> {
     (1..=count).chain(past.lines().filter_map(of_test)).collect()
 }
 
-fn settles(world: &mut World, limit: u64, wanted: &BTreeMap<dugnad_kernel::Key, usize>, what: &str) {
+fn settles(
+    world: &mut World,
+    limit: u64,
+    wanted: &BTreeMap<dugnad_kernel::Key, usize>,
+    what: &str,
+) {
     let fine = |w: &World| check::ideal_ring(w).and_then(|()| check::services(w, wanted));
     let limit = Duration::from_secs(limit);
     let settled = world.run_until(limit, SECOND, |w| fine(w).is_ok());
@@ -89,9 +94,8 @@ fn a_single_crash_is_healed_within_the_budget() {
             _ => (Crash::Process, 5),
         };
         world.crash(victim, kind);
-        let healed = world.run_until(Duration::from_secs(limit), TENTH, |w| {
-            check::services(w, &wanted).is_ok()
-        });
+        let healed = world
+            .run_until(Duration::from_secs(limit), TENTH, |w| check::services(w, &wanted).is_ok());
         let wrong = check::services(&world, &wanted);
         assert!(healed, "seed {seed}, {kind:?}: not within {limit} s: {wrong:?}");
     }

@@ -8,7 +8,7 @@ use dugnad_kernel::arc::in_oc;
 use dugnad_kernel::{Cx, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{HOP_ALTERNATIVES, HOP_RTO, HOPS_MAX, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX};
+use crate::config::{HOPS_MAX, HOP_ALTERNATIVES, HOP_RTO, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX};
 use crate::detector;
 use crate::ring::{self, Status};
 use crate::table::closest_before;
@@ -18,9 +18,7 @@ use crate::{Event, Msg, Overlay, Timer};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
     Find,
-    Join {
-        op: u64,
-    },
+    Join { op: u64 },
     /// Find the place of `origin`, a member of another ring that was one with this (6.3).
     Merge,
 }
@@ -43,18 +41,11 @@ pub struct Hop {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RouteMsg {
     Hop(Hop),
-    Ack {
-        seq: u32,
-    },
+    Ack { seq: u32 },
     /// Straight from the owner to the origin (transitive).
-    Found {
-        call: u32,
-        found: Found,
-    },
+    Found { call: u32, found: Found },
     /// The asked node is not a member and cannot route.
-    NotInside {
-        call: u32,
-    },
+    NotInside { call: u32 },
 }
 
 /// Who answers for a key.
@@ -247,22 +238,30 @@ impl Overlay {
             return Next::Deliver;
         }
         let pred = self.ring.pred();
-        if hop.last && !self.ring.pred_suspect() && !tried.contains(&pred.id) {
+        // Who wants to join is not asked to let itself in.
+        let joins = matches!(hop.purpose, Purpose::Join { .. }) && pred.id == hop.origin.id;
+        let lost = self.ring.pred_suspect() || joins;
+        if hop.last && !lost && !tried.contains(&pred.id) {
             return Next::Forward { to: pred.id, last: true };
         }
-        if hop.last && self.ring.pred_suspect() {
+        if hop.last && lost {
             // The owner is dead and I am next: I answer, uncertain.
             return Next::Deliver;
         }
         let succs = self.ring.succs();
         if in_oc(me, key, self.ring.succ().id) {
             // The last hop always uses the successor list; a dead owner's successor comes next.
-            let live = succs.iter().find(|s| !tried.contains(&s.id) && s.id != me);
+            let asks = |s: &Peer| {
+                matches!(hop.purpose, Purpose::Join { .. }) && s.id == hop.origin.id
+            };
+            let usable = |s: &&Peer| !tried.contains(&s.id) && s.id != me && !asks(s);
+            let live = succs.iter().find(usable);
             return live.map_or(Next::Nowhere, |s| Next::Forward { to: s.id, last: true });
         }
-        let known = succs.iter().chain(core::iter::once(pred)).chain(self.table.contacts());
-        let usable =
-            known.filter(|peer| !tried.contains(&peer.id) && !self.detector.is_suspect(peer.id));
+        let pred = (!self.ring.pred_suspect()).then_some(pred);
+        let known = succs.iter().chain(pred).chain(self.table.contacts());
+        let usable = known
+            .filter(|peer| !tried.contains(&peer.id) && !self.detector.is_suspect(peer.id));
         match closest_before(me, key, usable) {
             Some(peer) => Next::Forward { to: peer.id, last: false },
             None => succs

@@ -1,0 +1,214 @@
+//! Checks the rules of CONTRIBUTING.md that no compiler checks. No crate of the workspace, so that
+//! it needs nothing but `rustc`: `tests/run tidy`.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// A layer may import those before it.
+const LAYERS: [&str; 6] = ["kernel", "fabric", "connectivity", "resource", "collective", "node"];
+const COLUMNS_MAX: usize = 100;
+/// Lines of a file that are neither blank, nor comment, nor tests.
+const CODE_MAX: usize = 600;
+/// In two parts, so that this file does not find itself.
+const NEVER: [&str; 5] = [
+    concat!("to", "do!("),
+    concat!("unimpl", "emented!("),
+    concat!("FIX", "ME"),
+    concat!("db", "g!("),
+    concat!("XX", "X"),
+];
+/// Folders that exist on one machine only.
+const MACHINE_PATHS: [&str; 4] =
+    [concat!("/ro", "ot/"), concat!("/ho", "me/"), concat!("/wo", "rk/"), concat!("/Us", "ers/")];
+/// Texts by their ending; everything else is not read.
+const TEXTS: [&str; 7] = ["rs", "toml", "md", "sh", "service", "txt", "py"];
+
+fn main() -> ExitCode {
+    let root = PathBuf::from(std::env::args().nth(1).unwrap_or_else(|| ".".to_owned()));
+    match check(&root) {
+        Ok(wrong) if wrong.is_empty() => ExitCode::SUCCESS,
+        Ok(wrong) => {
+            for line in &wrong {
+                println!("{line}");
+            }
+            println!("{} things are not tidy", wrong.len());
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            println!("tidy: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(root: &Path) -> io::Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let mut files = Vec::new();
+    list(root, &mut files)?;
+    files.sort();
+    for file in &files {
+        let name = file.strip_prefix(root).unwrap_or(file).display().to_string();
+        let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or("");
+        let bytes = fs::read(file)?;
+        let script = bytes.starts_with(b"#!/");
+        if script && fs::metadata(file)?.permissions().mode() & 0o111 == 0 {
+            wrong.push(format!("{name}: a script, but not executable: chmod +x {name}"));
+        }
+        if !script && !TEXTS.contains(&ending) {
+            continue;
+        }
+        let Ok(text) = String::from_utf8(bytes) else {
+            wrong.push(format!("{name}: not UTF-8"));
+            continue;
+        };
+        wrong.extend(words(&name, &text));
+        if script || ending == "rs" {
+            wrong.extend(columns(&name, &text));
+        }
+        if ending == "rs" && !is_test(&name) {
+            let lines = code_lines(&text);
+            if lines > CODE_MAX {
+                wrong.push(format!("{name}: {lines} lines of code, at most {CODE_MAX}: split it"));
+            }
+        }
+        if name.ends_with("Cargo.toml") {
+            wrong.extend(manifest(&name, &text));
+        }
+    }
+    for layer in LAYERS {
+        let file = format!("layers/{layer}/src/lib.rs");
+        let text = fs::read_to_string(root.join(&file))
+            .map_err(|error| io::Error::new(error.kind(), format!("{file}: {error}")))?;
+        if !text.contains("#![cfg_attr(not(test), no_std)]") {
+            wrong.push(format!("{file}: lacks #![cfg_attr(not(test), no_std)]"));
+        }
+    }
+    Ok(wrong)
+}
+
+/// Every file below `dir` that belongs to the project.
+fn list(dir: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        let name = entry.file_name();
+        if kind.is_dir() {
+            if !(name == "target" || name == ".git") {
+                list(&path, files)?;
+            }
+        } else if kind.is_file() && name != "Cargo.lock" && name != ".git" {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn is_test(name: &str) -> bool {
+    name.contains("/tests/") || name.ends_with("/tests.rs") || name.starts_with("tests/")
+}
+
+fn words(name: &str, text: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        for word in NEVER.into_iter().filter(|word| line.contains(word)) {
+            wrong.push(format!("{name}:{}: {word}", number + 1));
+        }
+        for path in MACHINE_PATHS.into_iter().filter(|path| line.contains(path)) {
+            wrong.push(format!("{name}:{}: a path of one machine ({path})", number + 1));
+        }
+    }
+    wrong
+}
+
+fn columns(name: &str, text: &str) -> Vec<String> {
+    let wide = |(_, line): &(usize, &str)| line.chars().count() > COLUMNS_MAX;
+    let told = |(number, line): (usize, &str)| {
+        format!("{name}:{}: {} columns, at most {COLUMNS_MAX}", number + 1, line.chars().count())
+    };
+    text.lines().enumerate().filter(wide).map(told).collect()
+}
+
+/// Lines of code before the tests, which come last in a file.
+fn code_lines(text: &str) -> usize {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let tests = (0..lines.len()).find(|&at| {
+        lines[at] == "#[cfg(test)]"
+            && lines[at + 1..].iter().any(|line| line.starts_with("mod ") && line.ends_with('{'))
+            && lines[at + 1..]
+                .iter()
+                .find(|line| !line.starts_with("#["))
+                .is_some_and(|line| line.starts_with("mod ") && line.ends_with('{'))
+    });
+    let code = |line: &&&str| !line.is_empty() && !line.starts_with("//");
+    lines[..tests.unwrap_or(lines.len())].iter().filter(code).count()
+}
+
+/// The crates of ours that a manifest names, and whether it takes the workspace's lints.
+fn manifest(name: &str, text: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut section = "";
+    let mut takes_lints = false;
+    let mut uses = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if line.starts_with('[') {
+            section = line.trim_matches(['[', ']']);
+        } else if section.ends_with("dependencies") && section != "workspace.dependencies" {
+            let key = line.split(['.', '=', ' ']).next().unwrap_or("");
+            uses.extend(key.strip_prefix("dugnad-"));
+        } else if section == "lints" && line == "workspace = true" {
+            takes_lints = true;
+        }
+    }
+    if !takes_lints && name != "Cargo.toml" && name != "platform/Cargo.toml" {
+        wrong.push(format!("{name}: lacks [lints] workspace = true"));
+    }
+    let may: &[&str] = if let Some(rest) = name.strip_prefix("layers/") {
+        let layer = rest.split('/').next().unwrap_or("");
+        &LAYERS[..LAYERS.iter().position(|known| *known == layer).unwrap_or(0)]
+    } else if name == "platform/Cargo.toml" {
+        &[]
+    } else if name == "tests/sim/Cargo.toml" {
+        // No host, no agent: what ships must not need them to be simulated.
+        &LAYERS
+    } else {
+        return wrong;
+    };
+    for used in uses.into_iter().filter(|used| !may.contains(used)) {
+        wrong.push(format!("{name}: may not import dugnad-{used}"));
+    }
+    wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_imports_only_those_before_it() {
+        let text = "[lints]\nworkspace = true\n[dependencies]\ndugnad-kernel.workspace = true\n\
+                    dugnad-node = { path = \"../node\" }\nserde.workspace = true\n";
+        let wrong = manifest("layers/fabric/Cargo.toml", text);
+        assert_eq!(wrong, ["layers/fabric/Cargo.toml: may not import dugnad-node"]);
+        assert!(manifest("agent/Cargo.toml", text).is_empty());
+        assert_eq!(manifest("platform/Cargo.toml", text).len(), 2);
+        assert_eq!(manifest("agent/Cargo.toml", "[dependencies]\n").len(), 1);
+    }
+
+    #[test]
+    fn comments_blanks_and_tests_are_no_code() {
+        let text = "//! Why.\n\nuse a;\n#[cfg(test)]\nmod tests;\nfn f() {\n    // so\n}\n\
+                    #[cfg(test)]\n#[allow(unused)]\nmod more {\n    fn g() {}\n}\n";
+        assert_eq!(code_lines(text), 5);
+    }
+
+    #[test]
+    fn columns_are_characters_and_words_are_found() {
+        assert!(columns("f", &"ä".repeat(100)).is_empty());
+        assert_eq!(columns("f", &"a".repeat(101)).len(), 1);
+        assert_eq!(words("f", &format!("fine\nlet a = {});", NEVER[0])).len(), 1);
+        assert_eq!(words("f", &format!("at {}me/dugnad", MACHINE_PATHS[1])).len(), 1);
+    }
+}

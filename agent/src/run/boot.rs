@@ -50,7 +50,11 @@ pub(crate) fn agent(dirs: Dirs, config: Config) -> Result<(), String> {
     smol::future::block_on(ex.run(live(Rc::clone(&ex), dirs, config))).map_err(|error| error.to_string())
 }
 
-async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std::io::Result<()> {
+async fn live(
+    ex: Rc<LocalExecutor<'static>>,
+    dirs: Dirs,
+    config: Config,
+) -> std::io::Result<()> {
     use async_signal::Signal;
     // Before anything is opened: a second agent on the directory must change nothing.
     let state = dirs.state.clone();

@@ -37,21 +37,14 @@ pub enum Request {
     Copy(Record),
     Get(Name),
     /// To a manager: your view of the service, as soon as it differs from revision `seen`.
-    Query {
-        service: Key,
-        seen: u64,
-    },
-    Why {
-        service: Key,
-    },
+    Query { service: Key, seen: u64 },
+    Why { service: Key },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
     /// Who has it on disk.
-    Put {
-        holders: Vec<NodeId>,
-    },
+    Put { holders: Vec<NodeId> },
     Copied,
     Refused,
     Get(Option<Record>),
@@ -65,44 +58,25 @@ pub enum Response {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
-    Request {
-        call: u32,
-        request: Request,
-    },
-    Response {
-        call: u32,
-        response: Response,
-    },
+    Request { call: u32, request: Request },
+    Response { call: u32, response: Response },
     Sync(SyncMsg),
     /// I hold the tree you stored.
-    Held {
-        root: Hash,
-    },
+    Held { root: Hash },
     /// I own a place of this small tree; keep it, too.
-    Mirror {
-        tree: Tree,
-    },
+    Mirror { tree: Tree },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Timer {
     /// The answer to this call is overdue.
-    Expire {
-        call: CallId,
-    },
+    Expire { call: CallId },
     Sync,
     AntiEntropy,
     /// Look after one service: a take-over is over, a back-off ended.
-    Service {
-        key: Key,
-        round: u32,
-    },
+    Service { key: Key, round: u32 },
     /// A manager's answer to a waiting query is due, changed or not.
-    Poll {
-        key: Key,
-        from: NodeId,
-        call: u32,
-    },
+    Poll { key: Key, from: NodeId, call: u32 },
     KeepAgain,
 }
 
@@ -111,88 +85,41 @@ pub enum Command {
     Restore(Vec<Record>),
     /// Trees that are on disk here.
     Trees(Vec<Tree>),
-    Place {
-        place: Place,
-        gained: Option<Arc>,
-    },
-    Found {
-        call: u32,
-        found: Option<Found>,
-    },
-    Feedback {
-        call: u32,
-        parts: Vec<Vec<u8>>,
-        complete: bool,
-    },
+    Place { place: Place, gained: Option<Arc> },
+    Found { call: u32, found: Option<Found> },
+    Feedback { call: u32, parts: Vec<Vec<u8>>, complete: bool },
     Persisted(u64),
     NotPersisted(u64),
     Report(Report),
-    ToManager {
-        from: NodeId,
-        msg: ToManager,
-    },
+    ToManager { from: NodeId, msg: ToManager },
     Dead(NodeId),
     LinkDown(NodeId),
-    Ask {
-        ask: u64,
-        question: ClientQuestion,
-    },
+    Ask { ask: u64, question: ClientQuestion },
 }
 
 #[derive(Clone, Debug)]
 pub enum Event {
-    Lookup {
-        call: u32,
-        key: Key,
-    },
-    Cast {
-        call: u32,
-        body: CastBody,
-        feedback: bool,
-    },
-    Persist {
-        token: u64,
-        writes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-    },
+    Lookup { call: u32, key: Key },
+    Cast { call: u32, body: CastBody, feedback: bool },
+    Persist { token: u64, writes: Vec<(Vec<u8>, Option<Vec<u8>>)> },
     Order(Order),
-    ToHost {
-        to: NodeId,
-        msg: ToHost,
-    },
+    ToHost { to: NodeId, msg: ToHost },
     /// Watch these nodes: they run replicas managed here.
     Watch(BTreeSet<NodeId>),
-    Answer {
-        ask: u64,
-        reply: ClientReply,
-    },
+    Answer { ask: u64, reply: ClientReply },
 }
 
 /// What an operation may wait for.
 #[derive(Clone, Debug)]
 pub(crate) enum Ask {
     Find(Key),
-    Call {
-        to: NodeId,
-        request: Request,
-        limit: Duration,
-    },
+    Call { to: NodeId, request: Request, limit: Duration },
     Persist(Record),
     Cast(CastBody),
-    Digest {
-        to: NodeId,
-        arc: Arc,
-    },
-    Reserve {
-        to: NodeId,
-        msg: ToHost,
-    },
+    Digest { to: NodeId, arc: Arc },
+    Reserve { to: NodeId, msg: ToHost },
     /// Until `enough` nodes hold the tree, or `limit` is over.
-    Holders {
-        root: Hash,
-        known: BTreeSet<NodeId>,
-        enough: usize,
-        limit: Duration,
-    },
+    Holders { root: Hash, known: BTreeSet<NodeId>, enough: usize, limit: Duration },
     Sleep(Duration),
 }
 
@@ -372,7 +299,8 @@ impl Collective {
         match msg {
             Msg::Request { call, request } => self.on_request(from, call, request, cx),
             Msg::Response { call, response } => {
-                let awaited = matches!(self.out.get(&call), Some(Out::Call { to }) if *to == from);
+                let awaited =
+                    matches!(self.out.get(&call), Some(Out::Call { to }) if *to == from);
                 if awaited {
                     self.answer(call, Reply::Response(Some(response)), cx);
                 } else {
@@ -499,7 +427,13 @@ impl Collective {
         }
     }
 
-    pub(crate) fn respond(&self, to: NodeId, call: u32, response: Response, cx: &mut Cx<'_, Self>) {
+    pub(crate) fn respond(
+        &self,
+        to: NodeId,
+        call: u32,
+        response: Response,
+        cx: &mut Cx<'_, Self>,
+    ) {
         cx.send(to, Msg::Response { call, response });
     }
 
@@ -555,7 +489,8 @@ impl Collective {
             }
             Ask::Persist(record) => {
                 let token = self.next_token();
-                let writes = Vec::from([(disk_key(record.key, &record.name), encode(&record))]);
+                let writes =
+                    Vec::from([(disk_key(record.key, &record.name), encode(&record))]);
                 cx.emit(Event::Persist { token, writes });
                 (Out::Persist { token }, Some(CALL * 5))
             }

@@ -21,11 +21,7 @@ pub fn ideal_ring(world: &World) -> Result<(), String> {
         let next = alive[(place + 1) % alive.len()];
         let before = alive[(place + alive.len() - 1) % alive.len()];
         if ring.succ().id != next {
-            return Err(format!(
-                "{name}: successor {} not {}",
-                ring.succ().id.short(),
-                next.short()
-            ));
+            return Err(format!("{name}: successor {} not {}", ring.succ().id.short(), next.short()));
         }
         if ring.pred().id != before || ring.pred_suspect() {
             return Err(format!("{name}: predecessor {}", ring.pred().id.short()));
@@ -97,11 +93,7 @@ pub fn services(world: &World, wanted: &BTreeMap<Key, usize>) -> Result<(), Stri
         let real: BTreeSet<(NodeId, u32)> =
             running.get(key).into_iter().flatten().copied().collect();
         if known != real || usize::from(view.ready) != *want {
-            return Err(format!(
-                "{}: plan {known:?}, real {real:?}, {} ready",
-                key.short(),
-                view.ready
-            ));
+            return Err(format!("{}: plan {known:?}, real {real:?}, {} ready", key.short(), view.ready));
         }
     }
     Ok(())

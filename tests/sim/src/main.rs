@@ -99,8 +99,9 @@ fn mass_crash(args: &Args) {
     let at = seconds(&world);
     let gone = crash_many(&mut world, args.crash, kind);
     let limit = Duration::from_secs(600);
-    let healed =
-        world.run_until(limit, Duration::from_millis(100), |w| check::services(w, &wanted).is_ok());
+    let healed = world.run_until(limit, Duration::from_millis(100), |w| {
+        check::services(w, &wanted).is_ok()
+    });
     let text = if healed { "all services back" } else { "NOT healed" };
     let took = seconds(&world) - at;
     say(&format!("{:7.1} s  {} crashed; {text} after {took:.1} s", seconds(&world), gone.len()));

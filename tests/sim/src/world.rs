@@ -146,7 +146,8 @@ impl World {
     pub fn add(&mut self, seeds: &[NodeId]) -> NodeId {
         let number = self.machines.len();
         let id = Id(fastrand::Rng::with_seed(self.options.seed ^ (number as u64) << 20).u128(..));
-        let amounts = Amounts { memory: 512 << 20, cpu: 2_000, disk: 4 << 30, processes: 512 };
+        let amounts =
+            Amounts { memory: 512 << 20, cpu: 2_000, disk: 4 << 30, processes: 512 };
         let machine = Machine {
             name: format!("n{number}"),
             node: None,
@@ -195,9 +196,11 @@ impl World {
             home: machine.home,
             version: "sim".into(),
         };
-        let config = Config { me, profile, ceilings: machine.ceilings, programs: Vec::new() };
+        let config =
+            Config { me, profile, ceilings: machine.ceilings, programs: Vec::new() };
         machine.node = Some(Node::new(config));
-        let records = machine.disk.durable.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let records =
+            machine.disk.durable.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         let trees = machine.disk.trees.iter().copied().collect();
         let alone = machine.seeds.is_empty() && machine.inc == 1;
         let life = machine.life;

@@ -334,11 +334,7 @@ async fn store(
 }
 
 /// Follows the manager until `done` says so, or nothing changes any more.
-async fn follow(
-    asker: &Asker,
-    service: Key,
-    done: impl Fn(&View) -> bool,
-) -> Result<View, Option<View>> {
+async fn follow(asker: &Asker, service: Key, done: impl Fn(&View) -> bool) -> Result<View, Option<View>> {
     let (mut seen, mut quiet, mut again) = (0, 0, 0);
     let mut last: Option<View> = None;
     while quiet < QUIET_POLLS && again < AGAIN_MAX {
@@ -386,7 +382,13 @@ async fn wait_ready(asker: &Asker, service: Key, generation: u64) -> ClientReply
     }
 }
 
-async fn end(asker: &Asker, name: &str, desired: Desired, size: u64, me: NodeId) -> ClientReply {
+async fn end(
+    asker: &Asker,
+    name: &str,
+    desired: Desired,
+    size: u64,
+    me: NodeId,
+) -> ClientReply {
     let service = key_of(name);
     let Ok(known) = get(asker, (service, SPEC.to_vec())).await else {
         return ClientReply::Failed(NOBODY.to_string());

@@ -127,8 +127,9 @@ impl Manager {
     }
 
     fn ready(&self) -> usize {
-        let current =
-            |s: &&Slot| s.state == SlotState::Ready && s.generation == self.service.generation;
+        let current = |s: &&Slot| {
+            s.state == SlotState::Ready && s.generation == self.service.generation
+        };
         self.plan.slots.iter().filter(current).count()
     }
 
@@ -379,7 +380,8 @@ impl Collective {
         let busy = manager
             .live()
             .any(|slot| slot.generation == generation && slot.state != SlotState::Ready);
-        let Some(slot) = manager.plan.slots.iter_mut().find(|s| s.generation < generation && !busy)
+        let Some(slot) =
+            manager.plan.slots.iter_mut().find(|s| s.generation < generation && !busy)
         else {
             return;
         };
@@ -848,7 +850,8 @@ async fn place(asker: Asker, search: Search) -> Outcome {
         _ => Vec::new(),
     };
     let mut rng = fastrand::Rng::with_seed(search.seed);
-    let choice = allocator::choose(&search.spec, &nodes, &search.taken, &search.avoid, &mut rng);
+    let choice =
+        allocator::choose(&search.spec, &nodes, &search.taken, &search.avoid, &mut rng);
     let mut blocked: Vec<String> = choice
         .refused
         .iter()

@@ -102,7 +102,12 @@ impl Collective {
         }
     }
 
-    pub(crate) fn on_holders(&mut self, tree: Tree, from: Vec<NodeId>, cx: &mut Cx<'_, Self>) {
+    pub(crate) fn on_holders(
+        &mut self,
+        tree: Tree,
+        from: Vec<NodeId>,
+        cx: &mut Cx<'_, Self>,
+    ) {
         if self.fetching.contains_key(&tree) {
             cx.emit(Event::Order(Order::Keep { tree, from }));
         }

@@ -20,7 +20,9 @@ pub const VALUE_MAX: usize = 32 * 1024;
 pub const RECORDS_MAX: usize = 16 * 1024;
 
 /// Last writer wins; the author settles ties.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub struct Version {
     pub counter: u64,
     pub author: NodeId,

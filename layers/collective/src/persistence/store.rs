@@ -105,13 +105,7 @@ impl Collective {
         self.place.range.is_some_and(|range| belongs(key, &range))
     }
 
-    pub(crate) fn on_put(
-        &mut self,
-        from: NodeId,
-        call: u32,
-        record: Record,
-        cx: &mut Cx<'_, Self>,
-    ) {
+    pub(crate) fn on_put(&mut self, from: NodeId, call: u32, record: Record, cx: &mut Cx<'_, Self>) {
         if !self.owns_class_of(record.key) {
             self.respond(from, call, Response::NotOwner, cx);
             return;

@@ -25,18 +25,9 @@ const REPAIR_STEPS: usize = 24;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SyncMsg {
     /// What I hold of the classes in `arc`, from `from` (included) to `to` (excluded).
-    Digest {
-        arc: Arc,
-        from: Name,
-        to: Option<Name>,
-        entries: Vec<(Name, Version)>,
-    },
-    Want {
-        names: Vec<Name>,
-    },
-    Items {
-        records: Vec<Record>,
-    },
+    Digest { arc: Arc, from: Name, to: Option<Name>, entries: Vec<(Name, Version)> },
+    Want { names: Vec<Name> },
+    Items { records: Vec<Record> },
 }
 
 impl Collective {

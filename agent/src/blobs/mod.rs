@@ -189,8 +189,18 @@ impl Blobs {
         served.map(|()| sent.get())
     }
 
+    /// Keeps a tree readable until the answer is dropped, even if the tree is dropped meanwhile:
+    /// whoever is being sent a file gets all of it.
+    ///
+    /// # Errors
+    /// `NotFound`: it is being removed already.
+    pub(crate) fn hold(&self, tree: Tree) -> io::Result<Held> {
+        self.store.hold(tree)?;
+        Ok(Held { store: Arc::clone(&self.store), gate: Arc::clone(&self.gate), tree })
+    }
+
     /// Forgets a tree and removes the chunks no other tree uses: now, or when the last ingest or
-    /// fetch under way has ended.
+    /// fetch under way has ended and nobody holds it.
     ///
     /// # Errors
     /// Those of the disk, naming the path.
@@ -244,16 +254,41 @@ impl Blobs {
     }
 
     async fn try_sweep(&self) -> io::Result<()> {
-        if !self.store.wants_sweep() {
-            return Ok(());
+        match sweeping(&self.store, &self.gate) {
+            Some(sweeping) => sweeping.await,
+            None => Ok(()),
         }
-        let Some(guard) = self.gate.try_write_arc() else { return Ok(()) };
-        let store = Arc::clone(&self.store);
-        smol::unblock(move || {
-            let _guard = guard;
-            store.sweep()
-        })
-        .await
+    }
+}
+
+/// Removes what nobody needs, if there is any and nobody is writing.
+fn sweeping(store: &Arc<Store>, gate: &Arc<RwLock<()>>) -> Option<smol::Task<io::Result<()>>> {
+    if !store.wants_sweep() {
+        return None;
+    }
+    let guard = gate.try_write_arc()?;
+    let store = Arc::clone(store);
+    Some(smol::unblock(move || {
+        let _guard = guard;
+        store.sweep()
+    }))
+}
+
+/// A tree that is read from; see [`Blobs::hold`].
+pub(crate) struct Held {
+    store: Arc<Store>,
+    gate: Arc<RwLock<()>>,
+    tree: Tree,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.store.release(self.tree);
+        if let Some(sweeping) = sweeping(&self.store, &self.gate) {
+            // Ends by itself on the blocking pool; chunks that could not be removed are found by
+            // the next sweep of everything.
+            sweeping.detach();
+        }
     }
 }
 

@@ -34,6 +34,10 @@ struct State {
     complete: BTreeMap<Hash, Tree>,
     /// Trees dropped while somebody was writing; bounded by the trees there were.
     dropped: BTreeMap<Hash, Tree>,
+    /// Trees somebody reads from, and how many do; bounded by the answers under way.
+    in_use: BTreeMap<Hash, (Tree, usize)>,
+    /// Dropped trees whose chunks are being removed.
+    sweeping: BTreeMap<Hash, Tree>,
     /// Chunks no tree uses may be lying about.
     orphans: bool,
 }
@@ -367,15 +371,59 @@ impl Store {
 
     pub(super) fn wants_sweep(&self) -> bool {
         let state = self.lock();
-        state.orphans || !state.dropped.is_empty()
+        state.orphans || state.dropped.keys().any(|root| !state.in_use.contains_key(root))
     }
 
-    /// Removes the chunks of dropped trees that no complete tree uses. Nobody may be writing.
+    /// Keeps the chunks of a tree, even if it is dropped, until as many [`Self::release`]s.
+    ///
+    /// # Errors
+    /// `NotFound`: they are going already.
+    pub(super) fn hold(&self, tree: Tree) -> io::Result<()> {
+        let mut state = self.lock();
+        if state.sweeping.contains_key(&tree.root) {
+            let text = format!("package {} was dropped", tree.root);
+            return Err(io::Error::new(io::ErrorKind::NotFound, text));
+        }
+        state.in_use.entry(tree.root).or_insert((tree, 0)).1 += 1;
+        Ok(())
+    }
+
+    pub(super) fn release(&self, tree: Tree) {
+        let mut state = self.lock();
+        if let Some((_, holders)) = state.in_use.get_mut(&tree.root) {
+            *holders -= 1;
+            if *holders == 0 {
+                state.in_use.remove(&tree.root);
+            }
+        }
+    }
+
+    /// Trees whose chunks must stay.
+    fn needed(&self) -> Vec<Tree> {
+        let state = self.lock();
+        let in_use = state.in_use.values().map(|(tree, _)| *tree);
+        state.complete.values().copied().chain(in_use).collect()
+    }
+
+    /// Removes the chunks of dropped trees that no complete tree uses; those somebody reads from
+    /// stay dropped for a later sweep. Nobody may be writing.
     pub(super) fn sweep(&self) -> io::Result<()> {
         let (dropped, orphans) = {
             let mut state = self.lock();
-            (std::mem::take(&mut state.dropped), std::mem::take(&mut state.orphans))
+            let all = std::mem::take(&mut state.dropped);
+            let used = |root: &Hash| state.in_use.contains_key(root);
+            let (later, now): (BTreeMap<_, _>, _) =
+                all.into_iter().partition(|(root, _)| used(root));
+            state.dropped = later;
+            state.sweeping.clone_from(&now);
+            (now, std::mem::take(&mut state.orphans))
         };
+        let swept = self.sweep_now(dropped, orphans);
+        self.lock().sweeping.clear();
+        swept
+    }
+
+    fn sweep_now(&self, dropped: BTreeMap<Hash, Tree>, orphans: bool) -> io::Result<()> {
         if orphans {
             return self.sweep_orphans(None);
         }
@@ -387,7 +435,7 @@ impl Store {
                 None => return self.sweep_orphans(None),
             }
         }
-        for tree in self.trees() {
+        for tree in self.needed() {
             if let Some(used) = self.all_chunks(tree) {
                 gone.retain(|hash| !used.contains(hash));
             }
@@ -398,7 +446,7 @@ impl Store {
     /// Removes every chunk that neither a complete tree nor `keep` needs. Nobody may be writing.
     pub(super) fn sweep_orphans(&self, keep: Option<Tree>) -> io::Result<()> {
         let mut used = HashSet::new();
-        for tree in self.trees().into_iter().chain(keep) {
+        for tree in self.needed().into_iter().chain(keep) {
             used.insert(tree.root);
             match self.all_chunks(tree) {
                 Some(chunks) => used.extend(chunks),

@@ -398,6 +398,31 @@ fn dropping_keeps_what_others_need() {
 }
 
 #[test]
+fn what_is_being_read_stays_until_it_was_read() {
+    World::run(async |_| {
+        let (a, from) = (home(ROOM), tempfile::tempdir().unwrap());
+        write(from.path(), "page", &noise(1, MB));
+        let tree = a.blobs.ingest(from.path().to_owned()).await.unwrap();
+        let other = {
+            write(from.path(), "page", &noise(2, MB));
+            a.blobs.ingest(from.path().to_owned()).await.unwrap()
+        };
+        let readers = (a.blobs.hold(tree).unwrap(), a.blobs.hold(tree).unwrap());
+        a.blobs.drop_tree(tree).await.unwrap();
+        // Another one's end takes nothing away that is read.
+        a.blobs.drop_tree(other).await.unwrap();
+        assert!(!a.blobs.has(tree).await);
+        assert_eq!(a.chunk_files().len(), 4 + 2);
+        drop(readers.0);
+        assert_eq!(a.chunk_files().len(), 4 + 2);
+        drop(readers.1);
+        while !a.chunk_files().is_empty() {
+            Timer::after(Duration::from_millis(5)).await;
+        }
+    });
+}
+
+#[test]
 fn damage_is_noticed() {
     World::run(async |world| {
         let (a, b, from) = (home(ROOM), home(ROOM), tempfile::tempdir().unwrap());

@@ -12,7 +12,7 @@ use smol::Task;
 
 use super::BUFFER;
 use super::upstream::Lease;
-use crate::blobs::{Blobs, CHUNK, Manifest};
+use crate::blobs::{Blobs, CHUNK, Held, Manifest};
 
 pub(super) enum Body {
     /// A short text of our own, or nothing.
@@ -72,17 +72,20 @@ pub(super) struct FileBody {
     left: u64,
     ready: Bytes,
     reading: Option<Task<io::Result<Vec<u8>>>>,
+    /// A new version of the service must not take the rest of this answer away.
+    _held: Rc<Held>,
 }
 
 impl FileBody {
     pub(super) fn new(
         blobs: Rc<Blobs>,
-        manifest: Rc<Manifest>,
+        (manifest, held): (Rc<Manifest>, Rc<Held>),
         entry: usize,
         at: u64,
         length: u64,
     ) -> Self {
-        Self { blobs, manifest, entry, at, left: length, ready: Bytes::new(), reading: None }
+        let (ready, reading) = (Bytes::new(), None);
+        Self { blobs, manifest, entry, at, left: length, ready, reading, _held: held }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {

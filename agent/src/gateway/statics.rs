@@ -13,7 +13,10 @@ use hyper::{HeaderMap, Method, Response, StatusCode};
 
 use super::body::{Body, FileBody};
 use super::serve::text;
-use crate::blobs::{Blobs, Found, Manifest};
+use crate::blobs::{Blobs, Found, Held, Manifest};
+
+/// What is in a folder, which stays as long as it is read from.
+type Reading = (Rc<Manifest>, Rc<Held>);
 
 /// Answers a request for a path of a folder; the service's prefix is off already.
 ///
@@ -29,10 +32,11 @@ pub(super) async fn answer(
         no.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return Ok(no);
     }
-    let manifest = blobs.manifest(tree).await?;
+    let held = Rc::new(blobs.hold(tree)?);
+    let manifest = (blobs.manifest(tree).await?, held);
     let raw = parts.uri.path();
     let found = decode(raw).and_then(|path| {
-        let found = manifest.find(&path)?;
+        let found = manifest.0.find(&path)?;
         Some((path, found))
     });
     let file = |path: &str, entry, size| {
@@ -46,7 +50,7 @@ pub(super) async fn answer(
         Some((_, Found::Dir)) if !raw.ends_with('/') => to_folder(raw, parts.uri.query()),
         Some((path, Found::Dir)) => {
             let index = format!("{path}/index.html");
-            match manifest.find(&index) {
+            match manifest.0.find(&index) {
                 Some(Found::File { entry, size, .. }) => file(&index, entry, size),
                 Some(Found::Dir) | None => missing(blobs, &manifest, raw),
             }
@@ -89,9 +93,9 @@ fn to_folder(raw: &str, query: Option<&str>) -> Response<Body> {
 }
 
 /// The folder's own `404.html` if there is one.
-fn missing(blobs: &Rc<Blobs>, manifest: &Rc<Manifest>, raw: &str) -> Response<Body> {
-    if let Some(Found::File { entry, size, .. }) = manifest.find("404.html") {
-        let file = FileBody::new(Rc::clone(blobs), Rc::clone(manifest), entry, 0, size);
+fn missing(blobs: &Rc<Blobs>, manifest: &Reading, raw: &str) -> Response<Body> {
+    if let Some(Found::File { entry, size, .. }) = manifest.0.find("404.html") {
+        let file = FileBody::new(Rc::clone(blobs), manifest.clone(), entry, 0, size);
         let mut answer = Response::new(Body::File(file));
         *answer.status_mut() = StatusCode::NOT_FOUND;
         set(answer.headers_mut(), CONTENT_TYPE, "text/html; charset=utf-8");
@@ -110,7 +114,7 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: impl TryInto<HeaderValu
 struct File<'a> {
     blobs: &'a Rc<Blobs>,
     tree: Tree,
-    manifest: &'a Rc<Manifest>,
+    manifest: &'a Reading,
     entry: usize,
     size: u64,
 }
@@ -149,7 +153,7 @@ impl File<'_> {
         set(answer.headers_mut(), CONTENT_TYPE, content_type);
         set(answer.headers_mut(), CONTENT_LENGTH, length.to_string());
         if parts.method == Method::GET {
-            let (blobs, manifest) = (Rc::clone(self.blobs), Rc::clone(self.manifest));
+            let (blobs, manifest) = (Rc::clone(self.blobs), self.manifest.clone());
             *answer.body_mut() = Body::File(FileBody::new(blobs, manifest, self.entry, at, length));
         }
         answer

@@ -1,0 +1,372 @@
+//! Programs as services: real servers of several kinds, what they may expect, and what people see.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use dugnad_cluster::http::{self, Connection};
+use dugnad_cluster::{
+    Community, PATIENCE, holds, installed, processes_of, say, skip, slim_program, until, write,
+};
+
+const NEEDS: &str = "[needs]\nmemory = \"64M\"\ncpu = \"5%\"\ndisk = \"8M\"\nprocesses = 16\n";
+
+fn executable(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Every node's gateway gives this text for the path.
+fn everywhere(community: &Community, path: &str, wanted: &str) {
+    for node in &community.nodes {
+        until(&format!("{path} through {}", node.name), Duration::from_secs(10), || {
+            let text = http::get_text(node.gateway, path)?;
+            holds(text.contains(wanted), || text.clone())
+        });
+    }
+    say(community.start, &format!("{path} answers through every node"));
+}
+
+fn host_servers(community: &Community) {
+    let page = "from a program of the host";
+    for (name, path, words) in [
+        ("busy", "/usr/bin/busybox", r#""httpd", "-f", "-p", "127.0.0.1:$PORT""#),
+        ("py", "/usr/bin/python3", r#""-m", "http.server", "--bind", "$HOST", "$PORT""#),
+    ] {
+        if installed(&[path]).is_none() {
+            skip(name, &format!("no {path}"));
+            continue;
+        }
+        write(&community.folder(&format!("files-{name}/pkg")).join("index.html"), page);
+        let file = community.service_file(
+            name,
+            &format!(
+                "name = \"{name}\"\nreplicas = 2\ncommand = [\"{path}\", {words}]\n\
+                 stop_grace = \"1s\"\n[artifacts]\nany = \"pkg/\"\n[port]\nhttp = true\n{NEEDS}"
+            ),
+        );
+        community.deploy(1, &file);
+        everywhere(community, &format!("/{name}/"), page);
+        community.ok(2, &["rm", name]);
+    }
+}
+
+/// A server of the distribution, brought along as a package of its own.
+fn packaged_server(community: &Community) {
+    let Some(lighttpd) = installed(&["/usr/sbin/lighttpd"]) else {
+        return skip("lighttpd as a package", "no /usr/sbin/lighttpd");
+    };
+    let package = community.folder("files-light/pkg");
+    fs::copy(lighttpd, package.join("lighttpd")).unwrap();
+    executable(&package.join("lighttpd"));
+    write(&package.join("www/index.html"), "from lighttpd");
+    write(
+        &package.join("light.conf"),
+        "server.document-root = var.CWD + \"/www\"\nserver.port = env.PORT\n\
+         server.bind = \"127.0.0.1\"\nindex-file.names = ( \"index.html\" )\n\
+         mimetype.assign = ( \".html\" => \"text/html\" )\nserver.event-handler = \"poll\"\n",
+    );
+    let arch = std::env::consts::ARCH;
+    let file = community.service_file(
+        "light",
+        &format!(
+            "name = \"light\"\nreplicas = 2\nstop_grace = \"1s\"\n\
+             command = [\"./lighttpd\", \"-D\", \"-f\", \"light.conf\"]\n\
+             [artifacts]\n{arch} = \"pkg/\"\n[port]\nhttp = true\n{NEEDS}"
+        ),
+    );
+    community.deploy(2, &file);
+    everywhere(community, "/light/", "from lighttpd");
+    community.ok(0, &["rm", "light"]);
+}
+
+fn own_server(community: &Community) {
+    let package = community.folder("files-own/pkg");
+    slim_program(&package.join("server"));
+    executable(&package.join("server"));
+    let arch = std::env::consts::ARCH;
+    let file = community.service_file(
+        "own",
+        &format!(
+            "name = \"own\"\nreplicas = 2\nstop_grace = \"1s\"\n\
+             command = [\"./server\", \"demo-server\"]\n\
+             [artifacts]\n{arch} = \"pkg/\"\n[port]\nhttp = true\n{NEEDS}"
+        ),
+    );
+    community.deploy(0, &file);
+    everywhere(community, "/own/", "of own on node n");
+    let running = processes_of(&community.mark, "own");
+    assert_eq!(running.len(), 2, "{running:?}");
+    community.ok(1, &["stop", "own"]);
+    until("stopped", Duration::from_secs(20), || {
+        let running = processes_of(&community.mark, "own");
+        holds(running.is_empty(), || format!("{running:?}"))
+    });
+    // It stays known, and the same file starts it again.
+    assert_eq!(community.service(2, "own").unwrap()["stopped"], true);
+    community.deploy(2, &file);
+    everywhere(community, "/own/", "of own on node n");
+    community.ok(1, &["rm", "own"]);
+    until("all gone", Duration::from_secs(20), || {
+        let services = community.json(0, &["ps"])?;
+        holds(services.as_array().is_some_and(Vec::is_empty), || services.to_string())?;
+        let running = community.mark.processes().len();
+        holds(running == 3, || format!("{running} processes, 3 of them agents"))
+    });
+    say(community.start, "stopped, started again, removed: no process is left");
+}
+
+#[test]
+fn servers_of_every_kind_run() {
+    let community = Community::new("servers", 3);
+    host_servers(&community);
+    packaged_server(&community);
+    own_server(&community);
+}
+
+/// Tells its environment, upgrades connections to an echo, and logs what it is told to.
+const TALKER: &str = r#"
+import os, socket, sys, threading
+
+def serve(conn):
+    file = conn.makefile("rb")
+    while True:
+        request = file.readline().decode().split(" ")
+        headers = {}
+        while True:
+            line = file.readline().decode().strip()
+            if not line:
+                break
+            name, _, value = line.partition(":")
+            headers[name.strip().lower()] = value.strip()
+        if len(request) < 2:
+            return
+        path = request[1]
+        if headers.get("upgrade", "").lower() == "echo":
+            conn.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nhello ")
+            while True:
+                data = file.read1(4096)
+                if not data:
+                    return
+                conn.sendall(data.upper())
+        if path.startswith("/log/"):
+            print("said", path[5:], "by", os.environ["DUGNAD_REPLICA"], flush=True)
+        if path == "/count":
+            name = os.path.join(os.environ["STATE_DIRECTORY"], "count")
+            count = int(open(name).read()) + 1 if os.path.exists(name) else 1
+            with open(name, "w") as out:
+                out.write(str(count))
+            body = str(count).encode()
+        elif path == "/length":
+            body = str(len(file.read(int(headers["content-length"])))).encode()
+        else:
+            body = "".join(f"{k}={v}\n" for k, v in sorted(os.environ.items())).encode()
+            body += f"cwd={os.getcwd()}\nuid={os.getuid()}\npath={path}\n".encode()
+        conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+listener = socket.create_server((os.environ["HOST"], int(os.environ["PORT"])))
+print("started replica", os.environ["DUGNAD_REPLICA"], flush=True)
+print("a word on stderr", file=sys.stderr, flush=True)
+while True:
+    threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+"#;
+
+fn deploy_talker(community: &Community, node: usize, replicas: usize) {
+    write(&community.folder("files-talk/pkg").join("talk.py"), TALKER);
+    let file = community.service_file(
+        "talk",
+        &format!(
+            "name = \"talk\"\nreplicas = {replicas}\nstop_grace = \"1s\"\n\
+             command = [\"/usr/bin/python3\", \"talk.py\", \"port is $PORT\"]\n\
+             [env]\nGREETING = \"god dag\"\n\
+             [artifacts]\nany = \"pkg/\"\n[port]\nhttp = true\n[state]\nkeep = true\n{NEEDS}"
+        ),
+    );
+    community.deploy(node, &file);
+}
+
+fn check_contract(community: &Community, through: usize) {
+    let told = http::get_text(community.nodes[through].gateway, "/talk/some/path?x=1").unwrap();
+    let value = |name: &str| {
+        let line = told.lines().find_map(|line| line.strip_prefix(&format!("{name}=")));
+        line.unwrap_or_else(|| panic!("no {name} in {told}")).to_owned()
+    };
+    assert!(value("PORT").parse::<u16>().unwrap() > 0);
+    assert_eq!(value("HOST"), "127.0.0.1");
+    assert_eq!(value("GREETING"), "god dag");
+    assert_eq!(value("DUGNAD_SERVICE"), "talk");
+    assert!(value("DUGNAD_REPLICA").parse::<u32>().unwrap() < 2);
+    assert!(value("DUGNAD_NODE").starts_with('n'));
+    assert_eq!(value("DUGNAD_ARCH"), std::env::consts::ARCH);
+    assert!(Path::new(&value("STATE_DIRECTORY")).is_absolute());
+    assert!(value("DUGNAD_SOCKET").ends_with("dugnad.sock"));
+    assert_eq!(value("path"), "/some/path?x=1", "the service's name is not part of its paths");
+    if dugnad_cluster::root() {
+        assert!((60_000..65_000).contains(&value("uid").parse::<u32>().unwrap()), "{told}");
+    }
+    // Nothing of the agent's own environment leaks.
+    assert!(!told.contains("DUGNAD_CLUSTER_TEST") && !told.contains("CARGO"), "{told}");
+    say(community.start, "the environment is as promised");
+}
+
+fn check_upgrade(community: &Community, through: usize) {
+    let mut connection = Connection::open(community.nodes[through].gateway).unwrap();
+    let answer =
+        connection.ask("GET", "/talk/ws", &["Connection: Upgrade", "Upgrade: echo"]).unwrap();
+    assert_eq!(answer.status, 101, "{answer:?}");
+    assert_eq!(answer.header("upgrade"), "echo");
+    connection.send(b"over the wire\n").unwrap();
+    assert_eq!(connection.line().unwrap(), "hello OVER THE WIRE");
+    let long = "x".repeat(300_000);
+    connection.send(format!("{long}\n").as_bytes()).unwrap();
+    assert_eq!(connection.line().unwrap(), "X".repeat(300_000));
+    say(community.start, "an upgraded connection carries bytes both ways");
+}
+
+fn check_body(community: &Community, through: usize) {
+    let mut connection = Connection::open(community.nodes[through].gateway).unwrap();
+    let body = vec![b'z'; 5 << 20];
+    let head =
+        format!("POST /talk/length HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    connection.send(head.as_bytes()).unwrap();
+    connection.send(&body).unwrap();
+    assert_eq!(connection.answer(false).unwrap().text(), body.len().to_string());
+}
+
+/// Lines of a following command, as they come.
+fn follow(
+    community: &Community,
+    node: usize,
+    words: &[&str],
+) -> (std::process::Child, mpsc::Receiver<String>) {
+    let mut command = community.prepare(node, words);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let (to, from) = mpsc::channel();
+    std::thread::spawn(move || {
+        lines.map_while(Result::ok).take_while(|line| to.send(line.clone()).is_ok()).count();
+    });
+    (child, from)
+}
+
+fn wait_line(from: &mpsc::Receiver<String>, what: &str, fits: impl Fn(&str) -> bool) -> String {
+    let start = Instant::now();
+    let mut seen = Vec::new();
+    while let Some(left) = PATIENCE.checked_sub(start.elapsed()) {
+        let Ok(line) = from.recv_timeout(left) else { break };
+        if fits(&line) {
+            return line;
+        }
+        seen.push(line);
+    }
+    panic!("no line with {what} in {seen:?}");
+}
+
+#[test]
+fn programs_get_what_they_were_promised() {
+    if installed(&["/usr/bin/python3"]).is_none() {
+        return skip("programs_get_what_they_were_promised", "no /usr/bin/python3");
+    }
+    let community = Community::new("talk", 4);
+    let (mut watching, events) = follow(&community, 3, &["events", "-f"]);
+    deploy_talker(&community, 1, 2);
+    let event = wait_line(&events, "talk is ready", |l| l.contains("talk") && l.contains("ready"));
+    say(community.start, &format!("events -f told: {event}"));
+    let on = community.ready_on(0, "talk").unwrap();
+    let without = (0..4).find(|node| !on.contains(node)).unwrap();
+    check_contract(&community, without);
+    check_contract(&community, on[0]);
+    check_upgrade(&community, without);
+    check_upgrade(&community, on[0]);
+    check_body(&community, without);
+
+    let (mut child, lines) = follow(&community, without, &["logs", "talk", "-f"]);
+    let mut replicas: Vec<String> = (0..2)
+        .map(|_| wait_line(&lines, "started replica", |line| line.contains("started replica")))
+        .collect();
+    replicas.sort();
+    assert_ne!(replicas[0], replicas[1]);
+    // Each replica's own gateway prefers it.
+    for node in &on {
+        http::get_text(community.nodes[*node].gateway, &format!("/talk/log/n{node}")).unwrap();
+        let line = wait_line(&lines, "what was said", |l| l.contains(&format!("said n{node}")));
+        say(community.start, &format!("logs -f on n{without}, which runs none: {line}"));
+    }
+    let once = community.ok(without, &["logs", "talk", "--tail", "50"]).out;
+    assert!(once.contains("a word on stderr") && once.matches("started replica").count() == 2);
+
+    // State outlives a new version: the count goes on.
+    let count = |node: usize| http::get_text(community.nodes[node].gateway, "/talk/count").unwrap();
+    assert_eq!(count(on[0]), "1");
+    write(&community.folder("files-talk/pkg").join("more.txt"), "version 2");
+    deploy_talker(&community, 2, 2);
+    assert_eq!(community.service(3, "talk").unwrap()["version"], 2);
+    let after = community.ready_on(0, "talk").unwrap();
+    if after.contains(&on[0]) {
+        assert_eq!(count(on[0]), "2");
+        say(community.start, "state was kept over an update");
+    }
+    for mut process in
+        [child.kill().map(|()| child), watching.kill().map(|()| watching)].map(Result::unwrap)
+    {
+        process.wait().unwrap();
+    }
+    community.ok(0, &["rm", "talk"]);
+}
+
+const ECHO: &str = r"
+import os, shutil, socketserver
+
+class Echo(socketserver.StreamRequestHandler):
+    def handle(self):
+        shutil.copyfileobj(self.rfile, self.wfile)
+
+socketserver.ThreadingTCPServer(('127.0.0.1', int(os.environ['PORT'])), Echo).serve_forever()
+";
+
+#[test]
+fn a_tcp_port_is_the_same_on_every_node() {
+    if installed(&["/usr/bin/python3"]).is_none() {
+        return skip("a_tcp_port_is_the_same_on_every_node", "no /usr/bin/python3");
+    }
+    let community = Community::new("tcp", 4);
+    let port = 6379;
+    write(&community.folder("files-echo/pkg").join("echo.py"), ECHO);
+    let file = community.service_file(
+        "echo",
+        &format!(
+            "name = \"echo\"\nreplicas = 2\nstop_grace = \"1s\"\n\
+             command = [\"/usr/bin/python3\", \"echo.py\"]\n\
+             [artifacts]\nany = \"pkg/\"\n[port]\ntcp = {port}\n{NEEDS}"
+        ),
+    );
+    community.deploy(3, &file);
+    for node in &community.nodes {
+        until(&format!("port {port} of {}", node.name), Duration::from_secs(10), || {
+            let talk = || -> std::io::Result<String> {
+                let mut stream = TcpStream::connect((node.gateway.ip(), port))?;
+                stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+                stream.write_all(b"\x00\xffraw bytes\n")?;
+                stream.shutdown(std::net::Shutdown::Write)?;
+                let mut back = Vec::new();
+                stream.read_to_end(&mut back)?;
+                Ok(String::from_utf8_lossy(&back).into_owned())
+            };
+            let back = talk().map_err(|error| error.to_string())?;
+            holds(back.ends_with("raw bytes\n"), || back.clone())
+        });
+    }
+    say(community.start, "the port echoes on every node");
+    community.ok(0, &["rm", "echo"]);
+    until("the port is closed", Duration::from_secs(20), || {
+        let open =
+            |node: &&dugnad_cluster::Node| TcpStream::connect((node.gateway.ip(), port)).is_ok();
+        let open: Vec<_> = community.nodes.iter().filter(open).map(|node| &node.name).collect();
+        holds(open.is_empty(), || format!("open on {open:?}"))
+    });
+}

@@ -101,10 +101,14 @@ pub(crate) fn node(view: &NodeView) -> Value {
     };
     json!({
         "node": view.peer.id.to_string(),
-        "name": profile.map(|profile| profile.name.as_str()),
+        "name": (!view.name.is_empty()).then_some(view.name.as_str()),
         "arch": profile.map(|profile| profile.arch.name()),
         "state": state,
-        "link": if view.linked { "direct" } else { "none" },
+        "link": match (view.me, view.linked) {
+            (true, _) => "self",
+            (false, true) => "direct",
+            (false, false) => "none",
+        },
         "addrs": view.peer.addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "home": profile.map(|profile| format!("{:08x}", profile.home)),
         "version": profile.map(|profile| profile.version.as_str()),

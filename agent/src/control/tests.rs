@@ -58,13 +58,16 @@ pub(crate) fn wiki(ready: u8) -> ServiceView {
 fn node(id: u128, name: Option<&str>, state: NodeState) -> NodeView {
     let mut peer = Peer::new(Id(id));
     peer.addrs.push("192.0.2.1:7407".parse().unwrap()).unwrap();
-    let profile = name.map(|name| Profile {
-        name: name.to_owned(),
+    let name = name.map(ToOwned::to_owned);
+    let profile = name.clone().map(|name| Profile {
+        name,
         arch: Arch::Aarch64,
         home: 7,
         version: "0.1.0".to_owned(),
     });
     NodeView {
+        me: false,
+        name: name.clone().unwrap_or_default(),
         peer,
         state,
         linked: name.is_some(),
@@ -155,6 +158,8 @@ pub(crate) fn status_value() -> Value {
         counters: vec![("retries", 2)],
     };
     let facts = shape::Facts {
+        services: vec![],
+        seeds: vec![],
         name: "attic".to_owned(),
         community: "els-veins".to_owned(),
         version: "0.1.0",

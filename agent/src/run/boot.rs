@@ -45,7 +45,9 @@ pub(crate) fn agent(dirs: Dirs, config: Config) -> Result<(), String> {
         .format_target(false)
         .init();
     let ex = Rc::new(LocalExecutor::new());
-    smol::block_on(ex.run(live(Rc::clone(&ex), dirs, config))).map_err(|error| error.to_string())
+    // Not `smol::block_on`: it and async-io's own thread would take turns at polling, with some
+    // ten wakeups at every turn. This one leaves polling to that thread.
+    smol::future::block_on(ex.run(live(Rc::clone(&ex), dirs, config))).map_err(|error| error.to_string())
 }
 
 async fn live(

@@ -132,7 +132,9 @@ impl Overlay {
     ) -> Vec<NodeId> {
         let me = self.ring.me().id;
         let mut known: Vec<&Peer> = self.ring.succs().iter().chain(self.table.contacts()).collect();
-        known.push(self.ring.pred());
+        if !self.ring.pred_suspect() {
+            known.push(self.ring.pred());
+        }
         known.retain(|p| p.id != me && in_oo(me, p.id, limit) && !self.detector.is_suspect(p.id));
         known.sort_by_key(|p| core::cmp::Reverse(me.distance(p.id)));
         known.dedup_by_key(|p| p.id);

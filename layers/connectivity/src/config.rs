@@ -30,6 +30,11 @@ pub const YOUNG: Duration = Duration::from_secs(60);
 /// One try of a liveness query; three of them before a node counts as dead (overlay.md 2.11).
 pub const QUERY: Duration = Duration::from_secs(2);
 pub const QUERY_TRIES: u32 = 3;
+/// How long the end of a life is remembered against the lists of those who do not know it yet.
+pub const T_DEAD: Duration = Duration::from_secs(30);
+pub const DEAD_MAX: usize = 32;
+/// How long a claim to be my predecessor stands; whoever claims was alive when it did.
+pub const CLAIM: Duration = Duration::from_secs(5);
 
 /// Arity of the routing table (overlay.md 0.5).
 pub const K_BITS: u32 = 2;
@@ -51,8 +56,11 @@ pub const PENDING_MAX: usize = 256;
 
 /// A watched peer not heard of for this long is pinged (overlay.md 2.10).
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
-/// Silence after which others are asked.
-pub const SUSPECT_AFTER: Duration = Duration::from_millis(9_500);
+/// Deadlines of watched peers that lie this close together share one wakeup.
+pub const HEARTBEAT_SLACK: Duration = Duration::from_millis(500);
+/// A peer that leaves a ping unanswered for this long is suspected and others are asked. With
+/// the heartbeat before and the confirmation after it, silence is a death after 14 s at most.
+pub const PING_ANSWER: Duration = Duration::from_secs(4);
 /// From suspicion by silence to death.
 pub const SILENCE_CONFIRM: Duration = Duration::from_millis(3_500);
 /// From a closed connection to death, unless somebody reaches it (architecture.md 7: 2 s).
@@ -63,6 +71,8 @@ pub const HELPERS: usize = 3;
 pub const GOSSIP: usize = 16;
 /// Watched at most.
 pub const WATCHED_MAX: usize = 128;
+/// Peers with a session that are remembered; the agent holds fewer.
+pub const LINKED_MAX: usize = 512;
 
 /// Broadcasts remembered against duplicates, and under way (overlay.md 11.4).
 pub const SEEN_MAX: usize = 512;

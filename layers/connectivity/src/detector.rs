@@ -11,7 +11,8 @@ use dugnad_kernel::{Component, Cx, Input, NodeId, Time};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{
-    CLOSED_CONFIRM, GOSSIP, HEARTBEAT, HELPERS, SILENCE_CONFIRM, SUSPECT_AFTER, WATCHED_MAX,
+    CLOSED_CONFIRM, GOSSIP, HEARTBEAT, HEARTBEAT_SLACK, HELPERS, LINKED_MAX, PING_ANSWER,
+    SILENCE_CONFIRM, WATCHED_MAX,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +57,8 @@ pub enum Event {
 #[derive(Clone, Copy, Debug)]
 struct Watched {
     heard: Time,
+    /// When it was asked for a sign of life, if it has given none since.
+    pinged: Option<Time>,
     /// The check under way.
     check: Option<u32>,
 }
@@ -68,8 +71,17 @@ pub struct Detector {
     /// Whether a `Tick` is on its way; there is never more than one.
     ticking: bool,
     last_check: u32,
-    /// Peers with a session, to be asked for indirect probes.
-    linked: BTreeSet<NodeId>,
+    /// Peers with a session, to be asked for indirect probes, and when they were heard last.
+    linked: BTreeMap<NodeId, Time>,
+}
+
+impl Watched {
+    /// When the next thing must be done about it: asked for a sign of life, or suspected.
+    fn due(&self) -> Option<Time> {
+        let silent = self.heard + HEARTBEAT;
+        let due = self.pinged.map_or(silent, |pinged| pinged + PING_ANSWER);
+        self.check.is_none().then_some(due)
+    }
 }
 
 impl Component for Detector {
@@ -111,27 +123,46 @@ impl Detector {
 
     #[must_use]
     pub fn is_linked(&self, id: NodeId) -> bool {
-        self.linked.contains(&id)
+        self.linked.contains_key(&id)
     }
 
     pub fn linked(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.linked.iter().copied()
+        self.linked.keys().copied()
     }
 
     fn watch(&mut self, set: &BTreeSet<NodeId>, cx: &mut Cx<'_, Self>) {
         self.watched.retain(|id, _| set.contains(id));
         for id in set.iter().take(WATCHED_MAX) {
-            let fresh = Watched { heard: cx.now, check: None };
-            self.watched.entry(*id).or_insert(fresh);
+            if self.watched.contains_key(id) {
+                continue;
+            }
+            // Somebody who was not heard of lately may be dead for as long: find out at once.
+            let heard = self.linked.get(id).copied();
+            let fresh = heard.is_some_and(|heard| cx.now.since(heard) < HEARTBEAT);
+            let pinged = (!fresh).then_some(cx.now);
+            if pinged.is_some() {
+                cx.send(*id, Msg::Ping);
+            }
+            let heard = heard.unwrap_or(cx.now);
+            self.watched.insert(*id, Watched { heard, pinged, check: None });
         }
-        if !self.ticking && !self.watched.is_empty() {
-            self.ticking = true;
-            cx.after(HEARTBEAT, Timer::Tick);
-        }
+        self.tick_later(cx);
+    }
+
+    /// Plans the next look at the watched peers, when the first of them is due.
+    fn tick_later(&mut self, cx: &mut Cx<'_, Self>) {
+        let due = self.watched.values().filter_map(Watched::due).min();
+        let (false, Some(due)) = (self.ticking, due) else { return };
+        self.ticking = true;
+        // The jitter keeps two that watch each other from asking in the same instant.
+        let jitter = HEARTBEAT_SLACK * cx.rng.u32(0..100) / 100;
+        cx.after(due.since(cx.now).max(HEARTBEAT_SLACK) + jitter, Timer::Tick);
     }
 
     fn heard(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
-        self.linked.insert(id);
+        if self.linked.len() < LINKED_MAX || self.linked.contains_key(&id) {
+            self.linked.insert(id, cx.now);
+        }
         if let Some(askers) = self.for_others.remove(&id) {
             for asker in askers {
                 cx.send(asker, Msg::Reached { target: id });
@@ -139,8 +170,10 @@ impl Detector {
         }
         let Some(watched) = self.watched.get_mut(&id) else { return };
         watched.heard = cx.now;
+        watched.pinged = None;
         if watched.check.take().is_some() {
             cx.emit(Event::Refuted(id));
+            self.tick_later(cx);
         }
     }
 
@@ -168,7 +201,7 @@ impl Detector {
         }
         cx.emit(Event::Suspect(id));
         cx.send(id, Msg::Ping);
-        let mut helpers: Vec<NodeId> = self.linked.iter().copied().filter(|h| *h != id).collect();
+        let mut helpers: Vec<NodeId> = self.linked().filter(|h| *h != id).collect();
         cx.rng.shuffle(&mut helpers);
         for helper in helpers.into_iter().take(HELPERS) {
             cx.send(helper, Msg::PingReq { target: id });
@@ -189,33 +222,32 @@ impl Detector {
     }
 
     fn on_tick(&mut self, cx: &mut Cx<'_, Self>) {
-        self.ticking = !self.watched.is_empty();
-        if !self.ticking {
-            return;
-        }
-        cx.after(HEARTBEAT, Timer::Tick);
-        let quiet = |w: &Watched| w.check.is_none() && cx.now.since(w.heard) >= HEARTBEAT * 9 / 10;
-        let silent: Vec<(NodeId, bool)> = self
-            .watched
-            .iter()
-            .filter(|(_, w)| quiet(w))
-            .map(|(id, w)| (*id, cx.now.since(w.heard) >= SUSPECT_AFTER))
-            .collect();
-        for (id, suspect) in silent {
-            if suspect {
-                self.check(id, SILENCE_CONFIRM, cx);
-            } else {
-                cx.send(id, Msg::Ping);
+        self.ticking = false;
+        let soon = cx.now + HEARTBEAT_SLACK;
+        let mut suspects = Vec::new();
+        for (id, watched) in &mut self.watched {
+            match watched.due() {
+                Some(due) if due <= cx.now && watched.pinged.is_some() => suspects.push(*id),
+                // One wakeup serves all that are due about now.
+                Some(due) if due <= soon && watched.pinged.is_none() => {
+                    watched.pinged = Some(cx.now);
+                    cx.send(*id, Msg::Ping);
+                }
+                Some(_) | None => {}
             }
         }
+        for id in suspects {
+            self.check(id, SILENCE_CONFIRM, cx);
+        }
+        self.tick_later(cx);
     }
 
     fn on_confirm(&mut self, target: NodeId, check: u32, cx: &mut Cx<'_, Self>) {
         if self.watched.get(&target).is_some_and(|w| w.check == Some(check)) {
             self.watched.remove(&target);
             self.linked.remove(&target);
-            for peer in self.linked.iter().take(GOSSIP) {
-                cx.send(*peer, Msg::Gone { target });
+            for peer in self.linked().take(GOSSIP) {
+                cx.send(peer, Msg::Gone { target });
             }
             cx.emit(Event::Dead(target));
         }

@@ -46,6 +46,8 @@ pub(crate) struct Entry {
     passive: Vec<Peer>,
     probing: bool,
     merged: Vec<(NodeId, Time)>,
+    /// When somebody last showed that there is a ring, even if it did not let me in.
+    ring_seen: Option<Time>,
 }
 
 /// A node nobody lets in starts a ring of its own in the end; it is merged later.
@@ -114,6 +116,11 @@ impl Overlay {
         }
     }
 
+    /// There is a ring: it is joined, not rivalled.
+    pub(crate) fn saw_ring(&mut self, now: Time) {
+        self.entry.ring_seen = Some(now);
+    }
+
     fn on_patience(&mut self, cx: &mut Cx<'_, Self>) {
         if !matches!(self.ring.status(), Status::Out | Status::JoinReq) {
             return;
@@ -121,14 +128,15 @@ impl Overlay {
         let me = self.ring.me().id;
         let rank = self.detector.linked().filter(|id| *id < me).count();
         let waited = self.entry.booted.map_or(LONELY, |booted| cx.now.since(booted));
-        if rank == 0 || waited >= LONELY {
+        let ring = self.entry.ring_seen.is_some_and(|at| cx.now.since(at) < PATIENCE * 2);
+        if (rank == 0 && !ring) || waited >= LONELY {
             self.ring_input(ring::Command::Create, cx);
             let linked: Vec<NodeId> = self.detector.linked().collect();
             for id in linked {
                 cx.send(id, Msg::Entry(EntryMsg::Probe));
             }
         } else {
-            let rank = u32::try_from(rank).unwrap_or(u32::MAX).min(8);
+            let rank = u32::try_from(rank).unwrap_or(u32::MAX).clamp(1, 8);
             cx.after(PATIENCE_RANK * rank, Timer::Entry(EntryTimer::Patience));
         }
     }
@@ -167,7 +175,7 @@ impl Overlay {
         match msg {
             EntryMsg::Probe => {
                 let inside = self.ring.status() == Status::Inside;
-                let (pred, succs) = (self.ring.pred().clone(), self.ring.succs().to_vec());
+                let (pred, succs) = (self.ring.named_pred().clone(), self.ring.succs().to_vec());
                 cx.send(from, Msg::Entry(EntryMsg::ProbeRes { inside, pred, succs }));
             }
             EntryMsg::ProbeRes { inside, pred, succs } => {
@@ -190,6 +198,9 @@ impl Overlay {
         cx: &mut Cx<'_, Self>,
     ) {
         self.entry.passive.retain(|dead| dead.id != from);
+        if inside {
+            self.saw_ring(cx.now);
+        }
         if !inside || self.ring.status() != Status::Inside {
             return;
         }

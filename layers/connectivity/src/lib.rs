@@ -195,6 +195,7 @@ impl Overlay {
             Command::LinkUp(peer) => self.on_link_up(&peer, cx),
             Command::LinkDown(id) => {
                 self.detect(Input::Command(detector::Command::Closed(id)), cx);
+                self.ring_input(ring::Command::Closed(id), cx);
                 self.on_way_in_closed(id, cx);
             }
             Command::Lookup { call, key } => self.lookup(key, LookupFor::Above(call), cx),
@@ -214,6 +215,7 @@ impl Overlay {
             self.on_dead(peer.id, cx);
         }
         self.contact(peer, cx);
+        self.ring.lives(peer.id);
         self.ring.refresh(peer);
         self.detect(Input::Command(detector::Command::Heard(peer.id)), cx);
         self.entry_link_up(peer, cx);
@@ -221,12 +223,16 @@ impl Overlay {
 
     fn on_message(&mut self, from: NodeId, msg: Msg, cx: &mut Cx<'_, Self>) {
         if from != self.ring.me().id {
+            self.ring.lives(from);
             self.detect(Input::Command(detector::Command::Heard(from)), cx);
         }
         match msg {
             Msg::Ring(msg) => {
                 for peer in msg.peers() {
                     self.contact(peer, cx);
+                }
+                if matches!(msg, ring::Msg::JoinRetry { .. }) && from != self.ring.me().id {
+                    self.saw_ring(cx.now);
                 }
                 self.ring_step(Input::Message { from, msg }, cx);
             }
@@ -269,6 +275,9 @@ impl Overlay {
                 }
                 ring::Event::Displaced { old, by } => self.merge(old, Some(by), cx),
                 ring::Event::Stranded => self.on_stranded(cx),
+                ring::Event::Doubted(id) => {
+                    self.detect(Input::Command(detector::Command::Hint(id)), cx);
+                }
                 ring::Event::Left => cx.emit(Event::Left),
             }
         }

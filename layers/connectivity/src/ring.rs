@@ -83,6 +83,8 @@ pub enum Command {
     Leave,
     /// The detector is sure, or a new incarnation showed up.
     Dead(NodeId),
+    /// Its session ended or it could not be dialled.
+    Closed(NodeId),
     /// A live node that might be a better neighbour (merge, or a table entry after losses).
     Candidate(Peer),
     /// Nobody else is known to live: the whole ring is mine.
@@ -103,6 +105,8 @@ pub enum Event {
     Displaced { old: Peer, by: NodeId },
     /// Every successor is dead: name any live node.
     Stranded,
+    /// A farther node says it is my predecessor: it found the one I count on dead.
+    Doubted(NodeId),
     Left,
 }
 
@@ -143,10 +147,17 @@ pub struct Ring {
     join_forward: bool,
     leave_forward: bool,
     my_op: Option<u64>,
+    /// The last join I gave a point to, and the last one my predecessor should not have asked for.
+    joined_op: Option<u64>,
+    stray_op: Option<u64>,
     via: Option<NodeId>,
     tries: u32,
     leave_wanted: bool,
     unsure: Vec<(Arc, Time)>,
+    /// Found dead lately, with the life that ended: the lists of others name them for a while.
+    pub(crate) dead: Vec<(NodeId, u32, Time)>,
+    /// Who says it is my predecessor while I still count on a nearer one, and when it said so.
+    pub(crate) claimant: Option<(Peer, Time)>,
     pub(crate) asking: Option<Asking>,
     pub(crate) next_call: u32,
     pub(crate) round: u32,
@@ -191,10 +202,14 @@ impl Ring {
             join_forward: false,
             leave_forward: false,
             my_op: None,
+            joined_op: None,
+            stray_op: None,
             via: None,
             tries: 0,
             leave_wanted: false,
             unsure: Vec::new(),
+            dead: Vec::new(),
+            claimant: None,
             asking: None,
             next_call: 0,
             round: 0,
@@ -215,6 +230,13 @@ impl Ring {
     #[must_use]
     pub const fn pred(&self) -> &Peer {
         &self.pred
+    }
+
+    /// The predecessor as others are told of it: a dead one is nobody to recommend, and naming
+    /// myself means "nobody between us".
+    #[must_use]
+    pub const fn named_pred(&self) -> &Peer {
+        if self.pred_suspect { &self.me } else { &self.pred }
     }
 
     #[must_use]
@@ -326,6 +348,7 @@ impl Ring {
                 self.leave(cx);
             }
             Command::Dead(id) => self.on_dead(id, cx),
+            Command::Closed(id) => self.on_closed(id, cx),
             Command::Candidate(peer) => self.on_candidate(peer, cx),
             Command::Alone => self.be_alone(cx),
         }
@@ -397,6 +420,11 @@ impl Ring {
     }
 
     fn on_join_req(&mut self, op: u64, joiner: Peer, cx: &mut Cx<'_, Self>) {
+        if self.joined_op == Some(op) {
+            // The same request came by another way.
+            return;
+        }
+        self.on_lost_pred(op, &joiner, cx);
         // The refusal goes to the joiner, not to the last hop (overlay.md E2). A dead predecessor
         // is no predecessor to hand on: it may be an earlier life of the joiner itself.
         let ready = self.status == Status::Inside && self.lock.is_none() && !self.pred_suspect;
@@ -406,6 +434,8 @@ impl Ring {
             return;
         }
         self.take_lock(op, cx);
+        self.joined_op = Some(op);
+        self.stray_op = None;
         self.status = Status::PredJoining;
         self.join_forward = true;
         self.old_pred = Some(self.pred.id);
@@ -421,6 +451,20 @@ impl Ring {
         self.neighbours_changed(cx);
     }
 
+    /// A predecessor that asks to join is outside: it began a new life, or missed its join point.
+    /// One request with another operation may be a late copy; the second one is not.
+    fn on_lost_pred(&mut self, op: u64, joiner: &Peer, cx: &mut Cx<'_, Self>) {
+        let mine = joiner.id == self.pred.id && joiner.id != self.me.id;
+        if !mine || self.status != Status::Inside || self.lock.is_some() {
+            return;
+        }
+        let stray = self.stray_op.replace(op);
+        if joiner.inc > self.pred.inc || stray.is_some_and(|stray| stray != op) {
+            self.on_dead(joiner.id, cx);
+            self.lives(joiner.id);
+        }
+    }
+
     fn on_join_point(
         &mut self,
         from: NodeId,
@@ -430,7 +474,9 @@ impl Ring {
         cx: &mut Cx<'_, Self>,
     ) {
         let valid = succs.first().is_some_and(|s| s.id == from);
-        if self.status != Status::JoinReq || self.my_op != Some(op) || !valid {
+        // `Out` under the same operation: refused by one way, let in by another.
+        let waits = matches!(self.status, Status::JoinReq | Status::Out);
+        if !waits || self.my_op != Some(op) || !valid {
             return;
         }
         self.pred = pred;
@@ -694,7 +740,8 @@ impl Ring {
         out
     }
 
-    pub(crate) fn set_succs(&mut self, list: Vec<Peer>, cx: &mut Cx<'_, Self>) {
+    pub(crate) fn set_succs(&mut self, mut list: Vec<Peer>, cx: &mut Cx<'_, Self>) {
+        list.retain(|peer| !self.died(peer, cx.now));
         let list = self.trim(list);
         let same = list.len() == self.succs.len()
             && list.iter().zip(&self.succs).all(|(a, b)| a.id == b.id);

@@ -238,20 +238,28 @@ impl Overlay {
             return Next::Deliver;
         }
         let pred = self.ring.pred();
-        if hop.last && !self.ring.pred_suspect() && !tried.contains(&pred.id) {
+        // Who wants to join is not asked to let itself in.
+        let joins = matches!(hop.purpose, Purpose::Join { .. }) && pred.id == hop.origin.id;
+        let lost = self.ring.pred_suspect() || joins;
+        if hop.last && !lost && !tried.contains(&pred.id) {
             return Next::Forward { to: pred.id, last: true };
         }
-        if hop.last && self.ring.pred_suspect() {
+        if hop.last && lost {
             // The owner is dead and I am next: I answer, uncertain.
             return Next::Deliver;
         }
         let succs = self.ring.succs();
         if in_oc(me, key, self.ring.succ().id) {
             // The last hop always uses the successor list; a dead owner's successor comes next.
-            let live = succs.iter().find(|s| !tried.contains(&s.id) && s.id != me);
+            let asks = |s: &Peer| {
+                matches!(hop.purpose, Purpose::Join { .. }) && s.id == hop.origin.id
+            };
+            let usable = |s: &&Peer| !tried.contains(&s.id) && s.id != me && !asks(s);
+            let live = succs.iter().find(usable);
             return live.map_or(Next::Nowhere, |s| Next::Forward { to: s.id, last: true });
         }
-        let known = succs.iter().chain(core::iter::once(pred)).chain(self.table.contacts());
+        let pred = (!self.ring.pred_suspect()).then_some(pred);
+        let known = succs.iter().chain(pred).chain(self.table.contacts());
         let usable = known
             .filter(|peer| !tried.contains(&peer.id) && !self.detector.is_suspect(peer.id));
         match closest_before(me, key, usable) {

@@ -7,9 +7,11 @@
 use alloc::vec::Vec;
 
 use dugnad_kernel::arc::in_oo;
-use dugnad_kernel::{Cx, Duration, NodeId, Peer};
+use dugnad_kernel::{Cx, Duration, NodeId, Peer, Time};
 
-use crate::config::{QUERY, QUERY_TRIES, STABILIZE_FAST, STABILIZE_QUIET, YOUNG};
+use crate::config::{
+    CLAIM, DEAD_MAX, QUERY, QUERY_TRIES, STABILIZE_FAST, STABILIZE_QUIET, T_DEAD, YOUNG,
+};
 use crate::ring::{Asking, Event, Msg, Ring, Status, Timer};
 
 impl Ring {
@@ -64,8 +66,7 @@ impl Ring {
                 cx.send(from, Msg::Moved { call, succs: self.succs().to_vec() });
             }
             _ => {
-                // A dead predecessor is nobody to recommend: "nobody between us" then.
-                let pred = if self.pred_suspect() { self.me() } else { self.pred() }.clone();
+                let pred = self.named_pred().clone();
                 cx.send(from, Msg::QueryRes { call, pred, succs: self.succs().to_vec() });
             }
         }
@@ -118,7 +119,8 @@ impl Ring {
         if !is_head && old.id != me && !self.succs().iter().any(|s| s.id == old.id) {
             cx.emit(Event::Displaced { old, by: from });
         }
-        if is_head && pred.id != me && in_oo(me, pred.id, from) {
+        let between = pred.id != me && in_oo(me, pred.id, from);
+        if is_head && between && !self.died(&pred, cx.now) {
             self.query(pred, cx);
             return;
         }
@@ -158,9 +160,56 @@ impl Ring {
         let closer = in_oo(self.pred().id, from, self.me().id);
         if from == self.pred().id || closer || self.pred_suspect() {
             self.set_pred(peer, cx);
+        } else {
+            self.on_claim(peer, cx);
         }
         if self.succ().id == self.me().id && self.pred().id != self.me().id {
             self.stabilize(cx);
+        }
+    }
+
+    /// A farther node than my predecessor says it is the one: it knows mine to be dead, or knows
+    /// less of the ring than I do. Mine is asked at once, and if it is dead the claim stands.
+    fn on_claim(&mut self, peer: Peer, cx: &mut Cx<'_, Self>) {
+        let me = self.me().id;
+        let nearer = self.claimant.as_ref().is_none_or(|(known, at)| {
+            cx.now.since(*at) >= CLAIM || !in_oo(peer.id, known.id, me)
+        });
+        if nearer {
+            self.claimant = Some((peer, cx.now));
+        }
+        cx.emit(Event::Doubted(self.pred().id));
+    }
+
+    /// Whether this life of `peer` was found over a short while ago.
+    pub(crate) fn died(&self, peer: &Peer, now: Time) -> bool {
+        let this = |(id, inc, at): &(NodeId, u32, Time)| {
+            *id == peer.id && *inc >= peer.inc && now.since(*at) < T_DEAD
+        };
+        self.dead.iter().any(this)
+    }
+
+    /// It was heard of after all.
+    pub(crate) fn lives(&mut self, id: NodeId) {
+        self.dead.retain(|(dead, _, _)| *dead != id);
+    }
+
+    fn remember_dead(&mut self, id: NodeId, now: Time) {
+        let known = core::iter::once(self.pred()).chain(self.succs()).find(|p| p.id == id);
+        let Some(inc) = known.map(|peer| peer.inc) else { return };
+        self.lives(id);
+        if self.dead.len() == DEAD_MAX {
+            self.dead.remove(0);
+        }
+        self.dead.push((id, inc, now));
+    }
+
+    /// A candidate that cannot be reached is none; the round still ends with a notify. The
+    /// successor itself is for the detector to judge.
+    pub(crate) fn on_closed(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        let head = self.succ().id;
+        if head != id && self.asking.take_if(|asking| asking.target.id == id).is_some() {
+            self.notify_head(cx);
         }
     }
 
@@ -168,8 +217,16 @@ impl Ring {
         if self.asking.take_if(|asking| asking.target.id == id).is_some() {
             self.notify_head(cx);
         }
+        self.remember_dead(id, cx.now);
         let was_pred = self.suspect_pred(id);
         let was_succ = self.remove_succ(id);
+        let claim = self.claimant.take_if(|(peer, _)| was_pred || peer.id == id);
+        if let Some((peer, at)) = claim {
+            let free = self.status() == Status::Inside && !self.locked();
+            if free && was_pred && peer.id != id && cx.now.since(at) < CLAIM {
+                self.set_pred(peer, cx);
+            }
+        }
         if was_succ {
             self.after_loss(cx);
         } else if was_pred {

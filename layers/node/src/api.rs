@@ -103,7 +103,9 @@ pub struct NodeView {
     pub state: NodeState,
     /// Whether this node has a session with it now.
     pub linked: bool,
-    /// What its owner calls it, or the beginning of its id.
+    /// Whether it is the node that was asked.
+    pub me: bool,
+    /// What its owner calls it; empty if this node never heard it.
     pub name: String,
     /// Not known of a node that is gone.
     pub profile: Option<Profile>,

@@ -373,7 +373,8 @@ impl Node {
 
     fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         // One voice is enough: the one that takes over.
-        if self.overlay.ring().pred().id == id {
+        let ring = self.overlay.ring();
+        if ring.pred().id == id || ring.owns(id) {
             let text = alloc::format!("{} is gone", self.name_of(id));
             self.announce(None, text, cx);
         }

@@ -69,7 +69,7 @@ impl Node {
         for description in &descriptions {
             self.remember_name(description.peer.id, &description.profile.name);
         }
-        let detector = self.overlay.detector();
+        let (me, detector) = (self.overlay.ring().me().id, self.overlay.detector());
         let answered: BTreeSet<NodeId> = descriptions.iter().map(|d| d.peer.id).collect();
         let mut views: Vec<NodeView> = descriptions
             .into_iter()
@@ -80,6 +80,7 @@ impl Node {
                     NodeState::Alive
                 },
                 linked: detector.is_linked(d.peer.id),
+                me: d.peer.id == me,
                 profile: Some(d.profile),
                 name: String::new(),
                 free: d.free,
@@ -96,6 +97,7 @@ impl Node {
                 peer: peer.clone(),
                 state: if linked { NodeState::Suspect } else { NodeState::Gone },
                 linked,
+                me: false,
                 profile: None,
                 name: String::new(),
                 free: Amounts::default(),
@@ -105,7 +107,7 @@ impl Node {
             });
         }
         for view in &mut views {
-            view.name = self.name_of(view.peer.id);
+            view.name = self.names.get(&view.peer.id).cloned().unwrap_or_default();
         }
         views.sort_by(|a, b| a.name.cmp(&b.name));
         views

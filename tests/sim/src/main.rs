@@ -3,7 +3,7 @@
 use argh::FromArgs;
 use dugnad_kernel::Duration;
 use dugnad_sim::net::NetOptions;
-use dugnad_sim::report::{community, crash_many, deploy, traffic};
+use dugnad_sim::report::{community, crash_many, deploy, heal, idle, traffic};
 use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World, check};
 
@@ -28,10 +28,67 @@ struct Args {
     /// seed (default 1)
     #[argh(option, default = "1")]
     seed: u64,
+    #[argh(subcommand)]
+    scenario: Option<Scenario>,
 }
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum Scenario {
+    Heal(Heal),
+    Idle(Idle),
+}
+
+/// How long a service takes to heal after one node died, over many seeds.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "heal")]
+struct Heal {
+    /// seeds (default 60)
+    #[argh(option, default = "60")]
+    seeds: u64,
+    /// first seed (default 1)
+    #[argh(option, default = "1")]
+    from: u64,
+}
+
+/// What an idle community sends.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "idle")]
+struct Idle {}
 
 fn main() {
     let args: Args = argh::from_env();
+    match args.scenario {
+        None => mass_crash(&args),
+        Some(Scenario::Heal(heal)) => heal_times(&heal),
+        Some(Scenario::Idle(Idle {})) => {
+            for count in [5, 20, 100] {
+                let (messages, bytes) = idle(count);
+                say(&format!("{count} nodes: {messages:.1} messages, {bytes:.0} bytes a node and minute"));
+            }
+        }
+    }
+}
+
+fn heal_times(args: &Heal) {
+    for kind in [Crash::Process, Crash::Power] {
+        let mut times = Vec::new();
+        for seed in args.from..args.from + args.seeds {
+            match heal(seed, kind).1 {
+                Some(took) => times.push((took, seed)),
+                None => say(&format!("seed {seed}, {kind:?}: not healed in a minute")),
+            }
+        }
+        times.sort_unstable();
+        if let Some((longest, seed)) = times.last() {
+            let (median, _) = times[times.len() / 2];
+            let count = times.len();
+            say(&format!("{kind:?}: median {median:.1?}, longest {longest:.1?} (seed {seed}) of {count}"));
+        }
+    }
+}
+
+fn mass_crash(args: &Args) {
     let net = NetOptions { loss: f64::from(args.loss) / 100.0, ..NetOptions::default() };
     let mut world = World::new(Options { net, ..Options::seed(args.seed) });
     community(&mut world, args.nodes);

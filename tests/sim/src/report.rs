@@ -8,7 +8,7 @@ use dugnad_node::{Answer, Question};
 use dugnad_resource::spec::{Check, Health, Kind, Port, Spec, Tree, Want};
 
 use crate::world::Crash;
-use crate::{World, check};
+use crate::{Options, World, check};
 
 /// A static service with a package of its own.
 #[must_use]
@@ -107,4 +107,39 @@ pub fn crash_many(world: &mut World, percent: usize, kind: Crash) -> Vec<NodeId>
 pub fn traffic(world: &World) -> (u64, u64) {
     let live = world.machines.values().filter(|m| m.node.is_some());
     live.fold((0, 0), |(sent, bytes), m| (sent + m.sent, bytes + m.bytes))
+}
+
+/// A node that manages or runs a service dies at a moment that varies with the seed; how long it
+/// takes until every service is as wanted again. `None` if it takes more than a minute.
+pub fn heal(seed: u64, kind: Crash) -> (World, Option<Duration>) {
+    let mut world = World::new(Options::seed(seed));
+    community(&mut world, 6);
+    let wanted = deploy(&mut world, 2, 3);
+    // Any phase of the heartbeat.
+    let phase = Duration::from_millis(seed.wrapping_mul(1_237) % 10_000);
+    world.run_for(phase);
+    let hosts: Vec<NodeId> =
+        check::running(&world).values().flatten().map(|(node, _)| *node).collect();
+    let victim = hosts[world.rng.usize(0..hosts.len())];
+    world.verbose = std::env::var_os("SIM_VERBOSE").is_some();
+    world.crash(victim, kind);
+    let at = world.now;
+    let healed = world.run_until(Duration::from_secs(60), Duration::from_millis(20), |w| {
+        check::services(w, &wanted).is_ok()
+    });
+    let took = world.now - at;
+    (world, healed.then_some(took))
+}
+
+/// Messages and bytes that a node of an idle community of `count` sends in a minute.
+#[must_use]
+pub fn idle(count: usize) -> (f64, f64) {
+    let mut world = World::new(Options::seed(9));
+    community(&mut world, count);
+    world.run_for(Duration::from_secs(180));
+    let before = traffic(&world);
+    world.run_for(Duration::from_secs(600));
+    let after = traffic(&world);
+    let per = 10.0 * count as f64;
+    ((after.0 - before.0) as f64 / per, (after.1 - before.1) as f64 / per)
 }

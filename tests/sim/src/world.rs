@@ -110,6 +110,8 @@ pub struct World {
     pub answers: BTreeMap<AskId, Answer>,
     next_ask: AskId,
     pub delivered: u64,
+    /// Prints every message and order as it happens.
+    pub verbose: bool,
     /// Packages that exist somewhere, whoever asks.
     effects: Vec<Effect<Node>>,
 }
@@ -128,6 +130,7 @@ impl World {
             answers: BTreeMap::new(),
             next_ask: 0,
             delivered: 0,
+            verbose: false,
             effects: Vec::new(),
             options,
         }
@@ -332,6 +335,10 @@ impl World {
     }
 
     fn note(&mut self, what: &[u8], node: NodeId, more: &[u8]) {
+        if self.verbose && what != b"msg" {
+            let (what, more) = (String::from_utf8_lossy(what), String::from_utf8_lossy(more));
+            eprintln!("{:9.3} {} {what} {more}", self.now.0 as f64 / 1e6, node.short());
+        }
         self.hash.update(&self.now.0.to_le_bytes());
         self.hash.update(what);
         self.hash.update(&node.0.to_le_bytes());
@@ -441,6 +448,10 @@ impl World {
             Packet::Value(msg) => *msg,
         };
         self.delivered += 1;
+        if self.verbose {
+            let (from, to) = (from.short(), to.short());
+            eprintln!("{:9.3} {from} -> {to} {msg:?}", self.now.0 as f64 / 1e6);
+        }
         self.input(to, Input::Message { from, msg });
     }
 

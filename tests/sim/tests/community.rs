@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use dugnad_kernel::Duration;
 use dugnad_node::{Answer, Command, NodeState, Question};
 use dugnad_sim::net::NetOptions;
-use dugnad_sim::report::{community, crash_many, deploy, site, traffic};
+use dugnad_sim::report::{community, crash_many, deploy, heal, idle, site};
 use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World, check};
 
@@ -78,22 +78,13 @@ fn a_community_of_any_size_runs_what_fits() {
 
 #[test]
 fn a_single_crash_is_healed_within_the_budget() {
-    for seed in seeds("single", 30) {
-        let mut world = World::new(Options::seed(seed));
-        community(&mut world, 6);
-        let wanted = deploy(&mut world, 2, 3);
-        let running = check::running(&world);
-        let victim = running.values().next().unwrap()[0].0;
-        let (kind, limit) = match seed % 2 {
-            0 => (Crash::Power, 20),
-            _ => (Crash::Process, 5),
-        };
-        world.crash(victim, kind);
-        let healed = world.run_until(Duration::from_secs(limit), TENTH, |w| {
-            check::services(w, &wanted).is_ok()
-        });
-        let wrong = check::services(&world, &wanted);
-        assert!(healed, "seed {seed}, {kind:?}: not within {limit} s: {wrong:?}");
+    for seed in seeds("single", 60) {
+        for (kind, limit) in [(Crash::Power, 20), (Crash::Process, 5)] {
+            let (world, took) = heal(seed, kind);
+            let limit = Duration::from_secs(limit);
+            let late = took.is_none_or(|took| took > limit);
+            assert!(!late, "seed {seed}, {kind:?}: {took:?}, t = {:?}", world.now);
+        }
     }
 }
 
@@ -263,16 +254,6 @@ fn loss_is_not_death() {
 /// Idle traffic does not grow with the community (messages a node and minute).
 #[test]
 fn idle_traffic_is_constant() {
-    let idle = |count| {
-        let mut world = World::new(Options::seed(9));
-        community(&mut world, count);
-        world.run_for(Duration::from_secs(180));
-        let before = traffic(&world);
-        world.run_for(Duration::from_secs(600));
-        let after = traffic(&world);
-        let per = 10.0 * count as f64;
-        ((after.0 - before.0) as f64 / per, (after.1 - before.1) as f64 / per)
-    };
     let (small, large) = (idle(20), idle(100));
     assert!(small.0 < 140.0 && small.1 < 4_000.0, "20 nodes: {small:?}");
     assert!(large.0 < small.0 * 1.5 && large.1 < small.1 * 1.5, "{small:?} then {large:?}");

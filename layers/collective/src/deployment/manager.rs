@@ -71,6 +71,8 @@ pub struct Manager {
     want: u8,
     because: String,
     plan: Plan,
+    /// Replicas of an earlier term whose state is not news when they report it again.
+    old_news: BTreeSet<u32>,
     /// Hosts of an earlier term that have not reported yet.
     taking_over: BTreeSet<NodeId>,
     /// A host obeyed a higher term than ours: ask again in the new one.
@@ -97,6 +99,7 @@ impl Manager {
             want,
             because,
             plan,
+            old_news: BTreeSet::new(),
             taking_over: BTreeSet::new(),
             probe_again: false,
             placing: false,
@@ -256,6 +259,7 @@ impl Collective {
                 manager.taking_over.insert(slot.node);
             }
         }
+        manager.old_news = manager.plan.slots.iter().map(|slot| slot.number).collect();
         let epoch = manager.plan.epoch;
         for node in &manager.taking_over {
             cx.emit(Event::ToHost { to: *node, msg: ToHost::Probe { service: key, epoch } });
@@ -696,11 +700,14 @@ impl Collective {
         if stays || (slot.state == new && slot.note == note && slot.generation == generation) {
             return;
         }
+        let known = manager.old_news.remove(&number) && new == SlotState::Ready;
+        let Some(slot) = manager.slot(number) else { return };
         let was = slot.state;
         slot.state = new;
         slot.generation = generation;
         slot.note = note;
         let text = match (was, new) {
+            _ if known => None,
             (SlotState::Ready, SlotState::Ready) => None,
             (_, SlotState::Ready) => Some(format!("replica {number} ready on {}", slot.node_name)),
             (SlotState::Ready, _) => {

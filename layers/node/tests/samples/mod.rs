@@ -1,0 +1,427 @@
+//! One instance of every variant of every message, and of every stored format.
+
+use dugnad_collective::cast::{CastBody, CastPart};
+use dugnad_collective::deployment::manager::View;
+use dugnad_collective::deployment::service::{Desired, Plan, Service, Slot, SlotState};
+use dugnad_collective::deployment::trees::Needed;
+use dugnad_collective::persistence::record::{Record, Version};
+use dugnad_collective::persistence::sync::SyncMsg;
+use dugnad_collective::{self as collective, Request, Response};
+use dugnad_connectivity::broadcast::{CastId, CastMsg};
+use dugnad_connectivity::entry::EntryMsg;
+use dugnad_connectivity::route::{Found, Hop, Purpose, RouteMsg};
+use dugnad_connectivity::{self as connectivity, detector, ring};
+use dugnad_fabric::Amounts;
+use dugnad_kernel::{Arc, ArcSet, Hash, Id, Peer};
+use dugnad_node::Msg;
+use dugnad_resource::describe::{Description, Profile};
+use dugnad_resource::execute::{Epoch, HostState, ReplicaId, Run, ToHost, ToManager};
+use dugnad_resource::spec::{Arch, Check, Health, Kind, Port, Spec, Tree, Want};
+
+use crate::Lines;
+
+/// The names of an enum's variants: the match has no wildcard, so a new variant must be listed,
+/// and what is listed must have a sample.
+pub(crate) trait Variants {
+    const ALL: &'static [&'static str];
+    /// The variant, and the variants of what it carries.
+    fn path(&self) -> Vec<String>;
+}
+
+macro_rules! variants {
+    ($enum:path, $prefix:literal: $($variant:ident $(=> $inner:ident $($named:ident)?)?),+ $(,)?) => {
+        impl Variants for $enum {
+            const ALL: &'static [&'static str] = &[$(concat!($prefix, ".", stringify!($variant))),+];
+            fn path(&self) -> Vec<String> {
+                match self {
+                    $(variants!(@pattern $variant $($inner $($named)?)?) => {
+                        #[allow(unused_mut)]
+                        let mut path = vec![concat!($prefix, ".", stringify!($variant)).to_owned()];
+                        $(path.extend($inner.path());)?
+                        path
+                    })+
+                }
+            }
+        }
+    };
+    (@pattern $variant:ident) => { Self::$variant { .. } };
+    (@pattern $variant:ident $inner:ident named) => { Self::$variant { $inner, .. } };
+    (@pattern $variant:ident $inner:ident) => { Self::$variant($inner) };
+}
+
+variants!(Msg, "node": Overlay => inner, Collective => inner, ToHost => inner, ToManager => inner);
+variants!(connectivity::Msg, "overlay":
+    Ring => inner, Route => inner, Cast => inner, Detect => inner, Entry => inner);
+variants!(ring::Msg, "ring": JoinRetry, JoinPoint, NewSucc, NewSuccAck, JoinDone, LeaveReq,
+    LeaveRetry, LeaveGrant, LeavePoint, UpdateSucc, UpdateSuccAck, LeaveDone, Query, QueryRes,
+    Moved, Notify);
+variants!(RouteMsg, "route": Hop => inner, Ack, Found, NotInside);
+variants!(Purpose, "hop": Find, Join, Merge);
+variants!(CastMsg, "cast": Down, Up);
+variants!(detector::Msg, "detect": Ping, Pong, PingReq, Reached, Gone);
+variants!(EntryMsg, "entry": Probe, ProbeRes, Merge, Hint);
+variants!(collective::Msg, "collective":
+    Request => request named, Response => response named, Sync => inner, Held, Mirror);
+variants!(Request, "request": Put, Copy, Get, Query, Why);
+variants!(Response, "response":
+    Put, Copied, Refused, Get, NotOwner, View, Unknown, NotManager, Why);
+variants!(SyncMsg, "sync": Digest, Want, Items);
+variants!(ToHost, "tohost": Reserve, Start, Stop, Probe, BeatAck, NotManager);
+variants!(ToManager, "tomanager": Reserved, Refused, Beat, Nothing, Deposed);
+variants!(CastBody, "body": Describe, Services, Ports, Changed, Happened);
+variants!(CastPart, "part": Node, Services, Ports);
+variants!(Desired, "desired": Running, Stopped, Removed);
+variants!(SlotState, "slot": Reserved, Starting, Ready, Draining, Lost);
+variants!(HostState, "state":
+    Reserved, Fetching, Starting, Ready, Unready, Failed, Stopping, Gone);
+variants!(Kind, "kind": Static, Process);
+variants!(Want, "want": Replicas, Availability);
+variants!(Port, "port": None, Http, Tcp);
+variants!(Check, "check": Port, Http, Exec);
+variants!(Arch, "arch": X86_64, Aarch64, Armv7, Armv6, Mipsel, Riscv64);
+
+impl Variants for Hop {
+    const ALL: &'static [&'static str] = &[];
+    fn path(&self) -> Vec<String> {
+        self.purpose.path()
+    }
+}
+
+/// Every variant that travels as a message. The parts of a broadcast travel inside one as bytes.
+pub(crate) fn all_variants() -> Vec<String> {
+    let all = [
+        Msg::ALL,
+        connectivity::Msg::ALL,
+        ring::Msg::ALL,
+        RouteMsg::ALL,
+        Purpose::ALL,
+        CastMsg::ALL,
+        detector::Msg::ALL,
+        EntryMsg::ALL,
+        collective::Msg::ALL,
+        Request::ALL,
+        Response::ALL,
+        SyncMsg::ALL,
+        ToHost::ALL,
+        ToManager::ALL,
+    ];
+    all.concat().into_iter().map(str::to_owned).collect()
+}
+
+fn id(n: u128) -> Id {
+    Id(n << 100 | n)
+}
+
+fn peer(n: u128) -> Peer {
+    let mut peer = Peer::new(id(n));
+    peer.inc = 3;
+    peer.addrs.push("10.0.0.7:7407".parse().unwrap()).unwrap();
+    peer.addrs.push("[fd00::7]:7407".parse().unwrap()).unwrap();
+    peer
+}
+
+fn tree() -> Tree {
+    Tree { root: Hash([7; 32]), bytes: 300 }
+}
+
+fn amounts() -> Amounts {
+    Amounts { memory: 64 << 20, cpu: 100, disk: 1 << 30, processes: 8 }
+}
+
+fn spec() -> Spec {
+    Spec {
+        name: "wiki".into(),
+        kind: Kind::Process,
+        want: Want::Availability(990_000),
+        command: vec!["./wiki".into(), "$PORT".into()],
+        env: vec![("KEY".into(), "value".into())],
+        artifacts: vec![(Some(Arch::X86_64), tree()), (None, tree())],
+        needs: amounts(),
+        port: Port::Tcp(6379),
+        health: Health {
+            check: Check::Http("/healthz".into()),
+            interval_ms: 10_000,
+            timeout_ms: 2_000,
+            failures: 3,
+        },
+        stop_grace_ms: 10_000,
+        keep_state: true,
+    }
+}
+
+fn replica() -> ReplicaId {
+    ReplicaId { service: id(9), number: 4 }
+}
+
+fn epoch() -> Epoch {
+    Epoch { term: 5, manager: id(6) }
+}
+
+fn record() -> Record {
+    let version = Version { counter: 12, author: id(3) };
+    Record { key: id(2), name: b"spec".to_vec(), version, value: Some(vec![1, 2, 3]) }
+}
+
+fn slot(state: SlotState) -> Slot {
+    let (node_name, note) = ("pi".into(), "its note".into());
+    Slot { number: 4, node: id(8), node_name, generation: 2, state, note }
+}
+
+fn view() -> View {
+    View {
+        name: "wiki".into(),
+        service: id(9),
+        generation: 2,
+        desired: Desired::Running,
+        port: Port::Http,
+        kind: Kind::Static,
+        want: 3,
+        because: "three".into(),
+        ready: 1,
+        manager: id(6),
+        revision: 77,
+        slots: vec![slot(SlotState::Ready)],
+        blocked: vec!["no room".into()],
+    }
+}
+
+pub(crate) fn messages() -> Vec<Msg> {
+    let overlay = |msg| Msg::Overlay(msg);
+    let mut all: Vec<Msg> = Vec::new();
+    all.extend(ring_messages().into_iter().map(connectivity::Msg::Ring).map(overlay));
+    all.extend(route_messages().into_iter().map(connectivity::Msg::Route).map(overlay));
+    let cast = CastId { origin: id(1), number: 2 };
+    let casts = [
+        CastMsg::Down { id: cast, limit: id(5), body: vec![1], feedback: true, budget_ms: 3_750 },
+        CastMsg::Up {
+            id: cast,
+            parts: vec![vec![1], vec![]],
+            cover: ArcSet::of(Arc::new(id(5), id(2))),
+            cut: false,
+        },
+    ];
+    all.extend(casts.into_iter().map(connectivity::Msg::Cast).map(overlay));
+    let target = id(4);
+    let detects = [
+        detector::Msg::Ping,
+        detector::Msg::Pong,
+        detector::Msg::PingReq { target },
+        detector::Msg::Reached { target },
+        detector::Msg::Gone { target },
+    ];
+    all.extend(detects.into_iter().map(connectivity::Msg::Detect).map(overlay));
+    let entries = [
+        EntryMsg::Probe,
+        EntryMsg::ProbeRes { inside: true, pred: peer(1), succs: vec![peer(2)] },
+        EntryMsg::Merge { peer: peer(3) },
+        EntryMsg::Hint { candidate: peer(4) },
+    ];
+    all.extend(entries.into_iter().map(connectivity::Msg::Entry).map(overlay));
+    all.extend(collective_messages().into_iter().map(Msg::Collective));
+    all.extend(host_messages());
+    all
+}
+
+fn ring_messages() -> Vec<ring::Msg> {
+    use ring::Msg as M;
+    let (op, call) = (u64::MAX - 1, 300);
+    let (pred, succs) = (peer(1), vec![peer(2), peer(3)]);
+    vec![
+        M::JoinRetry { op, after_ms: 300 },
+        M::JoinPoint { op, pred: pred.clone(), succs: succs.clone() },
+        M::NewSucc { op, joiner: peer(4), succ: id(5), succs: succs.clone() },
+        M::NewSuccAck { op, joiner: id(4) },
+        M::JoinDone { op },
+        M::LeaveReq { op },
+        M::LeaveRetry { op, after_ms: 300 },
+        M::LeaveGrant { op },
+        M::LeavePoint { op, pred: pred.clone() },
+        M::UpdateSucc { op, leaver: id(6), succs: succs.clone() },
+        M::UpdateSuccAck { op },
+        M::LeaveDone { op },
+        M::Query { call },
+        M::QueryRes { call, pred, succs: succs.clone() },
+        M::Moved { call, succs },
+        M::Notify { me: peer(7) },
+    ]
+}
+
+fn route_messages() -> Vec<RouteMsg> {
+    let hop = |purpose| Hop {
+        key: id(1),
+        purpose,
+        origin: peer(2),
+        call: 7,
+        hops: 3,
+        last: true,
+        seq: 900,
+    };
+    let found = Found { owner: peer(1), succs: vec![peer(2)], certain: true, hops: 3 };
+    vec![
+        RouteMsg::Hop(hop(Purpose::Find)),
+        RouteMsg::Hop(hop(Purpose::Join { op: 1 << 40 })),
+        RouteMsg::Hop(hop(Purpose::Merge)),
+        RouteMsg::Ack { seq: 900 },
+        RouteMsg::Found { call: 7, found },
+        RouteMsg::NotInside { call: 7 },
+    ]
+}
+
+fn collective_messages() -> Vec<collective::Msg> {
+    let requests = [
+        Request::Put(record()),
+        Request::Copy(Record { value: None, ..record() }),
+        Request::Get((id(2), b"plan".to_vec())),
+        Request::Query { service: id(9), seen: 1 << 33 },
+        Request::Why { service: id(9) },
+    ];
+    let responses = [
+        Response::Put { holders: vec![id(1), id(2)] },
+        Response::Copied,
+        Response::Refused,
+        Response::Get(Some(record())),
+        Response::NotOwner,
+        Response::View(view()),
+        Response::Unknown,
+        Response::NotManager,
+        Response::Why(vec!["because".into()]),
+    ];
+    let name = (id(2), b"spec".to_vec());
+    let syncs = [
+        SyncMsg::Digest {
+            arc: Arc::new(id(1), id(2)),
+            from: (id(0), vec![]),
+            to: Some(name.clone()),
+            entries: vec![(name.clone(), record().version)],
+        },
+        SyncMsg::Want { names: vec![name] },
+        SyncMsg::Items { records: vec![record()] },
+    ];
+    let mut all: Vec<collective::Msg> = Vec::new();
+    all.extend(requests.map(|request| collective::Msg::Request { call: 7, request }));
+    all.extend(responses.map(|response| collective::Msg::Response { call: 7, response }));
+    all.extend(syncs.map(collective::Msg::Sync));
+    all.push(collective::Msg::Held { root: Hash([7; 32]) });
+    all.push(collective::Msg::Mirror { tree: tree() });
+    all
+}
+
+fn host_messages() -> Vec<Msg> {
+    let (id, epoch, service) = (replica(), epoch(), replica().service);
+    let beat = ToManager::Beat {
+        id,
+        generation: 2,
+        state: HostState::Unready,
+        note: "ended with 1".into(),
+        node_name: "pi".into(),
+    };
+    let to_host = [
+        ToHost::Reserve { id, epoch, needs: amounts() },
+        ToHost::Start { id, epoch, generation: 2, spec: spec(), sources: vec![service] },
+        ToHost::Stop { id, epoch, forget: true },
+        ToHost::Probe { service, epoch },
+        ToHost::BeatAck { service, epoch },
+        ToHost::NotManager { service },
+    ];
+    let to_manager = [
+        ToManager::Reserved { id, epoch },
+        ToManager::Refused { id, epoch, reason: "no room".into() },
+        beat,
+        ToManager::Nothing { service },
+        ToManager::Deposed { service, epoch },
+    ];
+    to_host.map(Msg::ToHost).into_iter().chain(to_manager.map(Msg::ToManager)).collect()
+}
+
+/// What lies on disks, and what travels inside broadcasts and records as bytes.
+pub(crate) fn stored(lines: &mut Lines) {
+    lines.stored("record", &record());
+    lines.stored("tombstone", &Record { value: None, ..record() });
+    lines.stored("needed", &Needed { tree: tree(), origin: id(1) });
+    lines.stored("run", &Run { id: replica(), generation: 2, spec: spec(), package: Some(tree()) });
+    let states = [
+        SlotState::Reserved,
+        SlotState::Starting,
+        SlotState::Ready,
+        SlotState::Draining,
+        SlotState::Lost,
+    ];
+    let slots: Vec<Slot> = states.into_iter().map(slot).collect();
+    lines.stored("plan", &Plan { epoch: epoch(), next_number: 9, slots });
+    let service = |desired| Service { spec: spec(), generation: 2, desired, deployed_from: id(1) };
+    every(lines, "service", [Desired::Running, Desired::Stopped, Desired::Removed], service);
+    let bodies = [
+        CastBody::Describe { trees: vec![Hash([7; 32])], program: Some("/usr/bin/python3".into()) },
+        CastBody::Services,
+        CastBody::Ports,
+        CastBody::Changed { name: "wiki".into(), port: Port::Tcp(6379), removed: false },
+        CastBody::Happened {
+            by: id(1),
+            by_name: "pi".into(),
+            service: Some("wiki".into()),
+            text: "healed".into(),
+        },
+    ];
+    every(lines, "cast", bodies, |body| body);
+    let parts = [
+        CastPart::Node(description()),
+        CastPart::Services(vec![view()]),
+        CastPart::Ports(vec![("wiki".into(), 6379)]),
+    ];
+    every(lines, "part", parts, |part| part);
+    let states = [
+        HostState::Reserved,
+        HostState::Fetching,
+        HostState::Starting,
+        HostState::Ready,
+        HostState::Unready,
+        HostState::Failed,
+        HostState::Stopping,
+        HostState::Gone,
+    ];
+    every(lines, "host state", states, |state| state);
+    every(lines, "kind", [Kind::Static, Kind::Process], |kind| kind);
+    every(lines, "want", [Want::Replicas(3), Want::Availability(990_000)], |want| want);
+    every(lines, "port", [Port::None, Port::Http, Port::Tcp(6379)], |port| port);
+    let checks = [Check::Port, Check::Http("/".into()), Check::Exec(vec!["./check".into()])];
+    every(lines, "check", checks, |check| check);
+    every(lines, "arch", Arch::ALL, |arch| arch);
+}
+
+/// One line for each of `variants`, which must be all there are.
+fn every<V, T>(
+    lines: &mut Lines,
+    name: &str,
+    variants: impl IntoIterator<Item = V>,
+    value: impl Fn(V) -> T,
+) where
+    V: Variants,
+    T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    let mut missing = V::ALL.to_vec();
+    for variant in variants {
+        let path = variant.path();
+        missing.retain(|name| *name != path[0]);
+        lines.stored(&format!("{name} {}", path[0]), &value(variant));
+    }
+    assert!(missing.is_empty(), "no sample of {missing:?}");
+}
+
+fn description() -> Description {
+    Description {
+        peer: peer(1),
+        profile: Profile {
+            name: "pi".into(),
+            arch: Arch::Aarch64,
+            home: 77,
+            version: "0.1.0".into(),
+        },
+        free: amounts(),
+        gives: amounts(),
+        takes_work: true,
+        up_secs: 3_600,
+        replicas: 2,
+        holds: vec![Hash([7; 32])],
+        programs: vec!["/usr/bin/python3".into()],
+    }
+}

@@ -270,6 +270,8 @@ pub struct Collective {
     pub(crate) fetching: BTreeMap<Tree, NodeId>,
     /// Trees whose first source failed.
     pub(crate) second_try: BTreeSet<Tree>,
+    /// Trees a predecessor wants mirrored, whose record is not here yet.
+    pub(crate) mirrors: BTreeSet<Tree>,
     pub(crate) held: BTreeMap<CallId, Waiting>,
     pub(crate) managers: BTreeMap<Key, Manager>,
     pub(crate) dead: BTreeMap<NodeId, Time>,
@@ -308,6 +310,7 @@ impl Collective {
             trees: BTreeSet::new(),
             fetching: BTreeMap::new(),
             second_try: BTreeSet::new(),
+            mirrors: BTreeSet::new(),
             held: BTreeMap::new(),
             hold_until: None,
             managers: BTreeMap::new(),

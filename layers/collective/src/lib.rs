@@ -14,6 +14,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use dugnad_connectivity::route::Found;
+use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::ops::{CallId, Ops, Step};
 use dugnad_kernel::{Arc, Component, Cx, Duration, Hash, Id, Input, Key, NodeId, Time, ops};
 use dugnad_resource::execute::{Order, Report, ToHost, ToManager};
@@ -227,6 +228,13 @@ pub(crate) enum Outcome {
     PlanStored { service: Key, term: u64, stored: bool },
 }
 
+/// What of `old` is not in `new`, while both end at the same node.
+fn lost(old: Option<Arc>, new: Option<Arc>) -> Option<Arc> {
+    let (old, new) = (old?, new?);
+    let shrunk = old.hi == new.hi && new.lo != old.lo && in_oo(old.lo, new.lo, old.hi);
+    shrunk.then(|| Arc::new(old.lo, new.lo))
+}
+
 pub(crate) type Asker = ops::Asker<Ask, Reply>;
 
 /// How long one node may take to answer another.
@@ -419,6 +427,7 @@ impl Collective {
     /// The ring moved: what I answer for, and whom I copy to.
     fn on_place(&mut self, place: Place, gained: Option<Arc>, cx: &mut Cx<'_, Self>) {
         let moved = self.place.range != place.range;
+        let lost = lost(self.place.range, place.range);
         let next = |place: &Place| place.succs.first().map(|peer| peer.id);
         let next_moved = next(&self.place) != next(&place);
         self.place = place;
@@ -437,6 +446,11 @@ impl Collective {
         }
         if let Some(arc) = gained {
             self.repair(arc, &[1, 2, 3], cx);
+        }
+        // Where two rings merge, the new owner may lie on the other side of the cut and know
+        // nothing of what was written on mine; who joins asks for it, too.
+        if let Some(arc) = lost {
+            self.repair(arc, &[0], cx);
         }
     }
 

@@ -291,6 +291,7 @@ impl Overlay {
                 ring::Event::NeighboursChanged => {
                     self.update_watch(cx);
                     self.fill(cx);
+                    self.probe_later(cx);
                     cx.emit(Event::NeighboursChanged);
                 }
                 ring::Event::Displaced { old, by } => self.merge(old, Some(by), cx),

@@ -614,10 +614,11 @@ impl Collective {
         self.count("deposed");
         let me = self.me;
         let Some(manager) = self.managers.get_mut(&key) else { return };
-        manager.taking_over.insert(from);
+        // Refused in an earlier term of mine: the present one is on its way there.
         if manager.plan.epoch >= epoch || !epoch.fits() {
             return;
         }
+        manager.taking_over.insert(from);
         manager.plan.epoch = epoch.next(me);
         // Reserved under the old term, and never started under it: these lapse by themselves.
         manager.plan.slots.retain(|slot| slot.state != SlotState::Reserved);

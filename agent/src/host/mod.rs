@@ -48,8 +48,8 @@ use dugnad_resource::spec::{Arch, Tree, key_of};
 use smol::channel::{Receiver, Sender};
 use smol::{LocalExecutor, Task};
 
-pub(crate) use keeper::keeper_main;
 pub(crate) use crate::stream::Endpoint;
+pub(crate) use keeper::keeper_main;
 pub(crate) use logs::LogLine;
 use record::{Folder, make_dir};
 use replica::Replica;

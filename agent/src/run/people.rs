@@ -153,19 +153,18 @@ impl AgentApi for Api {
         let service = service.to_owned();
         Box::pin(async move {
             let key = key_of(&service);
-            let nodes: Vec<NodeId> = match Rc::clone(&agent).ask(Question::Resolve(service.clone()))
-                .await
-            {
-                Answer::Resolved(view) => view.replicas.iter().map(|r| r.node).collect(),
-                // The line may be down: what ran here can still be read.
-                _ if !agent.host.local(key).is_empty() => vec![agent.me.id],
-                Answer::Unknown => {
-                    let text = format!("there is no service {service}; see `dugnad ps`");
-                    return Err(io::Error::new(io::ErrorKind::NotFound, text));
-                }
-                Answer::Failed(text) => return Err(io::Error::other(text)),
-                other => return Err(io::Error::other(format!("unexpected answer {other:?}"))),
-            };
+            let nodes: Vec<NodeId> =
+                match Rc::clone(&agent).ask(Question::Resolve(service.clone())).await {
+                    Answer::Resolved(view) => view.replicas.iter().map(|r| r.node).collect(),
+                    // The line may be down: what ran here can still be read.
+                    _ if !agent.host.local(key).is_empty() => vec![agent.me.id],
+                    Answer::Unknown => {
+                        let text = format!("there is no service {service}; see `dugnad ps`");
+                        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+                    }
+                    Answer::Failed(text) => return Err(io::Error::other(text)),
+                    other => return Err(io::Error::other(format!("unexpected answer {other:?}"))),
+                };
             let (to, lines) = bounded(QUEUE);
             let ex = Rc::clone(&agent.ex);
             for node in nodes {

@@ -240,7 +240,7 @@ pub(crate) type Asker = ops::Asker<Ask, Reply>;
 /// How long one node may take to answer another.
 const CALL: Duration = Duration::from_secs(2);
 /// How long the hosts of a plan found on disk have to come back after a restart.
-const HOLD: Duration = Duration::from_secs(30);
+const HOLD: Duration = Duration::from_secs(60);
 /// Dead nodes that are remembered.
 const DEAD_MAX: usize = 512;
 /// Answers awaited at a time; more are refused to start.

@@ -172,9 +172,10 @@ impl Ring {
     /// less of the ring than I do. Mine is asked at once, and if it is dead the claim stands.
     fn on_claim(&mut self, peer: Peer, cx: &mut Cx<'_, Self>) {
         let me = self.me().id;
-        let nearer = self.claimant.as_ref().is_none_or(|(known, at)| {
-            cx.now.since(*at) >= CLAIM || !in_oo(peer.id, known.id, me)
-        });
+        let nearer = self
+            .claimant
+            .as_ref()
+            .is_none_or(|(known, at)| cx.now.since(*at) >= CLAIM || !in_oo(peer.id, known.id, me));
         if nearer {
             self.claimant = Some((peer, cx.now));
         }

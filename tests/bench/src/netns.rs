@@ -104,7 +104,6 @@ pub(crate) fn silent() -> Row {
             holds(on.len() == 3, || format!("{on:?}")).map(|()| on)
         });
         let victim = on.iter().copied().find(|node| *node != 0).unwrap_or(1);
-        eprintln!("victim {victim} of {on:?}");
         values.push(speed::heal(&community, 0, "web", LIMIT, || net.cable(victim, false)));
         net.cable(victim, true);
         until("all are back and three run", LIMIT, || {

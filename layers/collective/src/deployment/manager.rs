@@ -27,7 +27,7 @@ use crate::{Ask, Asker, Collective, Event, OPS_MAX, Outcome, Reply, Response, Ti
 const TAKE_OVER: Duration = Duration::from_millis(1_200);
 /// A service that found no place is tried again after this, doubling.
 const BLOCKED: Duration = Duration::from_secs(5);
-const BLOCKED_DOUBLINGS: u32 = 4;
+const BLOCKED_DOUBLINGS: u32 = 2;
 /// A node where a replica failed is avoided this long, doubling (overlay.md 10.11).
 const AVOID: Duration = Duration::from_secs(60);
 const AVOID_DOUBLINGS: u32 = 6;
@@ -82,6 +82,8 @@ pub struct Manager {
     /// A host obeyed a higher term than ours: ask again in the new one.
     probe_again: bool,
     placing: bool,
+    /// Hosts whose replica came back while a place was being looked for.
+    returned: BTreeSet<NodeId>,
     blocked: Vec<String>,
     blocked_times: u32,
     avoid: BTreeMap<NodeId, (u32, Time)>,
@@ -107,6 +109,7 @@ impl Manager {
             taking_over: BTreeSet::new(),
             probe_again: false,
             placing: false,
+            returned: BTreeSet::new(),
             blocked: Vec::new(),
             blocked_times: 0,
             avoid: BTreeMap::new(),
@@ -437,6 +440,10 @@ impl Collective {
         let key = placed.service;
         let Some(manager) = self.managers.get_mut(&key) else { return };
         manager.placing = false;
+        let epoch = manager.plan.epoch;
+        for node in core::mem::take(&mut manager.returned) {
+            cx.emit(Event::ToHost { to: node, msg: ToHost::Probe { service: key, epoch } });
+        }
         // Reservations of an older term, or of a service that changed, lapse by themselves.
         if manager.plan.epoch.term != placed.term || manager.service.desired != Desired::Running {
             self.reconcile(key, cx);
@@ -761,7 +768,12 @@ impl Collective {
         let here = manager.live().any(|slot| slot.node == from);
         let taken = manager.slot(id.number).is_some();
         let wanted = manager.live().count() < usize::from(manager.want);
-        if running && wanted && !here && !taken && !manager.placing {
+        if running && wanted && !here && !taken && manager.placing {
+            // It may be the one that is being looked for: asked again when that is over.
+            manager.returned.insert(from);
+            return;
+        }
+        if running && wanted && !here && !taken {
             let slot = Slot {
                 number: id.number,
                 node: from,

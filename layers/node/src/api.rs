@@ -18,7 +18,8 @@ pub type Token = u64;
 /// What the driver tells the node.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Once, first: what the disk held: records, and trees that are complete. `alone` starts a ring at once (nobody to join).
+    /// Once, first: what the disk held: records, and trees that are complete. `alone` starts a
+    /// ring at once (nobody to join).
     Boot {
         records: Vec<(Vec<u8>, Vec<u8>)>,
         trees: Vec<Tree>,

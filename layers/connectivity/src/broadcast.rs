@@ -12,7 +12,7 @@ use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{ArcSet, Cx, Duration, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{CASTS_MAX, CAST_BUDGET, CAST_STEP, PARTS_BYTES, SEEN_MAX};
+use crate::config::{CAST_BUDGET, CAST_STEP, CASTS_MAX, PARTS_BYTES, SEEN_MAX};
 use crate::{Event, Msg, Overlay, Timer};
 
 /// Names one broadcast in the whole community.
@@ -94,7 +94,10 @@ impl Overlay {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call site a case; a struct would be built and taken apart at once")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call site a case; a struct would be built and taken apart at once"
+    )]
     fn down(
         &mut self,
         id: CastId,
@@ -122,8 +125,7 @@ impl Overlay {
             return;
         }
         let cover = self.ring.range().map_or_else(ArcSet::empty, ArcSet::of);
-        let cast =
-            Cast { parent, pending, parts: Vec::new(), bytes: 0, cover, cut: false, call };
+        let cast = Cast { parent, pending, parts: Vec::new(), bytes: 0, cover, cut: false, call };
         self.casts.open.insert(id, cast);
         cx.after(budget, Timer::Cast(id));
     }

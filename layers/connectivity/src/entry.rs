@@ -23,11 +23,19 @@ use crate::{Msg, Overlay, Timer};
 pub enum EntryMsg {
     /// Are you inside, and beside whom?
     Probe,
-    ProbeRes { inside: bool, pred: Peer, succs: Vec<Peer> },
+    ProbeRes {
+        inside: bool,
+        pred: Peer,
+        succs: Vec<Peer>,
+    },
     /// Route my record to the owner of my id in your ring.
-    Merge { peer: Peer },
+    Merge {
+        peer: Peer,
+    },
     /// This node might be your successor.
-    Hint { candidate: Peer },
+    Hint {
+        candidate: Peer,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -55,15 +55,27 @@ pub enum Timer {
 #[derive(Clone, Debug)]
 pub enum Command {
     /// Once, first. `alone`: there is nobody to join, start a ring.
-    Boot { alone: bool },
+    Boot {
+        alone: bool,
+    },
     LinkUp(Peer),
     LinkDown(NodeId),
     /// Find the owner of `key`; [`Event::Found`] follows under `call`.
-    Lookup { call: u32, key: Key },
+    Lookup {
+        call: u32,
+        key: Key,
+    },
     /// Reach everybody; with feedback, [`Event::Feedback`] follows under `call`.
-    Cast { call: u32, body: Vec<u8>, feedback: bool },
+    Cast {
+        call: u32,
+        body: Vec<u8>,
+        feedback: bool,
+    },
     /// This node's answer to an [`Event::Cast`], in the same step.
-    AnswerCast { id: CastId, part: Option<Vec<u8>> },
+    AnswerCast {
+        id: CastId,
+        part: Option<Vec<u8>>,
+    },
     /// Watch these, too, besides the neighbours.
     Watch(BTreeSet<NodeId>),
     Leave,
@@ -76,9 +88,19 @@ pub enum Event {
     /// What this node owns changed.
     RangeChanged,
     NeighboursChanged,
-    Found { call: u32, found: Option<Found> },
-    Cast { id: CastId, body: Vec<u8>, feedback: bool },
-    Feedback { call: u32, feedback: Feedback },
+    Found {
+        call: u32,
+        found: Option<Found>,
+    },
+    Cast {
+        id: CastId,
+        body: Vec<u8>,
+        feedback: bool,
+    },
+    Feedback {
+        call: u32,
+        feedback: Feedback,
+    },
     Suspect(NodeId),
     Refuted(NodeId),
     Dead(NodeId),

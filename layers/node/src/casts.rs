@@ -76,8 +76,7 @@ impl Node {
         cx: &Cx<'_, Self>,
     ) -> Description {
         let known = self.collective.trees().iter().map(|tree| tree.root);
-        let held: Vec<Hash> =
-            known.chain(self.executor.packages().map(|tree| tree.root)).collect();
+        let held: Vec<Hash> = known.chain(self.executor.packages().map(|tree| tree.root)).collect();
         let has = |program: &&str| self.programs.binary_search(&program_hash(program)).is_ok();
         let up = self.started.map_or(0, |started| cx.now.since(started).as_secs());
         Description {

@@ -115,8 +115,7 @@ impl Node {
     #[must_use]
     pub fn new(config: Config) -> Self {
         let (me, profile) = (config.me, config.profile);
-        let executor =
-            Executor::new(me.id, profile.name.clone(), profile.arch, config.ceilings);
+        let executor = Executor::new(me.id, profile.name.clone(), profile.arch, config.ceilings);
         Self {
             collective: Collective::new(me.id),
             overlay: Overlay::new(me),
@@ -354,11 +353,7 @@ impl Node {
             _ => None,
         };
         self.range = new;
-        let place = Place {
-            range: new,
-            succs: ring.succs().to_vec(),
-            size: self.overlay.size(),
-        };
+        let place = Place { range: new, succs: ring.succs().to_vec(), size: self.overlay.size() };
         self.community(collective::Command::Place { place, gained }, cx);
     }
 

@@ -114,7 +114,8 @@ fn the_largest_numbers_are_refused() {
     node.hears(Msg::Collective(collective::Msg::Request { call: 1, request: Request::Put(max) }));
     assert_eq!(node.counter("record_out_of_bounds"), 1);
     let service = |generation| {
-        let service = Service { spec: spec(), generation, desired: Desired::Running, deployed_from: OTHER };
+        let service =
+            Service { spec: spec(), generation, desired: Desired::Running, deployed_from: OTHER };
         postcard::to_allocvec(&service).unwrap()
     };
     node.records(vec![record(SPEC, 1, service(u64::MAX))]);
@@ -131,7 +132,8 @@ fn the_largest_numbers_are_refused() {
     assert_eq!(node.counter("refused_epochs"), 1, "else no honest manager is obeyed any more");
     let id = ReplicaId { service: spec().key(), number: u32::MAX };
     let state = HostState::Ready;
-    let beat = ToManager::Beat { id, generation: 1, state, note: String::new(), node_name: String::new() };
+    let beat =
+        ToManager::Beat { id, generation: 1, state, note: String::new(), node_name: String::new() };
     node.hears(Msg::ToManager(beat));
     let taken = node.node.collective().views()[0].slots.iter().any(|s| s.number == u32::MAX);
     assert!(taken, "it came back and was taken in");

@@ -36,8 +36,14 @@ pub enum Command {
     Persisted(ReplicaId),
     Report(Report),
     /// Who answers for this service now; `None` if nobody was found.
-    Manager { service: Key, manager: Option<NodeId> },
-    Limits { ceilings: Ceilings, takes_work: bool },
+    Manager {
+        service: Key,
+        manager: Option<NodeId>,
+    },
+    Limits {
+        ceilings: Ceilings,
+        takes_work: bool,
+    },
     /// The ring changed around a manager: ask again who it is.
     Dead(NodeId),
     /// The ring can be asked now: tell the managers what runs here.
@@ -303,8 +309,7 @@ impl Executor {
         match refusal {
             Some(reason) => cx.send(from, ToManager::Refused { id, epoch, reason }),
             None => {
-                let reserved =
-                    Held { run: None, state: HostState::Reserved, note: String::new() };
+                let reserved = Held { run: None, state: HostState::Reserved, note: String::new() };
                 self.held.entry(id).or_insert(reserved);
                 cx.after(RESERVATION, Timer::Expire);
                 cx.send(from, ToManager::Reserved { id, epoch });

@@ -99,6 +99,9 @@ pub enum Msg {
     Notify {
         me: Peer,
     },
+    /// From the successor: my list changed, ask me. So a list deep in the ring is right after
+    /// seconds and not after a quiet round for each of its entries.
+    ListChanged,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,7 +199,8 @@ impl Msg {
             | Self::LeaveGrant { .. }
             | Self::UpdateSuccAck { .. }
             | Self::LeaveDone { .. }
-            | Self::Query { .. } => (None, &[]),
+            | Self::Query { .. }
+            | Self::ListChanged => (None, &[]),
         };
         one.into_iter().chain(list.iter().take(SUCCESSORS))
     }
@@ -443,6 +447,7 @@ impl Ring {
             Msg::QueryRes { call, pred, succs } => self.on_query_res(from, call, pred, succs, cx),
             Msg::Moved { call, succs } => self.on_moved(from, call, succs, cx),
             Msg::Notify { me } => self.on_notify(from, me, cx),
+            Msg::ListChanged => self.on_list_changed(from, cx),
         }
     }
 
@@ -818,6 +823,9 @@ impl Ring {
         self.succs = list;
         if !same {
             self.neighbours_changed(cx);
+            if self.is_member() && !self.pred_suspect && self.pred.id != self.me.id {
+                cx.send(self.pred.id, Msg::ListChanged);
+            }
         }
     }
 

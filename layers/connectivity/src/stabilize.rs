@@ -152,6 +152,12 @@ impl Ring {
         }
     }
 
+    pub(crate) fn on_list_changed(&mut self, from: NodeId, cx: &mut Cx<'_, Self>) {
+        if from == self.succ().id {
+            self.stabilize(cx);
+        }
+    }
+
     /// Rectify: a node says it is my predecessor.
     pub(crate) fn on_notify(&mut self, from: NodeId, peer: Peer, cx: &mut Cx<'_, Self>) {
         if self.status() != Status::Inside || self.locked() || peer.id != from {

@@ -1,4 +1,5 @@
-//! The decoder under libFuzzer: `cargo +nightly fuzz run --fuzz-dir tests/fuzz/libfuzzer frame tests/fuzz/corpus`.
+//! The decoder under libFuzzer:
+//! `cargo +nightly fuzz run --fuzz-dir tests/fuzz/libfuzzer frame tests/fuzz/corpus`.
 
 #![no_main]
 

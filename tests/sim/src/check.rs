@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dugnad_collective::deployment::service::SlotState;
 use dugnad_connectivity::ring::Status;
 use dugnad_kernel::{ArcSet, Key, NodeId};
 
@@ -33,7 +34,8 @@ pub fn ideal_ring(world: &World) -> Result<(), String> {
         let list = ring.succs().iter().map(|p| p.id);
         let wanted = (1..alive.len()).map(|k| alive[(place + k) % alive.len()]);
         if alive.len() > 1 && !list.eq(wanted.take(ring.succs().len())) {
-            return Err(format!("{name}: successor list {:?}", ring.succs()));
+            let have: Vec<NodeId> = ring.succs().iter().map(|p| p.id).collect();
+            return Err(format!("{name}: successor list {have:?} of {alive:?}"));
         }
     }
     Ok(())
@@ -92,8 +94,9 @@ pub fn services(world: &World, wanted: &BTreeMap<Key, usize>) -> Result<(), Stri
         let [view] = views.as_slice() else {
             return Err(format!("{}: {} managers", key.short(), views.len()));
         };
-        let known: BTreeSet<(NodeId, u32)> =
-            view.slots.iter().map(|slot| (slot.node, slot.number)).collect();
+        // A lost one stays in the plan until there is another place.
+        let placed = view.slots.iter().filter(|slot| slot.state != SlotState::Lost);
+        let known: BTreeSet<(NodeId, u32)> = placed.map(|s| (s.node, s.number)).collect();
         let real: BTreeSet<(NodeId, u32)> =
             running.get(key).into_iter().flatten().copied().collect();
         if known != real || usize::from(view.ready) != *want {

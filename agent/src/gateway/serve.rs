@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dugnad_resource::spec::Tree;
+use dugnad_resource::execute::ReplicaId;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1::{Builder, Connection};
 use hyper::service::{HttpService, service_fn};
@@ -24,7 +24,7 @@ use super::clock::{Clock, Heard, clocked};
 use super::splice::splice;
 use super::upstream::Upgraded;
 use super::{BUFFER, Shared, count, proxy, statics};
-use crate::stream::Stream;
+use crate::stream::{Endpoint, Stream};
 
 /// After accept failed (no file descriptor is left), how long until the next try: nothing tells
 /// when one is free again.
@@ -128,19 +128,19 @@ async fn connection(shared: Rc<Shared>, peer: SocketAddr, stream: Stream) {
     }
 }
 
-/// Serves a folder on this node to another node's gateway.
-pub(super) async fn folder(shared: Rc<Shared>, tree: Tree, stream: Stream) {
+/// Serves a folder on this node to another node's gateway. The stream is kept from request to
+/// request, so each looks anew at what the replica serves now. One that cannot be answered ends
+/// the stream without a word: the gateway then asks another replica.
+pub(super) async fn folder(shared: Rc<Shared>, id: ReplicaId, stream: Stream) {
     let (heard, clock) = clocked(stream);
     let service = service_fn(move |request: Request<Incoming>| {
-        let blobs = shared.backend.blobs();
+        let (blobs, now) = (shared.backend.blobs(), shared.backend.local(id));
         Box::pin(async move {
+            let Some(Endpoint::Static(tree)) = now else {
+                return Err(io::Error::other("the replica is not here any more"));
+            };
             let (parts, _) = request.into_parts();
-            let answer = statics::answer(&blobs, tree, &parts).await;
-            let answer = answer.unwrap_or_else(|error| {
-                log::warn!("{error}");
-                text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
-            });
-            Ok::<_, Infallible>(answer)
+            statics::answer(&blobs, tree, &parts).await
         })
     });
     let conn = builder(clock).serve_connection(FuturesIo::new(heard), service);

@@ -201,9 +201,9 @@ pub(super) async fn serve(shared: Rc<Shared>, id: ReplicaId, mut stream: Stream)
                 refuse(&mut stream, &format!("its port does not answer: {error}")).await
             }
         },
-        Some(Endpoint::Static(tree)) => match accept(&mut stream).await {
+        Some(Endpoint::Static(_)) => match accept(&mut stream).await {
             Ok(()) => {
-                serve::folder(shared, tree, stream).await;
+                serve::folder(shared, id, stream).await;
                 Ok(())
             }
             Err(error) => Err(error),

@@ -156,3 +156,23 @@ fn a_damaged_copy_is_passed_over() {
         assert!(seen.contains("dugnad-replica: 2@") && seen.ends_with("whole"), "{seen}");
     });
 }
+
+#[test]
+fn kept_streams_show_the_new_version_and_the_end() {
+    World::run(async |world| {
+        let (here, there) = (world.node(1).await, world.node(2).await);
+        let from = tempfile::tempdir().unwrap();
+        fs::write(from.path().join("index.html"), "first").unwrap();
+        let first = there.folder("site", from.path()).await;
+        fs::write(from.path().join("index.html"), "second").unwrap();
+        let second = there.fake.blobs.ingest(from.path().to_owned()).await.unwrap();
+        here.route("site", Port::Http, &[&there]);
+        assert_eq!(text(&[&here.url("/site/")]).await, "first");
+        there.runs("site", 1, Endpoint::Static(second));
+        there.fake.blobs.drop_tree(first).await.unwrap();
+        assert_eq!(text(&[&here.url("/site/")]).await, "second");
+        there.fake.local.borrow_mut().clear();
+        let seen = text(&["-i", &here.url("/site/")]).await;
+        assert!(seen.starts_with("HTTP/1.1 502 ") && seen.contains("not on this node"), "{seen}");
+    });
+}

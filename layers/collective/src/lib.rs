@@ -133,6 +133,9 @@ pub enum Command {
         msg: ToManager,
     },
     Dead(NodeId),
+    /// It lives in a new life: what it runs must be asked anew.
+    Restarted(NodeId),
+    LinkUp(NodeId),
     LinkDown(NodeId),
     Ask {
         ask: u64,
@@ -243,6 +246,8 @@ const CALL: Duration = Duration::from_secs(2);
 const HOLD: Duration = Duration::from_secs(60);
 /// Dead nodes that are remembered.
 const DEAD_MAX: usize = 512;
+/// Peers remembered while it lasts.
+const MET_MAX: usize = 256;
 /// Answers awaited at a time; more are refused to start.
 const OPS_MAX: usize = 512;
 
@@ -286,6 +291,8 @@ pub struct Collective {
     /// After a restart with plans on disk: power may have failed for everybody, so hosts get time
     /// to come back before their replicas are given away.
     pub(crate) hold_until: Option<Time>,
+    /// Who was linked while that lasts: when they go, they are gone.
+    pub(crate) met: BTreeSet<NodeId>,
     counters: BTreeMap<&'static str, u64>,
     ticking: bool,
 }
@@ -321,6 +328,7 @@ impl Collective {
             mirrors: BTreeSet::new(),
             held: BTreeMap::new(),
             hold_until: None,
+            met: BTreeSet::new(),
             managers: BTreeMap::new(),
             dead: BTreeMap::new(),
             counters: BTreeMap::new(),
@@ -390,6 +398,17 @@ impl Collective {
             Command::Report(report) => self.on_tree_report(&report, cx),
             Command::ToManager { from, msg } => self.on_to_manager(from, msg, cx),
             Command::Dead(node) => self.on_dead(node, cx),
+            Command::Restarted(node) => {
+                self.store.synced.remove(&node);
+                self.fail_calls(node, cx);
+                self.on_node_restarted(node, cx);
+            }
+            Command::LinkUp(node) => {
+                if self.hold_until.is_some_and(|until| until > cx.now) && self.met.len() < MET_MAX {
+                    self.met.insert(node);
+                }
+                self.on_node_back(node, cx);
+            }
             Command::LinkDown(node) => self.on_link_down(node, cx),
             Command::Ask { ask, question } => self.on_ask(ask, question, cx),
         }

@@ -104,6 +104,8 @@ pub enum Event {
     Suspect(NodeId),
     Refuted(NodeId),
     Dead(NodeId),
+    /// It lives, but not the life that was known: what it promised it may have forgotten.
+    Restarted(NodeId),
     Left,
 }
 
@@ -253,8 +255,13 @@ impl Overlay {
 
     fn on_link_up(&mut self, peer: &Peer, cx: &mut Cx<'_, Self>) {
         // A higher incarnation means that the life the ring counts on is over.
+        let earlier = |known: &Peer| known.inc != 0 && known.inc < peer.inc;
+        let restarted = self.book.get(&peer.id).is_some_and(earlier);
         if self.ring.holds_earlier_life_of(peer) {
-            self.on_dead(peer.id, cx);
+            self.leave_out(peer.id, cx);
+        }
+        if restarted {
+            cx.emit(Event::Restarted(peer.id));
         }
         self.contact(peer, cx);
         self.ring.lives(peer.id);
@@ -338,18 +345,23 @@ impl Overlay {
 
     fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         self.count("deaths");
+        self.remember_dead(id, cx);
+        self.leave_out(id, cx);
+        cx.emit(Event::Dead(id));
+    }
+
+    /// The ring goes on without this node, or without its earlier life.
+    fn leave_out(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         let was_pred = self.ring.pred().id == id;
         self.table.remove(id);
         self.ring_input(ring::Command::Dead(id), cx);
         self.reroute(id, cx);
         self.forget_child(id, cx);
-        self.remember_dead(id, cx);
         self.update_watch(cx);
         self.fill(cx);
         if was_pred && !self.ring.alone() {
             self.lookup(id, LookupFor::Probe, cx);
         }
-        cx.emit(Event::Dead(id));
     }
 
     /// Every successor is dead: any live node will do, stabilisation finds the right one from it.

@@ -194,6 +194,7 @@ impl Node {
         match command {
             Command::Boot { records, trees, alone } => self.boot(records, trees, alone, cx),
             Command::LinkUp(peer) => {
+                self.community(collective::Command::LinkUp(peer.id), cx);
                 self.ring(connectivity::Command::LinkUp(peer), cx);
             }
             Command::LinkDown(id) => {
@@ -348,6 +349,11 @@ impl Node {
             }
             connectivity::Event::Suspect(_) | connectivity::Event::Refuted(_) => {}
             connectivity::Event::Dead(id) => self.on_dead(id, cx),
+            connectivity::Event::Restarted(id) => {
+                self.place_changed(cx);
+                self.host(executor::Command::Dead(id), cx);
+                self.community(collective::Command::Restarted(id), cx);
+            }
             connectivity::Event::Left => cx.emit(Event::Left),
         }
     }

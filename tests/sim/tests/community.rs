@@ -384,3 +384,28 @@ fn nodes_are_listed_with_the_dead_ones() {
     assert_eq!(state(ids[3]), Some(NodeState::Gone));
     assert_eq!(nodes.iter().filter(|n| n.state == NodeState::Alive).count(), 4);
 }
+
+/// A manager that has just restarted alone holds nothing back for a host it has met and that dies.
+#[test]
+fn a_restarted_manager_heals_at_once() {
+    for seed in seeds("restarted", 20) {
+        let mut world = World::new(Options::seed(seed));
+        community(&mut world, 5);
+        let wanted = deploy(&mut world, 1, 3);
+        let key = *wanted.keys().next().unwrap();
+        let manages = |w: &World, id: &dugnad_kernel::NodeId| {
+            w.node(*id).is_some_and(|n| n.collective().managers().any(|(k, _)| *k == key))
+        };
+        let manager = world.alive().into_iter().find(|id| manages(&world, id)).unwrap();
+        world.crash(manager, Crash::Process);
+        world.run_for(Duration::from_secs(3));
+        world.start(manager);
+        settles(&mut world, 60, &wanted, &format!("seed {seed}: back"));
+        let on = check::running(&world)[&key].clone();
+        let replica = on.iter().map(|(n, _)| *n).find(|n| *n != manager).unwrap();
+        world.crash(replica, Crash::Process);
+        let healed = world
+            .run_until(Duration::from_secs(6), SECOND, |w| check::services(w, &wanted).is_ok());
+        assert!(healed, "seed {seed}: {:?}", check::services(&world, &wanted));
+    }
+}

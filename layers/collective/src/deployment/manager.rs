@@ -323,8 +323,11 @@ impl Collective {
             return;
         }
         let (live, want) = (manager.live().count(), usize::from(manager.want));
-        let lost = manager.plan.slots.iter().any(|slot| slot.state == SlotState::Lost);
-        if let Some(until) = self.hold_until.filter(|until| lost && live < want && *until > cx.now)
+        // A host that was not seen since this node started may just be starting, too.
+        let missing = |slot: &Slot| slot.state == SlotState::Lost && !self.met.contains(&slot.node);
+        let starting = manager.plan.slots.iter().any(missing);
+        if let Some(until) =
+            self.hold_until.filter(|until| starting && live < want && *until > cx.now)
         {
             self.later(key, until - cx.now, cx);
             return;
@@ -568,6 +571,32 @@ impl Collective {
         let hosts = self.managers.values().flat_map(|m| m.plan.slots.iter());
         let live = hosts.filter(|slot| slot.state != SlotState::Lost).map(|slot| slot.node);
         cx.emit(Event::Watch(live.filter(|node| *node != self.me).collect()));
+    }
+
+    /// Its services may have outlived its agent, or start again: it is asked, not given up.
+    pub(crate) fn on_node_restarted(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        self.ask_again(node, |state| state != SlotState::Draining, cx);
+    }
+
+    /// A node given up too early is reached again: what it runs counts, if it runs.
+    pub(crate) fn on_node_back(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        self.ask_again(node, |state| state == SlotState::Lost, cx);
+    }
+
+    fn ask_again(&mut self, node: NodeId, which: fn(SlotState) -> bool, cx: &mut Cx<'_, Self>) {
+        for (key, manager) in &mut self.managers {
+            let mut runs = false;
+            let slots = manager.plan.slots.iter_mut().filter(|slot| slot.node == node);
+            for slot in slots.filter(|slot| which(slot.state)) {
+                runs = true;
+                slot.state = SlotState::Starting;
+                slot.note = "its node started again".to_string();
+            }
+            if runs {
+                let msg = ToHost::Probe { service: *key, epoch: manager.plan.epoch };
+                cx.emit(Event::ToHost { to: node, msg });
+            }
+        }
     }
 
     pub(crate) fn on_node_dead(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {

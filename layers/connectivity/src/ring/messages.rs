@@ -1,0 +1,197 @@
+//! What the ring says, is told and waits for (overlay.md 2.2, 2.3).
+
+use alloc::vec::Vec;
+
+use dugnad_kernel::{NodeId, Peer};
+use serde::{Deserialize, Serialize};
+
+use crate::config::SUCCESSORS;
+
+/// Where a node stands (overlay.md 2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Status {
+    Out,
+    JoinReq,
+    Joining,
+    Inside,
+    PredJoining,
+    LeaveReq,
+    PredLeaveReq,
+    PredLeaving,
+    Leaving,
+    Gone,
+}
+
+/// Every message of 2.3; `op` is a random number chosen by the joiner or leaver. `JoinReq` itself
+/// is routed, so it travels as [`crate::route::Purpose::Join`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Msg {
+    JoinRetry {
+        op: u64,
+        after_ms: u16,
+    },
+    JoinPoint {
+        op: u64,
+        pred: Peer,
+        succs: Vec<Peer>,
+    },
+    NewSucc {
+        op: u64,
+        joiner: Peer,
+        succ: NodeId,
+        succs: Vec<Peer>,
+    },
+    NewSuccAck {
+        op: u64,
+        joiner: NodeId,
+    },
+    JoinDone {
+        op: u64,
+    },
+    LeaveReq {
+        op: u64,
+    },
+    LeaveRetry {
+        op: u64,
+        after_ms: u16,
+    },
+    LeaveGrant {
+        op: u64,
+    },
+    LeavePoint {
+        op: u64,
+        pred: Peer,
+    },
+    UpdateSucc {
+        op: u64,
+        leaver: NodeId,
+        succs: Vec<Peer>,
+    },
+    UpdateSuccAck {
+        op: u64,
+    },
+    LeaveDone {
+        op: u64,
+    },
+    Query {
+        call: u32,
+    },
+    QueryRes {
+        call: u32,
+        pred: Peer,
+        succs: Vec<Peer>,
+    },
+    /// From a node that left: ask these instead.
+    Moved {
+        call: u32,
+        succs: Vec<Peer>,
+    },
+    Notify {
+        me: Peer,
+    },
+    /// From the successor: my list changed, ask me. So a list deep in the ring is right after
+    /// seconds and not after a quiet round for each of its entries.
+    ListChanged,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Timer {
+    /// The lease on the hosted lock, or on one's own, ends.
+    Lock {
+        op: u64,
+    },
+    /// The join asked for under `op` was not answered, or may be tried again.
+    Retry {
+        op: u64,
+    },
+    /// A leave that was refused, or came while locked for somebody else.
+    LeaveAgain,
+    Stabilize {
+        round: u32,
+    },
+    Query {
+        call: u32,
+    },
+    /// The time in which a node that left still points the way is over.
+    Grace,
+    LeaveLimit,
+}
+
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Be the first node of a ring.
+    Create,
+    /// Join through a node that says it is inside.
+    Join {
+        via: NodeId,
+    },
+    /// The way in turned out to be closed.
+    GiveUpJoin {
+        via: NodeId,
+    },
+    /// A routed join request reached its owner.
+    JoinReq {
+        op: u64,
+        joiner: Peer,
+    },
+    Leave,
+    /// The detector is sure, or a new incarnation showed up.
+    Dead(NodeId),
+    /// Its session ended or it could not be dialled.
+    Closed(NodeId),
+    /// A live node that might be a better neighbour (merge, or a table entry after losses).
+    Candidate(Peer),
+    /// Nobody else is known to live: the whole ring is mine.
+    Alone,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Route a join request for me through `via`.
+    RouteJoin {
+        via: NodeId,
+        op: u64,
+    },
+    Joined,
+    /// The join did not work out; try another way in.
+    JoinFailed,
+    /// What I own is now `(pred, me]`.
+    RangeChanged,
+    NeighboursChanged,
+    /// A merge put `by` where `old` was; `old` has its place behind it.
+    Displaced {
+        old: Peer,
+        by: NodeId,
+    },
+    /// Every successor is dead: name any live node.
+    Stranded,
+    /// A farther node says it is my predecessor: it found the one I count on dead.
+    Doubted(NodeId),
+    Left,
+}
+
+impl Msg {
+    /// The peer records it carries, no more than an honest node sends.
+    pub fn peers(&self) -> impl Iterator<Item = &Peer> {
+        let (one, list): (Option<&Peer>, &[Peer]) = match self {
+            Self::JoinPoint { pred, succs, .. } | Self::QueryRes { pred, succs, .. } => {
+                (Some(pred), succs)
+            }
+            Self::NewSucc { joiner, succs, .. } => (Some(joiner), succs),
+            Self::LeavePoint { pred, .. } => (Some(pred), &[]),
+            Self::UpdateSucc { succs, .. } | Self::Moved { succs, .. } => (None, succs),
+            Self::Notify { me } => (Some(me), &[]),
+            Self::JoinRetry { .. }
+            | Self::NewSuccAck { .. }
+            | Self::JoinDone { .. }
+            | Self::LeaveReq { .. }
+            | Self::LeaveRetry { .. }
+            | Self::LeaveGrant { .. }
+            | Self::UpdateSuccAck { .. }
+            | Self::LeaveDone { .. }
+            | Self::Query { .. }
+            | Self::ListChanged => (None, &[]),
+        };
+        one.into_iter().chain(list.iter().take(SUCCESSORS))
+    }
+}

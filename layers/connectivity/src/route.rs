@@ -199,7 +199,7 @@ impl Overlay {
                 self.routes.pending.remove(&seq);
             }
             RouteMsg::Found { call, found } => self.on_found(call, found, cx),
-            RouteMsg::NotInside { call } if call == 0 => self.on_way_in_closed(from, cx),
+            RouteMsg::NotInside { call: 0 } => self.on_way_in_closed(from, cx),
             RouteMsg::NotInside { .. } => self.count("not_inside"),
         }
     }

@@ -169,7 +169,7 @@ impl Node {
                 Msg::ToManager(msg) => {
                     self.community(collective::Command::ToManager { from, msg }, cx);
                 }
-                Msg::ToHost(msg) => self.to_host(from, msg, cx),
+                Msg::ToHost(msg) => self.tell_host(from, msg, cx),
             },
             Input::Timer(Timer::Overlay(timer)) => self.feed_overlay(Input::Timer(timer), cx),
             Input::Timer(Timer::Collective(timer)) => self.feed_collective(Input::Timer(timer), cx),
@@ -224,7 +224,7 @@ impl Node {
             let taken = match key.first() {
                 Some(b'x') => postcard::from_bytes::<Run>(&value).map(|run| runs.push(run)),
                 Some(b'r') => postcard::from_bytes::<Record>(&value).map(|r| stored.push(r)),
-                _ => Ok(self.malformed_records += 1),
+                _ => Err(postcard::Error::DeserializeBadEncoding),
             };
             if taken.is_err() {
                 self.malformed_records += 1;
@@ -236,7 +236,7 @@ impl Node {
         self.ring(connectivity::Command::Boot { alone }, cx);
     }
 
-    fn to_host(&mut self, from: NodeId, msg: ToHost, cx: &mut Cx<'_, Self>) {
+    fn tell_host(&mut self, from: NodeId, msg: ToHost, cx: &mut Cx<'_, Self>) {
         let mut effects = Vec::new();
         let mut inner = Cx::new(cx.now, cx.rng, &mut effects);
         self.executor.on_message(from, msg, &mut inner);

@@ -30,7 +30,7 @@ struct Swarm {
 /// # Errors
 /// The first thing that is not as it should be.
 pub fn swarm(seed: u64, verbose: bool) -> Result<World, String> {
-    let mut rng = fastrand::Rng::with_seed(seed ^ 0x7377_6172_6d);
+    let mut rng = fastrand::Rng::with_seed(seed ^ 0x0073_7761_726d);
     let least = rng.u64(1..30);
     let net = NetOptions {
         latency_ms: least..least + rng.u64(1..100),

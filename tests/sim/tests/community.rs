@@ -12,7 +12,6 @@ use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World, check};
 
 const SECOND: Duration = Duration::from_secs(1);
-const TENTH: Duration = Duration::from_millis(100);
 
 /// The seeds of this test: a fixed range, and what `tests/seeds.txt` remembers.
 fn seeds(name: &str, count: u64) -> Vec<u64> {

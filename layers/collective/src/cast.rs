@@ -1,5 +1,6 @@
 //! What is broadcast to the whole community.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -27,7 +28,7 @@ pub enum CastBody {
 /// One node's part of the feedback.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CastPart {
-    Node(Description),
+    Node(Box<Description>),
     Services(Vec<View>),
     Ports(Vec<(String, u16)>),
 }

@@ -109,7 +109,11 @@ pub enum Timer {
 
 #[derive(Clone, Debug)]
 pub enum Command {
-    Restore(Vec<Record>),
+    /// What the disk held, and whether this node has lived before.
+    Restore {
+        records: Vec<Record>,
+        lived: bool,
+    },
     /// Trees that are on disk here.
     Trees(Vec<Tree>),
     Place {
@@ -380,9 +384,8 @@ impl Collective {
 
     fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {
         match command {
-            Command::Restore(records) => {
-                let planned = |r: &Record| r.name == deployment::service::PLAN;
-                if records.iter().any(planned) {
+            Command::Restore { records, lived } => {
+                if lived {
                     self.hold_until = Some(cx.now + HOLD);
                 }
                 self.store.restore(records);
@@ -476,6 +479,8 @@ impl Collective {
     pub(crate) fn on_record_changed(&mut self, record: &Record, cx: &mut Cx<'_, Self>) {
         if record.name == deployment::service::SPEC {
             self.on_service_record(record.key, cx);
+        } else if record.name == deployment::service::PLAN {
+            self.on_plan_record(record.key, cx);
         } else if record.name.len() == 16 {
             self.on_tree_record(record, cx);
         }

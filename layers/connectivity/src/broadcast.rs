@@ -5,6 +5,7 @@
 //! messages do. Every node contributes the range it answers for; the initiator knows exactly
 //! which part of the ring was not covered.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
@@ -27,7 +28,7 @@ pub enum CastMsg {
     /// Deliver `body`, and reach everybody between you and `limit`.
     Down { id: CastId, limit: NodeId, body: Vec<u8>, feedback: bool, budget_ms: u16 },
     /// What my part of the tree says, and which part of the ring that is.
-    Up { id: CastId, parts: Vec<Vec<u8>>, cover: ArcSet, cut: bool },
+    Up { id: CastId, parts: Vec<Vec<u8>>, cover: Box<ArcSet>, cut: bool },
 }
 
 /// The answers of a broadcast with feedback.
@@ -81,7 +82,7 @@ impl Overlay {
                 if self.casts.seen.contains(&id) {
                     self.count("cast_twice");
                     if feedback {
-                        let cover = ArcSet::empty();
+                        let cover = Box::new(ArcSet::empty());
                         let up = CastMsg::Up { id, parts: Vec::new(), cover, cut: false };
                         cx.send(from, Msg::Cast(up));
                     }
@@ -223,6 +224,7 @@ impl Overlay {
         match cast.parent {
             Some(parent) => {
                 let Cast { parts, cover, cut, .. } = cast;
+                let cover = Box::new(cover);
                 cx.send(parent, Msg::Cast(CastMsg::Up { id, parts, cover, cut }));
             }
             None => {

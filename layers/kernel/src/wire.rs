@@ -143,7 +143,7 @@ fn read_exact<R: Read>(reader: &mut R, buffer: &mut [u8]) -> Result<(), ReadErro
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -1,5 +1,6 @@
 //! What the node says to everybody, and answers when everybody is asked.
 
+use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -43,7 +44,7 @@ impl Node {
     pub(crate) fn on_cast(&mut self, body: &[u8], cx: &mut Cx<'_, Self>) -> Option<Vec<u8>> {
         let part = match postcard::from_bytes(body).ok()? {
             CastBody::Describe { trees, program } => {
-                CastPart::Node(self.description(&trees, program.as_deref(), cx))
+                CastPart::Node(Box::new(self.description(&trees, program.as_deref(), cx)))
             }
             CastBody::Services => {
                 let views = self.collective.views();

@@ -182,7 +182,7 @@ impl Node {
                 Msg::ToManager(msg) => {
                     self.community(collective::Command::ToManager { from, msg }, cx);
                 }
-                Msg::ToHost(msg) => self.hosts(from, msg, cx),
+                Msg::ToHost(msg) => self.tell_host(from, msg, cx),
             },
             Input::Timer(Timer::Overlay(timer)) => self.feed_overlay(Input::Timer(timer), cx),
             Input::Timer(Timer::Collective(timer)) => self.feed_collective(Input::Timer(timer), cx),
@@ -253,12 +253,13 @@ impl Node {
             }
         }
         self.host(executor::Command::Restore(runs), cx);
-        self.community(collective::Command::Restore(stored), cx);
+        let lived = self.overlay.ring().me().inc > 1;
+        self.community(collective::Command::Restore { records: stored, lived }, cx);
         self.community(collective::Command::Trees(trees), cx);
         self.ring(connectivity::Command::Boot { alone }, cx);
     }
 
-    fn hosts(&mut self, from: NodeId, msg: ToHost, cx: &mut Cx<'_, Self>) {
+    fn tell_host(&mut self, from: NodeId, msg: ToHost, cx: &mut Cx<'_, Self>) {
         let mut effects = Vec::new();
         let mut inner = Cx::new(cx.now, cx.rng, &mut effects);
         self.executor.on_message(from, msg, &mut inner);

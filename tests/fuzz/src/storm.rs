@@ -194,7 +194,7 @@ impl Storm {
             Msg::Overlay(Overlay::Cast(CastMsg::Down { id, .. })) => {
                 let parts = (0..self.rng.usize(0..5)).map(|_| self.part()).collect();
                 let cut = self.rng.bool();
-                let up = CastMsg::Up { id, parts, cover: ArcSet::whole(), cut };
+                let up = CastMsg::Up { id, parts, cover: Box::new(ArcSet::whole()), cut };
                 Msg::Overlay(Overlay::Cast(up))
             }
             Msg::Collective(collective::Msg::Request { call, .. }) => {
@@ -261,7 +261,7 @@ impl Storm {
             holds: Vec::new(),
             programs: Vec::new(),
         };
-        wire::encode(&CastPart::Node(description))
+        wire::encode(&CastPart::Node(Box::new(description)))
             .map(|f| f[wire::HEADER..].to_vec())
             .unwrap_or_default()
     }

@@ -74,7 +74,7 @@ enum Happening {
     LinkDown { node: NodeId, peer: NodeId, epoch: Option<u64> },
     Synced { node: NodeId, life: u64, token: u64, writes: Vec<(Vec<u8>, Option<Vec<u8>>)> },
     Redial { node: NodeId, life: u64, tries: u32 },
-    Host { node: NodeId, life: u64, order: Order },
+    Host { node: NodeId, life: u64, order: Box<Order> },
 }
 
 enum Packet {
@@ -326,7 +326,7 @@ impl World {
             Happening::Redial { node, life, tries } => self.redial(node, life, tries),
             Happening::Host { node, life, order } => {
                 if self.lives(node, life) {
-                    self.carry_out(node, order);
+                    self.carry_out(node, *order);
                 }
             }
         }
@@ -403,6 +403,7 @@ impl World {
                     time = time.max(machine.last_order + Duration::from_micros(1));
                     machine.last_order = time;
                 }
+                let order = Box::new(order);
                 self.at(time, Happening::Host { node: id, life, order });
             }
             Event::Answer(ask, answer) => {

@@ -196,7 +196,7 @@ pub(crate) fn messages() -> Vec<Msg> {
         CastMsg::Up {
             id: cast,
             parts: vec![vec![1], vec![]],
-            cover: ArcSet::of(Arc::new(id(5), id(2))),
+            cover: Box::new(ArcSet::of(Arc::new(id(5), id(2)))),
             cut: false,
         },
     ];
@@ -365,7 +365,7 @@ pub(crate) fn stored(lines: &mut Lines) {
     ];
     every(lines, "cast", bodies, |body| body);
     let parts = [
-        CastPart::Node(description()),
+        CastPart::Node(Box::new(description())),
         CastPart::Services(vec![view()]),
         CastPart::Ports(vec![("wiki".into(), 6379)]),
     ];

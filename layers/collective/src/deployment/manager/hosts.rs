@@ -1,0 +1,300 @@
+//! What a manager hears of the hosts of its replicas.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use dugnad_kernel::{Cx, Key, NodeId};
+use dugnad_resource::describe::named;
+use dugnad_resource::execute::{Epoch, HostState, ReplicaId, ToHost, ToManager};
+use dugnad_resource::executor::bounded;
+
+use super::{AVOID, AVOID_DOUBLINGS, TAKE_OVER};
+use crate::deployment::service::{Desired, PLAN, Plan, Slot, SlotState};
+use crate::{Collective, Event};
+
+impl Collective {
+    pub(crate) fn watch_hosts(&self, cx: &mut Cx<'_, Self>) {
+        let hosts = self.managers.values().flat_map(|m| m.plan.slots.iter());
+        let live = hosts.filter(|slot| slot.state != SlotState::Lost).map(|slot| slot.node);
+        cx.emit(Event::Watch(live.filter(|node| *node != self.me).collect()));
+    }
+
+    /// Its services may have outlived its agent, or start again: it is asked, not given up.
+    pub(crate) fn on_node_restarted(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        self.ask_again(node, |state| state != SlotState::Draining, cx);
+    }
+
+    /// A node given up too early is reached again: what it runs counts, if it runs.
+    pub(crate) fn on_node_back(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        self.ask_again(node, |state| state == SlotState::Lost, cx);
+    }
+
+    fn ask_again(&mut self, node: NodeId, which: fn(SlotState) -> bool, cx: &mut Cx<'_, Self>) {
+        for (key, manager) in &mut self.managers {
+            let mut runs = false;
+            let slots = manager.plan.slots.iter_mut().filter(|slot| slot.node == node);
+            for slot in slots.filter(|slot| which(slot.state)) {
+                runs = true;
+                slot.state = SlotState::Starting;
+                slot.note = "its node started again".to_string();
+            }
+            if runs {
+                let msg = ToHost::Probe { service: *key, epoch: manager.plan.epoch };
+                cx.emit(Event::ToHost { to: node, msg });
+            }
+        }
+    }
+
+    /// Another manager wrote a plan: what runs by it is asked, too, and taken in or stopped.
+    pub(crate) fn on_plan_record(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get(&key) else { return };
+        let Some(plan) = self.read::<Plan>(key, PLAN) else { return };
+        if plan.epoch.manager == self.me {
+            return;
+        }
+        let epoch = manager.plan.epoch;
+        let unknown = |slot: &&Slot| manager.plan.slots.iter().all(|s| s.number != slot.number);
+        for slot in plan.slots.iter().filter(unknown) {
+            let msg = ToHost::Probe { service: key, epoch };
+            cx.emit(Event::ToHost { to: slot.node, msg });
+        }
+    }
+
+    pub(crate) fn on_node_dead(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        let touched: Vec<Key> = self
+            .managers
+            .iter()
+            .filter(|(_, m)| m.plan.slots.iter().any(|slot| slot.node == node))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in touched {
+            let Some(manager) = self.managers.get_mut(&key) else { continue };
+            manager.taking_over.remove(&node);
+            let mut name = String::new();
+            for slot in manager.plan.slots.iter_mut().filter(|slot| slot.node == node) {
+                slot.state = SlotState::Lost;
+                slot.note = "its node is gone".to_string();
+                name.clone_from(&slot.node_name);
+            }
+            let text = format!("{name} lost; {} of {} ready", manager.ready(), manager.want);
+            manager.note(text.clone());
+            self.tell_people(key, text, cx);
+            self.reconcile(key, cx);
+            self.touch(key, cx);
+        }
+        self.watch_hosts(cx);
+    }
+
+    pub(crate) fn on_to_manager(&mut self, from: NodeId, msg: ToManager, cx: &mut Cx<'_, Self>) {
+        self.dead.remove(&from);
+        match msg {
+            ToManager::Reserved { id, .. } => {
+                self.on_reserved(from, id.service, id.number, Ok(()), cx);
+            }
+            ToManager::Refused { id, reason, .. } => {
+                let reason = bounded(&reason);
+                self.on_reserved(from, id.service, id.number, Err(reason), cx);
+            }
+            ToManager::Beat { id, generation, state, note, node_name } => {
+                // Views and plans carry them: what a host says must not make those too large.
+                let (note, node_name) = (bounded(&note), named(&node_name));
+                let beat = Beat { from, id, generation, state, note, node_name };
+                self.on_beat(beat, cx);
+            }
+            ToManager::Nothing { service } => self.on_nothing(from, service, cx),
+            ToManager::Deposed { service, epoch } => self.on_deposed(from, service, epoch, cx),
+        }
+    }
+
+    /// A host saw a higher term. If the key is still mine, mine must be higher yet.
+    fn on_deposed(&mut self, from: NodeId, key: Key, epoch: Epoch, cx: &mut Cx<'_, Self>) {
+        self.count("deposed");
+        let me = self.me;
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        // Refused in an earlier term of mine: the present one is on its way there.
+        if manager.plan.epoch >= epoch || !epoch.fits() {
+            return;
+        }
+        manager.taking_over.insert(from);
+        manager.plan.epoch = epoch.next(me);
+        // Reserved under the old term, and never started under it: these lapse by themselves.
+        manager.plan.slots.retain(|slot| slot.state != SlotState::Reserved);
+        manager.sources.clear();
+        manager.taking_over.extend(manager.plan.slots.iter().map(|slot| slot.node));
+        manager.probe_again = true;
+        // Not at once: two that both believe to own the key would race at the speed of the wire.
+        self.later(key, TAKE_OVER, cx);
+    }
+
+    /// A host of the plan that knows nothing of the service (it lost its disk, or never began).
+    fn on_nothing(&mut self, from: NodeId, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        manager.taking_over.remove(&from);
+        manager.plan.slots.retain(|slot| slot.node != from);
+        self.reconcile(key, cx);
+        self.touch(key, cx);
+    }
+
+    fn on_beat(&mut self, beat: Beat, cx: &mut Cx<'_, Self>) {
+        let Beat { from, id, state, .. } = beat;
+        let key = id.service;
+        let Some(manager) = self.managers.get_mut(&key) else {
+            cx.emit(Event::ToHost { to: from, msg: ToHost::NotManager { service: key } });
+            return;
+        };
+        let epoch = manager.plan.epoch;
+        manager.taking_over.remove(&from);
+        let known = manager.slot(id.number).is_some_and(|slot| slot.node == from);
+        let runs = matches!(
+            state,
+            HostState::Fetching | HostState::Starting | HostState::Ready | HostState::Unready
+        );
+        if runs && !known {
+            // A host runs one replica of a service: others that an old plan names are not there.
+            manager.plan.slots.retain(|slot| slot.node != from);
+        }
+        match state {
+            HostState::Gone => self.on_replica_gone(key, id.number, from, cx),
+            HostState::Failed => self.on_replica_failed(key, id.number, from, beat.note, cx),
+            _ if known => self.on_replica_state(beat, cx),
+            HostState::Stopping | HostState::Reserved => {}
+            HostState::Fetching | HostState::Starting | HostState::Ready | HostState::Unready => {
+                self.on_returned(beat, cx);
+            }
+        }
+        cx.emit(Event::ToHost { to: from, msg: ToHost::BeatAck { service: key, epoch } });
+    }
+
+    fn on_replica_gone(&mut self, key: Key, number: u32, from: NodeId, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let before = manager.plan.slots.len();
+        manager.plan.slots.retain(|slot| slot.number != number || slot.node != from);
+        if manager.plan.slots.len() == before {
+            return;
+        }
+        if manager.plan.slots.is_empty() && manager.service.desired != Desired::Running {
+            self.store_plan(key, cx);
+        }
+        self.reconcile(key, cx);
+        self.touch(key, cx);
+        self.watch_hosts(cx);
+    }
+
+    fn on_replica_failed(
+        &mut self,
+        key: Key,
+        number: u32,
+        from: NodeId,
+        note: String,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let now = cx.now;
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let failed = manager.plan.slots.iter().find(|s| s.number == number && s.node == from);
+        let Some(name) = failed.map(|slot| slot.node_name.clone()) else { return };
+        let (times, until) = manager.avoid.entry(from).or_insert((0, now));
+        *until = now + AVOID * (1 << (*times).min(AVOID_DOUBLINGS));
+        *times += 1;
+        manager.plan.slots.retain(|slot| slot.number != number || slot.node != from);
+        let text = format!("failed on {name}: {note}");
+        manager.note(text.clone());
+        self.tell_people(key, text, cx);
+        self.reconcile(key, cx);
+        self.touch(key, cx);
+    }
+
+    fn on_replica_state(&mut self, beat: Beat, cx: &mut Cx<'_, Self>) {
+        let Beat { id, generation, state, note, .. } = beat;
+        let (key, number) = (id.service, id.number);
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let Some(slot) = manager.slot(number) else { return };
+        // A report of the version before the one it was just told to run.
+        if generation < slot.generation {
+            return;
+        }
+        let new = SlotState::of_host(state);
+        if slot.state == SlotState::Draining && new != SlotState::Draining {
+            // It was away when it was told to stop.
+            let (node, epoch) = (slot.node, manager.plan.epoch);
+            let removed = manager.service.desired == Desired::Removed;
+            let forget = removed || !manager.service.spec.keep_state;
+            cx.emit(Event::ToHost { to: node, msg: ToHost::Stop { id, epoch, forget } });
+            return;
+        }
+        if slot.state == new && slot.note == note && slot.generation == generation {
+            return;
+        }
+        let known = manager.old_news.remove(&number) && new == SlotState::Ready;
+        let Some(slot) = manager.slot(number) else { return };
+        let was = slot.state;
+        slot.state = new;
+        slot.generation = generation;
+        slot.note = note;
+        let text = match (was, new) {
+            _ if known => None,
+            (SlotState::Ready, SlotState::Ready) => None,
+            (_, SlotState::Ready) => Some(format!("replica {number} ready on {}", slot.node_name)),
+            (SlotState::Ready, _) => {
+                Some(format!("replica {number} on {}: {}", slot.node_name, slot.note))
+            }
+            _ => None,
+        };
+        if let Some(text) = text {
+            manager.note(text.clone());
+            self.tell_people(key, text, cx);
+        }
+        self.reconcile(key, cx);
+        self.touch(key, cx);
+    }
+
+    /// A replica that is not in the plan: it came back after it was replaced, or the plan was
+    /// lost. Taken in where one is missing, stopped where none is.
+    fn on_returned(&mut self, beat: Beat, cx: &mut Cx<'_, Self>) {
+        let Beat { from, id, generation, state, node_name, .. } = beat;
+        let key = id.service;
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let epoch = manager.plan.epoch;
+        let running = manager.service.desired == Desired::Running;
+        let here = manager.live().any(|slot| slot.node == from);
+        let taken = manager.slot(id.number).is_some();
+        let wanted = manager.live().count() < usize::from(manager.want);
+        if running && wanted && !here && !taken && manager.placing {
+            // It may be the one that is being looked for: asked again when that is over.
+            manager.returned.insert(from);
+            return;
+        }
+        if running && wanted && !here && !taken {
+            let slot = Slot {
+                number: id.number,
+                node: from,
+                node_name,
+                generation,
+                state: SlotState::of_host(state),
+                note: "came back".to_string(),
+            };
+            manager.plan.next_number = manager.plan.next_number.max(id.number.saturating_add(1));
+            manager.plan.slots.push(slot);
+            self.watch_hosts(cx);
+            self.store_plan(key, cx);
+            self.reconcile(key, cx);
+            self.touch(key, cx);
+            return;
+        }
+        let forget = !manager.service.spec.keep_state;
+        let text = format!("a replica came back on {node_name} and is not needed");
+        manager.note(text);
+        self.count("returned_surplus");
+        cx.emit(Event::ToHost { to: from, msg: ToHost::Stop { id, epoch, forget } });
+    }
+}
+
+/// A host's report of one replica.
+struct Beat {
+    from: NodeId,
+    id: ReplicaId,
+    generation: u64,
+    state: HostState,
+    note: String,
+    node_name: String,
+}

@@ -1,0 +1,333 @@
+//! The service manager: one a service, at the node that owns its key (overlay.md 10.2, 10.7).
+//!
+//! It holds nothing that is not in the service's two records or known to the hosts: when its node
+//! dies, the next owner reads the plan, asks the hosts, and goes on in a higher term.
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use dugnad_kernel::{Cx, Duration, Key, NodeId, Time};
+use dugnad_resource::describe::named;
+use dugnad_resource::execute::ToHost;
+use dugnad_resource::executor::bounded;
+use dugnad_resource::spec::{Kind, Port};
+use serde::{Deserialize, Serialize};
+
+mod hosts;
+mod queries;
+mod reconcile;
+
+use super::deployer;
+use super::service::{Desired, PLAN, Plan, SPEC, Service, Slot, SlotState};
+use crate::cast::{CastBody, CastPart};
+use crate::{Collective, Event, Response};
+
+/// How long the hosts of a plan have to report to a new manager.
+const TAKE_OVER: Duration = Duration::from_millis(1_200);
+/// A service that found no place is tried again after this, doubling.
+const BLOCKED: Duration = Duration::from_secs(5);
+const BLOCKED_DOUBLINGS: u32 = 2;
+/// A node where a replica failed is avoided this long, doubling (overlay.md 10.11).
+const AVOID: Duration = Duration::from_secs(60);
+const AVOID_DOUBLINGS: u32 = 6;
+/// A query that sees nothing new is answered after this.
+const POLL: Duration = Duration::from_millis(1_500);
+const WAITING_MAX: usize = 64;
+const HISTORY_MAX: usize = 32;
+/// Reasons why no place was found that are kept: views travel in one message.
+const BLOCKED_LINES: usize = 64;
+/// Copies of a plan to wait for before anything is started.
+const PLAN_COPIES: usize = 2;
+
+/// What a manager says about its service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    pub name: String,
+    pub service: Key,
+    pub generation: u64,
+    pub desired: Desired,
+    pub port: Port,
+    pub kind: Kind,
+    pub want: u8,
+    pub because: String,
+    pub ready: u8,
+    pub manager: NodeId,
+    /// Differs whenever anything above differs.
+    pub revision: u64,
+    pub slots: Vec<Slot>,
+    /// Why it is not (yet) as wanted, one line a reason.
+    pub blocked: Vec<String>,
+}
+
+/// What came of looking for places.
+#[derive(Clone, Debug)]
+pub(crate) struct Placed {
+    service: Key,
+    term: u64,
+    slots: Vec<(Slot, Vec<NodeId>)>,
+    blocked: Vec<String>,
+}
+
+#[derive(Debug)]
+pub struct Manager {
+    service: Service,
+    want: u8,
+    because: String,
+    plan: Plan,
+    /// Hosts of an earlier term that have not reported yet.
+    taking_over: BTreeSet<NodeId>,
+    /// A host obeyed a higher term than ours: ask again in the new one.
+    probe_again: bool,
+    placing: bool,
+    /// Replicas of an earlier term whose state is not news when they report it again.
+    old_news: BTreeSet<u32>,
+    /// Hosts whose replica came back while a place was being looked for.
+    returned: BTreeSet<NodeId>,
+    blocked: Vec<String>,
+    blocked_times: u32,
+    avoid: BTreeMap<NodeId, (u32, Time)>,
+    /// Who can be asked for the package, by replica number.
+    sources: BTreeMap<u32, Vec<NodeId>>,
+    /// Counter of the last plan written: two may be on their way at once.
+    written: u64,
+    revision: u64,
+    round: u32,
+    waiting: Vec<(NodeId, u32)>,
+    history: VecDeque<String>,
+}
+
+impl Manager {
+    fn new(service: Service, plan: Plan) -> Self {
+        let (want, because) = deployer::replicas(service.spec.want);
+        Self {
+            service,
+            want,
+            because,
+            plan,
+            taking_over: BTreeSet::new(),
+            probe_again: false,
+            placing: false,
+            old_news: BTreeSet::new(),
+            returned: BTreeSet::new(),
+            blocked: Vec::new(),
+            blocked_times: 0,
+            avoid: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            written: 0,
+            revision: 0,
+            round: 0,
+            waiting: Vec::new(),
+            history: VecDeque::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.service.spec.name
+    }
+
+    fn live(&self) -> impl Iterator<Item = &Slot> {
+        self.plan.slots.iter().filter(|slot| {
+            matches!(slot.state, SlotState::Reserved | SlotState::Starting | SlotState::Ready)
+        })
+    }
+
+    fn ready(&self) -> usize {
+        let current =
+            |s: &&Slot| s.state == SlotState::Ready && s.generation == self.service.generation;
+        self.plan.slots.iter().filter(current).count()
+    }
+
+    #[must_use]
+    pub fn view(&self, key: Key) -> View {
+        View {
+            name: self.service.spec.name.clone(),
+            service: key,
+            generation: self.service.generation,
+            desired: self.service.desired,
+            port: self.service.spec.port,
+            kind: self.service.spec.kind,
+            want: if self.service.desired == Desired::Running { self.want } else { 0 },
+            because: self.because.clone(),
+            ready: u8::try_from(self.ready()).unwrap_or(u8::MAX),
+            manager: self.plan.epoch.manager,
+            revision: (self.plan.epoch.term << 32)
+                | (self.revision.wrapping_add(1) & u64::from(u32::MAX)),
+            slots: self.plan.slots.clone(),
+            blocked: self.blocked.clone(),
+        }
+    }
+
+    fn note(&mut self, text: String) {
+        let text = bounded(&text);
+        if self.history.len() == HISTORY_MAX {
+            self.history.pop_front();
+        }
+        self.history.push_back(text);
+    }
+
+    fn slot(&mut self, number: u32) -> Option<&mut Slot> {
+        self.plan.slots.iter_mut().find(|slot| slot.number == number)
+    }
+}
+
+impl Collective {
+    pub fn managers(&self) -> impl Iterator<Item = (&Key, &Manager)> {
+        self.managers.iter()
+    }
+
+    /// What this node manages, as it says it in a broadcast.
+    #[must_use]
+    pub fn views(&self) -> Vec<View> {
+        let known = |(_, m): &(&Key, &Manager)| {
+            m.service.desired != Desired::Removed || !m.plan.slots.is_empty()
+        };
+        self.managers.iter().filter(known).map(|(key, m)| m.view(*key)).collect()
+    }
+
+    pub(crate) fn manages(&self, key: Key) -> bool {
+        self.place.range.is_some_and(|range| range.contains(key))
+    }
+
+    pub(crate) fn refresh_managers(&mut self, cx: &mut Cx<'_, Self>) {
+        let gone: Vec<Key> =
+            self.managers.keys().copied().filter(|key| !self.manages(*key)).collect();
+        for key in gone {
+            // Hosts look for the new manager at once, and not at their next beat.
+            let slots = self.managers.remove(&key).map(|m| m.plan.slots).unwrap_or_default();
+            for slot in slots {
+                let msg = ToHost::NotManager { service: key };
+                cx.emit(Event::ToHost { to: slot.node, msg });
+            }
+        }
+        let mine: Vec<Key> = self
+            .store
+            .iter()
+            .filter(|r| r.name == SPEC && self.manages(r.key))
+            .map(|r| r.key)
+            .collect();
+        for key in mine {
+            self.on_service_record(key, cx);
+        }
+        // More or other neighbours may mean more room.
+        let blocked: Vec<Key> =
+            self.managers.iter().filter(|(_, m)| !m.blocked.is_empty()).map(|(k, _)| *k).collect();
+        for key in blocked {
+            self.reconcile(key, cx);
+        }
+        self.watch_hosts(cx);
+    }
+
+    pub(crate) fn on_service_record(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        if !self.manages(key) {
+            return;
+        }
+        let Some(service) = self.read::<Service>(key, SPEC) else { return };
+        if service.spec.check().is_err() || service.spec.key() != key || !service.fits() {
+            self.count("invalid_service_record");
+            return;
+        }
+        let Some(manager) = self.managers.get_mut(&key) else {
+            self.take_over(key, service, cx);
+            return;
+        };
+        if manager.service == service {
+            return;
+        }
+        let (want, because) = deployer::replicas(service.spec.want);
+        manager.want = want;
+        manager.because = because;
+        manager.service = service;
+        manager.blocked.clear();
+        manager.blocked_times = 0;
+        manager.avoid.clear();
+        self.announce_change(key, cx);
+        self.reconcile(key, cx);
+        self.touch(key, cx);
+    }
+
+    fn announce_change(&self, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get(&key) else { return };
+        let body = CastBody::Changed {
+            name: manager.service.spec.name.clone(),
+            port: manager.service.spec.port,
+            removed: manager.service.desired != Desired::Running,
+        };
+        cx.emit(Event::Cast { call: 0, body, feedback: false });
+    }
+
+    pub(super) fn read<T: for<'a> Deserialize<'a>>(&self, key: Key, name: &[u8]) -> Option<T> {
+        postcard::from_bytes(self.store.get(key, name)?.value.as_ref()?).ok()
+    }
+
+    fn take_over(&mut self, key: Key, service: Service, cx: &mut Cx<'_, Self>) {
+        let mut plan: Plan = self.read(key, PLAN).filter(Plan::fits).unwrap_or_default();
+        plan.epoch = plan.epoch.next(self.me);
+        let mut manager = Manager::new(service, plan);
+        for slot in &mut manager.plan.slots {
+            if self.dead.contains_key(&slot.node) {
+                slot.state = SlotState::Lost;
+            } else if slot.state != SlotState::Lost {
+                manager.taking_over.insert(slot.node);
+                // Reserved when the plan was written; what came after only its host knows.
+                if slot.state == SlotState::Reserved {
+                    slot.state = SlotState::Starting;
+                }
+            }
+        }
+        manager.old_news = manager.plan.slots.iter().map(|slot| slot.number).collect();
+        let epoch = manager.plan.epoch;
+        for node in &manager.taking_over {
+            cx.emit(Event::ToHost { to: *node, msg: ToHost::Probe { service: key, epoch } });
+        }
+        if !manager.plan.slots.is_empty() {
+            manager.note("this node manages it now".to_string());
+        }
+        let waits = !manager.taking_over.is_empty();
+        self.managers.insert(key, manager);
+        self.watch_hosts(cx);
+        self.announce_change(key, cx);
+        if waits {
+            self.later(key, TAKE_OVER, cx);
+        } else {
+            self.reconcile(key, cx);
+        }
+        self.touch(key, cx);
+    }
+
+    /// Something people or waiting queries should hear of.
+    fn touch(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        manager.revision += 1;
+        let view = manager.view(key);
+        for (to, call) in core::mem::take(&mut manager.waiting) {
+            self.respond(to, call, Response::View(view.clone()), cx);
+        }
+    }
+
+    fn tell_people(&self, key: Key, text: String, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get(&key) else { return };
+        let body = CastBody::Happened {
+            by: self.me,
+            by_name: String::new(),
+            service: Some(manager.service.spec.name.clone()),
+            text,
+        };
+        cx.emit(Event::Cast { call: 0, body, feedback: false });
+    }
+}
+
+/// The node descriptions among the parts of a feedback.
+pub(crate) fn descriptions(parts: &[Vec<u8>]) -> Vec<dugnad_resource::describe::Description> {
+    let decoded = parts.iter().filter_map(|part| postcard::from_bytes::<CastPart>(part).ok());
+    decoded
+        .filter_map(|part| match part {
+            CastPart::Node(mut description) => {
+                description.profile.name = named(&description.profile.name);
+                Some(*description)
+            }
+            CastPart::Services(_) | CastPart::Ports(_) => None,
+        })
+        .collect()
+}

@@ -1,0 +1,366 @@
+//! Comparing what is with what is wanted: finding places, writing the plan, starting, stopping.
+
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use dugnad_kernel::{Cx, Duration, Key, NodeId};
+use dugnad_resource::execute::{Epoch, ReplicaId, ToHost};
+use dugnad_resource::spec::Spec;
+
+use super::{
+    AVOID, BLOCKED, BLOCKED_DOUBLINGS, BLOCKED_LINES, PLAN_COPIES, Placed, TAKE_OVER, descriptions,
+};
+use crate::cast::CastBody;
+use crate::deployment::allocator;
+use crate::deployment::service::{Desired, PLAN, Slot, SlotState};
+use crate::persistence::put::put;
+use crate::persistence::record::Record;
+use crate::{Ask, Asker, Collective, Event, OPS_MAX, Outcome, Reply, Timer};
+
+impl Collective {
+    /// Looks after the service again in `delay`; an earlier appointment is void.
+    pub(super) fn later(&mut self, key: Key, delay: Duration, cx: &mut Cx<'_, Self>) {
+        if let Some(manager) = self.managers.get_mut(&key) {
+            manager.round = manager.round.wrapping_add(1);
+            cx.after(delay, Timer::Service { key, round: manager.round });
+        }
+    }
+
+    pub(crate) fn on_service_timer(&mut self, key: Key, round: u32, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key).filter(|m| m.round == round) else {
+            return;
+        };
+        if core::mem::take(&mut manager.probe_again) {
+            let epoch = manager.plan.epoch;
+            for node in &manager.taking_over {
+                cx.emit(Event::ToHost { to: *node, msg: ToHost::Probe { service: key, epoch } });
+            }
+            self.later(key, TAKE_OVER, cx);
+            return;
+        }
+        // Hosts that did not report are slow or dying; the detector says which.
+        manager.taking_over.clear();
+        self.reconcile(key, cx);
+    }
+
+    /// Compares what is with what is wanted, and does the next thing about it.
+    pub(super) fn reconcile(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        if !manager.taking_over.is_empty() {
+            return;
+        }
+        if manager.service.desired != Desired::Running {
+            self.stop_all(key, cx);
+            return;
+        }
+        let (live, want) = (manager.live().count(), usize::from(manager.want));
+        // A host that was not seen since this node started may just be starting, too.
+        let missing = |slot: &Slot| slot.state == SlotState::Lost && !self.met.contains(&slot.node);
+        let starting = manager.plan.slots.iter().any(missing);
+        if let Some(until) =
+            self.hold_until.filter(|until| starting && live < want && *until > cx.now)
+        {
+            self.later(key, until - cx.now, cx);
+            return;
+        }
+        if live < want {
+            self.place_more(key, want - live, cx);
+            return;
+        }
+        manager.blocked.clear();
+        manager.blocked_times = 0;
+        let before = manager.plan.slots.len();
+        manager.plan.slots.retain(|slot| slot.state != SlotState::Lost);
+        let replaced = manager.plan.slots.len() != before;
+        if live > want {
+            self.drop_surplus(key, live - want, cx);
+        } else if replaced {
+            self.store_plan(key, cx);
+        }
+        self.upgrade_next(key, cx);
+    }
+
+    pub(super) fn stop_all(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        manager.blocked.clear();
+        let forget = manager.service.desired == Desired::Removed;
+        let epoch = manager.plan.epoch;
+        manager.plan.slots.retain(|slot| slot.state != SlotState::Lost);
+        for slot in &mut manager.plan.slots {
+            if slot.state != SlotState::Draining {
+                slot.state = SlotState::Draining;
+                let id = ReplicaId { service: key, number: slot.number };
+                cx.emit(Event::ToHost { to: slot.node, msg: ToHost::Stop { id, epoch, forget } });
+            }
+        }
+    }
+
+    pub(super) fn drop_surplus(&mut self, key: Key, count: usize, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let epoch = manager.plan.epoch;
+        let forget = !manager.service.spec.keep_state;
+        for _ in 0..count {
+            // The one that serves least goes: not ready before ready, young before old.
+            let rank = |slot: &&mut Slot| (slot.state == SlotState::Ready, u32::MAX - slot.number);
+            let live = manager.plan.slots.iter_mut().filter(|slot| {
+                matches!(slot.state, SlotState::Reserved | SlotState::Starting | SlotState::Ready)
+            });
+            let Some(slot) = live.min_by_key(rank) else { return };
+            slot.state = SlotState::Draining;
+            let id = ReplicaId { service: key, number: slot.number };
+            let text = format!("one replica too many, stopping the one on {}", slot.node_name);
+            cx.emit(Event::ToHost { to: slot.node, msg: ToHost::Stop { id, epoch, forget } });
+            manager.note(text);
+        }
+        self.store_plan(key, cx);
+    }
+
+    /// Rolling update: one replica at a time, the next when the last is ready.
+    pub(super) fn upgrade_next(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let generation = manager.service.generation;
+        let busy = manager
+            .live()
+            .any(|slot| slot.generation == generation && slot.state != SlotState::Ready);
+        let Some(slot) = manager.plan.slots.iter_mut().find(|s| s.generation < generation && !busy)
+        else {
+            return;
+        };
+        slot.generation = generation;
+        slot.state = SlotState::Starting;
+        let (number, node) = (slot.number, slot.node);
+        let text = format!("version {generation} goes to {}", slot.node_name);
+        let mut sources = Vec::from([manager.service.deployed_from]);
+        sources.extend(manager.plan.slots.iter().filter(|s| s.node != node).map(|s| s.node));
+        manager.sources.insert(number, sources);
+        manager.note(text);
+        self.start_replica(key, number, cx);
+        self.store_plan(key, cx);
+    }
+
+    pub(super) fn place_more(&mut self, key: Key, need: usize, cx: &mut Cx<'_, Self>) {
+        let now = cx.now;
+        let full = self.ops.len() >= OPS_MAX;
+        if full {
+            self.later(key, BLOCKED, cx);
+        }
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        if manager.placing || full {
+            return;
+        }
+        manager.placing = true;
+        manager.avoid.retain(|_, (_, until)| *until + AVOID > now);
+        let live = |slot: &&Slot| slot.state != SlotState::Lost;
+        let search = Search {
+            key,
+            epoch: manager.plan.epoch,
+            generation: manager.service.generation,
+            spec: manager.service.spec.clone(),
+            need,
+            first_number: manager.plan.next_number,
+            taken: manager.plan.slots.iter().filter(live).map(|slot| slot.node).collect(),
+            avoid: manager
+                .avoid
+                .iter()
+                .filter(|(_, (_, until))| *until > now)
+                .map(|(node, _)| *node)
+                .collect(),
+            seed: cx.rng.u64(..),
+        };
+        self.start("place", |asker| place(asker, search), cx);
+    }
+
+    pub(crate) fn on_placed(&mut self, placed: Placed, cx: &mut Cx<'_, Self>) {
+        let key = placed.service;
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        manager.placing = false;
+        let epoch = manager.plan.epoch;
+        for node in core::mem::take(&mut manager.returned) {
+            cx.emit(Event::ToHost { to: node, msg: ToHost::Probe { service: key, epoch } });
+        }
+        // Reservations of an older term, or of a service that changed, lapse by themselves.
+        if manager.plan.epoch.term != placed.term || manager.service.desired != Desired::Running {
+            self.reconcile(key, cx);
+            return;
+        }
+        let found = placed.slots.len();
+        for (slot, sources) in placed.slots {
+            manager.plan.next_number = manager.plan.next_number.max(slot.number.saturating_add(1));
+            manager.note(format!("replica {} goes to {}", slot.number, slot.node_name));
+            manager.sources.insert(slot.number, sources);
+            manager.plan.slots.push(slot);
+        }
+        let missing = usize::from(manager.want).saturating_sub(manager.live().count());
+        if missing > 0 {
+            manager.blocked = placed.blocked;
+            manager.blocked.truncate(BLOCKED_LINES);
+            let delay = BLOCKED * (1 << manager.blocked_times.min(BLOCKED_DOUBLINGS));
+            manager.blocked_times += 1;
+            manager.note(format!("no place for {missing} more"));
+            self.later(key, delay, cx);
+        }
+        self.watch_hosts(cx);
+        if found > 0 {
+            self.store_plan(key, cx);
+        }
+        self.touch(key, cx);
+    }
+
+    pub(super) fn store_plan(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        let mut version = self.store.next_version(key, PLAN, self.me);
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        version.counter = version.counter.max(manager.written.saturating_add(1));
+        manager.written = version.counter;
+        let term = manager.plan.epoch.term;
+        let Ok(value) = postcard::to_allocvec(&manager.plan) else { return };
+        let record = Record { key, name: PLAN.to_vec(), version, value: Some(value) };
+        let copies = PLAN_COPIES.min(usize::try_from(self.place.size).unwrap_or(usize::MAX));
+        let op = |asker| async move {
+            let stored = !put(asker, record, copies).await.is_empty();
+            Outcome::PlanStored { service: key, term, stored }
+        };
+        self.start("store plan", op, cx);
+    }
+
+    /// The plan is on disk here and elsewhere: now what it says may be started.
+    pub(crate) fn on_plan_stored(
+        &mut self,
+        key: Key,
+        term: u64,
+        stored: bool,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let Some(manager) = self.managers.get_mut(&key).filter(|m| m.plan.epoch.term == term)
+        else {
+            return;
+        };
+        if !stored {
+            manager.plan.slots.retain(|slot| slot.state != SlotState::Reserved);
+            manager.sources.clear();
+            manager.blocked = Vec::from(["the plan could not be written to disk".to_string()]);
+            self.later(key, BLOCKED, cx);
+            self.touch(key, cx);
+            return;
+        }
+        let reserved: Vec<u32> = manager
+            .plan
+            .slots
+            .iter()
+            .filter(|slot| slot.state == SlotState::Reserved)
+            .map(|slot| slot.number)
+            .collect();
+        for number in reserved {
+            if let Some(slot) = manager.plan.slots.iter_mut().find(|s| s.number == number) {
+                slot.state = SlotState::Starting;
+            }
+        }
+        let starting: Vec<u32> = manager.sources.keys().copied().collect();
+        for number in starting {
+            self.start_replica(key, number, cx);
+        }
+        self.touch(key, cx);
+    }
+
+    pub(super) fn start_replica(&mut self, key: Key, number: u32, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let sources = manager.sources.remove(&number).unwrap_or_default();
+        let Some(slot) = manager.plan.slots.iter().find(|slot| slot.number == number) else {
+            return;
+        };
+        let msg = ToHost::Start {
+            id: ReplicaId { service: key, number },
+            epoch: manager.plan.epoch,
+            generation: slot.generation,
+            spec: manager.service.spec.clone(),
+            sources,
+        };
+        cx.emit(Event::ToHost { to: slot.node, msg });
+    }
+}
+
+/// Everything the search for places needs to know; the manager may be gone when it ends.
+struct Search {
+    key: Key,
+    epoch: Epoch,
+    generation: u64,
+    spec: Spec,
+    need: usize,
+    first_number: u32,
+    taken: BTreeSet<NodeId>,
+    avoid: BTreeSet<NodeId>,
+    seed: u64,
+}
+
+/// Asks everybody, orders the answers, reserves until enough have room.
+async fn place(asker: Asker, search: Search) -> Outcome {
+    let trees = search.spec.artifacts.iter().map(|(_, tree)| tree.root).collect();
+    let program = search.spec.host_program().map(ToString::to_string);
+    let answer = asker.ask(Ask::Cast(CastBody::Describe { trees, program })).await;
+    let nodes = match answer {
+        Reply::Parts { parts, .. } => descriptions(&parts),
+        _ => Vec::new(),
+    };
+    let mut rng = fastrand::Rng::with_seed(search.seed);
+    let choice = allocator::choose(&search.spec, &nodes, &search.taken, &search.avoid, &mut rng);
+    let mut blocked: Vec<String> = choice
+        .refused
+        .iter()
+        .filter(|(node, _, _)| !search.taken.contains(node))
+        .map(|(_, name, reason)| format!("{name}: {reason}"))
+        .collect();
+    let mut candidates = choice.candidates.into_iter();
+    let mut slots = Vec::new();
+    let mut number = search.first_number;
+    while slots.len() < search.need {
+        let mut asked = Vec::new();
+        for candidate in candidates.by_ref().take(search.need - slots.len()) {
+            let id = ReplicaId { service: search.key, number };
+            let msg = ToHost::Reserve { id, epoch: search.epoch, needs: search.spec.needs };
+            asked.push((number, asker.ask(Ask::Reserve { to: candidate.node, msg }), candidate));
+            number = number.saturating_add(1);
+        }
+        if asked.is_empty() {
+            break;
+        }
+        for (number, answer, candidate) in asked {
+            match answer.await {
+                Reply::Reserved(Ok(())) => {
+                    let sources = holders(&search.spec, &nodes, candidate.node);
+                    let slot = Slot {
+                        number,
+                        node: candidate.node,
+                        node_name: candidate.name,
+                        generation: search.generation,
+                        state: SlotState::Reserved,
+                        note: String::new(),
+                    };
+                    slots.push((slot, sources));
+                }
+                Reply::Reserved(Err(reason)) => {
+                    blocked.push(format!("{}: {reason}", candidate.name));
+                }
+                _ => {}
+            }
+        }
+    }
+    if blocked.is_empty() && slots.len() < search.need {
+        let all = nodes.len();
+        blocked.push(format!("the community has {all} nodes and each runs one replica at most"));
+    }
+    let term = search.epoch.term;
+    Outcome::Placed(Placed { service: search.key, term, slots, blocked })
+}
+
+/// Nodes that hold the package `node` needs.
+fn holders(
+    spec: &Spec,
+    nodes: &[dugnad_resource::describe::Description],
+    node: NodeId,
+) -> Vec<NodeId> {
+    let Some(target) = nodes.iter().find(|n| n.peer.id == node) else { return Vec::new() };
+    let Some(tree) = spec.artifact(target.profile.arch) else { return Vec::new() };
+    let holds = nodes.iter().filter(|n| n.holds.contains(&tree.root));
+    holds.map(|n| n.peer.id).collect()
+}

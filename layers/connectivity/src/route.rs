@@ -225,8 +225,9 @@ impl Overlay {
                 self.routes.next = self.routes.next.wrapping_add(1);
                 hop.seq = self.routes.next;
                 hop.hops += 1;
-                hop.last = last;
-                cx.send(to, Msg::Route(RouteMsg::Hop(hop.clone())));
+                // Kept as it came: what the next node is told about itself is not said of me.
+                let sent = Hop { last, ..hop.clone() };
+                cx.send(to, Msg::Route(RouteMsg::Hop(sent)));
                 if self.routes.pending.len() < PENDING_MAX {
                     cx.after(HOP_RTO, Timer::Route(RouteTimer::Rto { seq: hop.seq }));
                     let mut tried = tried;

@@ -13,6 +13,7 @@ use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{ArcSet, Cx, Duration, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
+use crate::config::LIFE_BITS;
 use crate::config::{CAST_BUDGET, CAST_STEP, CASTS_MAX, PARTS_BYTES, SEEN_MAX};
 use crate::{Event, Msg, Overlay, Timer};
 
@@ -63,6 +64,13 @@ impl Casts {
     /// Broadcasts under way, and those remembered against duplicates.
     pub(crate) fn sizes(&self) -> (usize, usize) {
         (self.open.len(), self.seen.len())
+    }
+}
+
+impl Casts {
+    /// Numbers of another life of this node are still remembered by the others as seen.
+    pub(crate) fn of_life(inc: u32) -> Self {
+        Self { next: inc << LIFE_BITS, ..Self::default() }
     }
 }
 

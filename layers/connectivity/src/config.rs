@@ -89,6 +89,8 @@ pub const PASSIVE_MAX: usize = 64;
 pub const PASSIVE_PROBE: Duration = Duration::from_secs(20);
 /// A peer the merge ran for is left alone this long (overlay.md 6.5).
 pub const MERGE_REPEAT: Duration = Duration::from_secs(30);
+/// Numbers of one life of a node: the next begins this many bits higher.
+pub const LIFE_BITS: u32 = 20;
 /// Base of the wait before a node that reaches nobody inside starts a ring.
 pub const PATIENCE: Duration = Duration::from_millis(2_500);
 /// Further wait for every linked peer with a lower id, so that one starts and the others join.

@@ -150,9 +150,9 @@ impl Overlay {
     pub fn new(me: Peer) -> Self {
         Self {
             table: Table::new(me.id),
+            routes: Routes::of_life(me.inc),
+            casts: Casts::of_life(me.inc),
             ring: Ring::new(me),
-            routes: Routes::default(),
-            casts: Casts::default(),
             detector: Detector::default(),
             entry: Entry::default(),
             book: BTreeMap::new(),

@@ -8,6 +8,7 @@ use dugnad_kernel::arc::in_oc;
 use dugnad_kernel::{Cx, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
+use crate::config::LIFE_BITS;
 use crate::config::{
     HOP_ALTERNATIVES, HOP_RTO, HOPS_MAX, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX, SUCCESSORS,
 };
@@ -112,6 +113,11 @@ pub(crate) struct Routes {
 }
 
 impl Routes {
+    /// An answer to an earlier life of this node must not look like one to this.
+    pub(crate) fn of_life(inc: u32) -> Self {
+        Self { next: inc << LIFE_BITS, ..Self::default() }
+    }
+
     /// Hops that wait for their acknowledgement, and lookups under way.
     pub(crate) fn sizes(&self) -> (usize, usize) {
         (self.pending.len(), self.lookups.len())

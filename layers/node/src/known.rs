@@ -39,16 +39,18 @@ impl Deferred {
 }
 
 impl Node {
-    pub(crate) fn send_known(&mut self, to: NodeId, msg: Msg, cx: &mut Cx<'_, Self>) {
-        // Looking somebody up to ask whether they live says it already; and looking up must not
-        // need looking up.
+    /// Whether a message can go out now. Looking somebody up to ask whether they live says it
+    /// already, and looking up must not need looking up: those go out as they are.
+    pub(crate) fn may_send(&self, to: NodeId, msg: &Msg) -> bool {
         let direct =
             matches!(msg, Msg::Overlay(connectivity::Msg::Detect(_) | connectivity::Msg::Route(_)));
-        let missing = self.unknown(core::iter::once(to));
-        if direct || missing.is_empty() {
-            cx.send(to, msg);
-        } else {
-            self.defer(missing, What::Send(to, msg), cx);
+        direct || self.unknown(core::iter::once(to)).is_empty()
+    }
+
+    /// Sends when the address of `to` was found; lost if it is not.
+    pub(crate) fn send_later(&mut self, to: NodeId, msg: Msg, cx: &mut Cx<'_, Self>) {
+        if self.deferred.waiting.len() < DEFERRED_MAX {
+            self.defer(BTreeSet::from([to]), What::Send(to, msg), cx);
         }
     }
 
@@ -77,7 +79,7 @@ impl Node {
 
     fn defer(&mut self, missing: BTreeSet<NodeId>, what: What, cx: &mut Cx<'_, Self>) {
         if missing.is_empty() || self.deferred.waiting.len() >= DEFERRED_MAX {
-            release(what, cx);
+            self.release(what, cx);
             return;
         }
         let asked: BTreeSet<NodeId> = self.deferred.asked.iter().map(|(_, id)| *id).collect();
@@ -106,15 +108,17 @@ impl Node {
         self.deferred.waiting = rest;
         let ready: Vec<Waiting> = ready;
         for waiting in ready {
-            release(waiting.what, cx);
+            self.release(waiting.what, cx);
         }
     }
-}
 
-fn release(what: What, cx: &mut Cx<'_, Node>) {
-    match what {
-        What::Send(to, msg) => cx.send(to, msg),
-        What::Order(order) => cx.emit(Event::Host(order)),
-        What::Answer(ask, answer) => cx.emit(Event::Answer(ask, answer)),
+    fn release(&self, what: What, cx: &mut Cx<'_, Self>) {
+        match what {
+            // Nobody of that id is on the ring.
+            What::Send(to, _) if !self.unknown(core::iter::once(to)).is_empty() => {}
+            What::Send(to, msg) => cx.send(to, msg),
+            What::Order(order) => cx.emit(Event::Host(order)),
+            What::Answer(ask, answer) => cx.emit(Event::Answer(ask, answer)),
+        }
     }
 }

@@ -104,12 +104,18 @@ impl Component for Node {
             // Addresses first: the driver must know them before it sends.
             let is_contact = |e: &Effect<Self>| matches!(e, Effect::Emit(Event::Contact(_)));
             effects.sort_by_key(|effect| !is_contact(effect));
-            for effect in effects {
+            let mut effects = VecDeque::from(effects);
+            while let Some(effect) = effects.pop_front() {
                 match effect {
                     Effect::Send { to, msg } if to == me => {
                         inputs.push_back(Input::Message { from: me, msg });
                     }
-                    Effect::Send { to, msg } => self.send_known(to, msg, cx),
+                    Effect::Send { to, msg } if self.may_send(to, &msg) => cx.send(to, msg),
+                    Effect::Send { to, msg } => {
+                        let mut more = Vec::new();
+                        self.send_later(to, msg, &mut Cx::new(cx.now, cx.rng, &mut more));
+                        effects.extend(more);
+                    }
                     Effect::After { delay, timer } => cx.after(delay, timer),
                     Effect::Emit(event) => cx.emit(event),
                 }

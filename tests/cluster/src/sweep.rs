@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Environment variable of everything a test starts.
-pub const VARIABLE: &str = "DUGNAD_CLUSTER_TEST";
+pub(crate) const VARIABLE: &str = "DUGNAD_CLUSTER_TEST";
 
 /// What tells the processes of one test from all others.
 #[derive(Clone, Debug)]

@@ -205,7 +205,7 @@ fn all_agents_die_at_once_and_nothing_is_lost() {
     community.deploy(1, &page(&community, 2));
     let before = processes_of(&community.mark, "hello");
     (0..5).for_each(|node| community.signal(node, Signal::SIGKILL));
-    (0..5).for_each(|node| drop(community.wait_end(node)));
+    (0..5).for_each(|node| assert!(!community.wait_end(node).success()));
     say(community.start, "all agents are dead");
     assert_eq!(processes_of(&community.mark, "hello"), before);
 
@@ -238,7 +238,7 @@ fn the_machine_loses_its_power() {
     community.deploy(0, &hello(&community, 2));
     community.deploy(0, &page(&community, 2));
     (0..4).for_each(|node| community.signal(node, Signal::SIGKILL));
-    (0..4).for_each(|node| drop(community.wait_end(node)));
+    (0..4).for_each(|node| assert!(!community.wait_end(node).success()));
     let left = community.mark.end(&[]);
     assert!(left.is_empty(), "{left:?}");
     say(community.start, "agents, services and keepers of logs are dead");

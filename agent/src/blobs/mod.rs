@@ -1,4 +1,5 @@
-//! Content on disk: folders as trees of chunks that are named by their hash and shared by all trees.
+//! Content on disk: folders as trees of chunks that are named by their hash and shared by all
+//! trees.
 //!
 //! `D/blobs/ab/<64 hex>` holds up to 256 KiB whose BLAKE3 is the name. A tree is named after its
 //! index, the chunk that lists the chunks of its manifest (`manifest.rs`). `D/trees/<root>` marks a
@@ -98,6 +99,7 @@ impl Blobs {
     }
 
     /// Whether every chunk of the tree is here and on the medium.
+    #[cfg(test)]
     pub(crate) async fn has(&self, tree: Tree) -> bool {
         self.store.complete(tree)
     }
@@ -240,7 +242,8 @@ impl Blobs {
         Ok(manifest)
     }
 
-    /// Reads one chunk of a tree that is here and checks its hash. The task needs nothing of `self`.
+    /// Reads one chunk of a tree that is here and checks its hash. The task needs nothing of
+    /// `self`.
     pub(crate) fn read_chunk(&self, hash: Hash) -> smol::Task<io::Result<Vec<u8>>> {
         let store = Arc::clone(&self.store);
         smol::unblock(move || store.read_needed(hash))

@@ -223,7 +223,8 @@ impl Store {
         Ok((bytes.len() <= CHUNK && Hash::of(&bytes) == hash).then_some(bytes))
     }
 
-    /// Writes a chunk aside, syncs it and gives it its name; its folder is synced by [`Self::sync`].
+    /// Writes a chunk aside, syncs it and gives it its name; its folder is synced by
+    /// [`Self::sync`].
     pub(super) fn write(&self, hash: Hash, bytes: &[u8]) -> io::Result<()> {
         let path = self.chunk_path(hash);
         let shard = path.parent().unwrap_or(&path).to_owned();

@@ -52,8 +52,10 @@ mod tests {
         assert_eq!(
             metrics.text(),
             "# TYPE dugnad_dropped__wire_version gauge\ndugnad_dropped__wire_version 3\n\
-             # TYPE dugnad_dropped__wire_version_total counter\ndugnad_dropped__wire_version_total 2\n\
-             # TYPE dugnad_dropped_wire_version_total counter\ndugnad_dropped_wire_version_total 0\n\
+             # TYPE dugnad_dropped__wire_version_total counter\n\
+             dugnad_dropped__wire_version_total 2\n\
+             # TYPE dugnad_dropped_wire_version_total counter\n\
+             dugnad_dropped_wire_version_total 0\n\
              # TYPE dugnad_memory_bytes gauge\ndugnad_memory_bytes 7\n\
              # TYPE dugnad_retries_total counter\ndugnad_retries_total 1\n"
         );

@@ -9,7 +9,7 @@
 //! | `GET /v1/status`, `/v1/nodes`, `/v1/ps`, `/v1/why/NAME` | one JSON value |
 //! | `POST /v1/plan`, body: the spec | one JSON value |
 //! | `POST /v1/ingest`, body: a folder ([`upload`]) | the stored tree |
-//! | `POST /v1/deploy`, body: the spec | lines: `{"progress":..}`, last a `{"result":..}` or error |
+//! | `POST /v1/deploy`, body: the spec | lines: `{"progress":..}`, last `{"result":..}` or error |
 //! | `POST /v1/stop/NAME`, `/v1/rm/NAME` | one JSON value |
 //! | `POST /v1/leave`, `/v1/reload`, `/v1/invite?secs=N` | one JSON value |
 //! | `GET /v1/logs/NAME?tail=N&follow=1`, `/v1/events?follow=1` | one JSON object a line |
@@ -90,8 +90,8 @@ pub(crate) trait AgentApi {
     /// Stores a local folder. The caller removes the folder afterwards.
     fn ingest(&self, folder: PathBuf) -> Local<io::Result<Tree>>;
 
-    /// The last `tail` lines of a service's log, from every replica, and, with `follow`, those to come, until the
-    /// stream is dropped. Whatever stands behind it is bounded.
+    /// The last `tail` lines of a service's log, from every replica, and, with `follow`, those to
+    /// come, until the stream is dropped. Whatever stands behind it is bounded.
     ///
     /// # Errors
     /// `NotFound` if there is no such service.

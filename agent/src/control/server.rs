@@ -159,7 +159,9 @@ impl Door {
                 let wanted = Wanted { kept: true, follow: query.has("follow") };
                 Ok(lines(self.backend.events(wanted)))
             }
-            (true, ("v1", Some("logs"), Some(name), None)) => self.logs(service(name)?, &query).await,
+            (true, ("v1", Some("logs"), Some(name), None)) => {
+                self.logs(service(name)?, &query).await
+            }
             (true, ("v1", Some("why"), Some(name), None)) => {
                 self.ask(Question::Why(service(name)?), name).await
             }

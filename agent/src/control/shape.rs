@@ -30,6 +30,8 @@ pub(crate) struct Facts {
     pub(crate) not_enforced: Vec<String>,
     /// How services are held to their limits and kept in, one line each.
     pub(crate) services: Vec<String>,
+    /// Every replica here, as its host sees it.
+    pub(crate) running: Vec<Value>,
     /// Addresses that were dialled without knowing who is there, and how that went.
     pub(crate) seeds: Vec<String>,
     /// Anything else its owner should know, one line each.
@@ -85,6 +87,7 @@ pub(crate) fn status(status: &Status, facts: &Facts) -> Value {
         "counters": counters(&status.counters),
         "not_enforced": facts.not_enforced,
         "services": facts.services,
+        "running": facts.running,
         "seeds": facts.seeds,
         "warnings": facts.warnings,
     })

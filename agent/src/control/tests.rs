@@ -159,6 +159,7 @@ pub(crate) fn status_value() -> Value {
     };
     let facts = shape::Facts {
         services: vec![],
+        running: vec![],
         seeds: vec![],
         name: "attic".to_owned(),
         community: "els-veins".to_owned(),
@@ -353,7 +354,8 @@ pub(crate) fn small_spec() -> Value {
     json!({
         "name": "wiki", "kind": "Process", "want": {"Replicas": 3}, "command": ["/bin/true"],
         "env": [], "artifacts": [], "needs": {"memory": 1, "cpu": 1, "disk": 1, "processes": 1},
-        "port": "None", "health": {"check": "Port", "interval_ms": 1000, "timeout_ms": 1000, "failures": 3},
+        "port": "None",
+        "health": {"check": "Port", "interval_ms": 1000, "timeout_ms": 1000, "failures": 3},
         "stop_grace_ms": 10, "keep_state": false
     })
 }
@@ -401,7 +403,8 @@ fn metrics_and_health_are_plain_text() {
         let text = smol::unblock(move || {
             use std::io::{Read, Write};
             let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
-            let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n\
+                GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
             stream.write_all(request).unwrap();
             let mut text = String::new();
             stream.read_to_string(&mut text).unwrap();

@@ -345,7 +345,8 @@ fn move_aside(dir: &Path, why: &str) -> io::Result<String> {
         _ => {}
     }
     Ok(format!(
-        "the records were damaged ({why}); they are in {} now, and other nodes fill in what is missing",
+        "the records were damaged ({why}); they are in {} now, and other nodes fill in what is \
+         missing",
         to.display()
     ))
 }

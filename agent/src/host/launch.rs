@@ -303,7 +303,8 @@ fn why(error: &StartError) -> Fail {
     match error.error.kind() {
         _ if !error.program => Fail::Again(text),
         io::ErrorKind::NotFound => Fail::Final(format!(
-            "{text}; the program, or the interpreter in its first line, is not there (services have \
+            "{text}; the program, or the interpreter in its first line, is not there (services \
+             have \
              a /tmp of their own)"
         )),
         io::ErrorKind::PermissionDenied => {

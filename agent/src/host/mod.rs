@@ -33,7 +33,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -48,8 +47,8 @@ use dugnad_resource::spec::{Arch, Tree, key_of};
 use smol::channel::{Receiver, Sender};
 use smol::{LocalExecutor, Task};
 
-pub(crate) use keeper::keeper_main;
 pub(crate) use crate::stream::Endpoint;
+pub(crate) use keeper::keeper_main;
 pub(crate) use logs::LogLine;
 use record::{Folder, make_dir};
 use replica::Replica;
@@ -269,6 +268,7 @@ impl Host {
     }
 
     /// What an earlier agent left running and this one watches now.
+    #[cfg(test)]
     pub(crate) fn adopted(&self) -> Vec<Run> {
         self.adopted.clone()
     }
@@ -326,11 +326,6 @@ impl Host {
         }
         layers.push("no_new_privs".to_owned());
         layers.join(", ")
-    }
-
-    /// What was found out about this machine.
-    pub(crate) fn probe(&self) -> &Probe {
-        &self.shared.probe
     }
 
     /// Changes the ceilings on the sum of all services, at once.

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -182,7 +183,11 @@ impl World {
 #[test]
 fn the_contract_is_kept() {
     with_host(|world| async move {
-        let tree = world.store("contract", &[("prog", b"#!/bin/sh\nenv | sort\npwd\necho \"$@\"\necho x > $STATE_DIRECTORY/x && echo x > $TMPDIR/x && echo wrote\necho socket: $(ls ${DUGNAD_SOCKET%/*})\nread nothing || echo no input\necho END\nexec sleep 100\n")]);
+        let program = b"#!/bin/sh\nenv | sort\npwd\necho \"$@\"\n\
+            echo x > $STATE_DIRECTORY/x && echo x > $TMPDIR/x && echo wrote\n\
+            echo socket: $(ls ${DUGNAD_SOCKET%/*})\n\
+            read nothing || echo no input\necho END\nexec sleep 100\n";
+        let tree = world.store("contract", &[("prog", program)]);
         fs::create_dir(world.dir.join("d/run")).unwrap();
         fs::write(world.dir.join("d/run/dugnad.sock"), "").unwrap();
         let mut spec = spec("contract", &["./prog", "--port=$PORT", "${DUGNAD_NODE}", "$OWN"]);
@@ -443,7 +448,8 @@ fn a_service_has_no_more_processes_than_it_asked_for() {
 #[test]
 fn a_flood_of_output_stays_within_the_ring() {
     with_host(|world| async move {
-        let script = "head -c 60000000 /dev/zero | tr '\\0' 'x' | fold -w 99; echo; echo END; exec sleep 100";
+        let script = "head -c 60000000 /dev/zero | tr '\\0' 'x' | fold -w 99; \
+            echo; echo END; exec sleep 100";
         let id = world.start(sh("flood", script));
         world.ready(id).await;
         let lines = world.log_until("flood", "END").await;
@@ -534,7 +540,9 @@ fn the_agent_process() {
 }
 
 /// Writes for as long as it lives: it would feel a log that nobody reads.
-const SURVIVOR: &str = "n=0; while test $n -lt 2000; do n=$((n+1)); echo \"line $n of a log that is longer than any pipe holds when nobody reads\"; done; echo x > wrote; exec sleep 1000";
+const SURVIVOR: &str = "n=0; while test $n -lt 2000; do n=$((n+1)); \
+    echo \"line $n of a log that is longer than any pipe holds when nobody reads\"; \
+    done; echo x > wrote; exec sleep 1000";
 
 #[test]
 fn services_survive_an_agent_that_is_killed() {

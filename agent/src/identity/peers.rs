@@ -100,6 +100,7 @@ impl Remembered {
     }
 
     /// Forgets a peer that left for good; true if it was known.
+    #[cfg(test)]
     pub(crate) fn forget(&mut self, id: NodeId) -> bool {
         let before = self.entries.len();
         self.entries.retain(|entry| entry.id != id);

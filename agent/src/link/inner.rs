@@ -254,6 +254,7 @@ impl Inner {
     }
 
     /// Forgets where a peer is. The entry stays until its place is needed.
+    #[cfg(test)]
     pub(super) fn forget(&self, id: NodeId) {
         self.book.with(id, |entry| {
             entry.peer.addrs.clear();

@@ -215,6 +215,7 @@ impl Links {
 
     /// Whether there is a session with a peer.
     #[must_use]
+    #[cfg(test)]
     pub(crate) fn linked(&self, id: NodeId) -> bool {
         self.0.session(id).is_some()
     }
@@ -227,6 +228,7 @@ impl Links {
     }
 
     /// Closes the session with a peer and forgets its addresses. A Down follows if there was one.
+    #[cfg(test)]
     pub(crate) fn forget(&self, id: NodeId) {
         if let Some(session) = self.0.session(id) {
             self.0.session_ended(&session);

@@ -16,7 +16,9 @@ use smol::channel::{Receiver, bounded};
 use super::{ASKS_MAX, Agent};
 use crate::config::{Config, Overrides};
 use crate::control::{AgentApi, Local, LogLines, Metrics, Wanted, shape};
+use crate::host::RunningView;
 use crate::invite::{Invitation, usable_addrs};
+use crate::stream::Endpoint;
 
 /// The longest any question may take; operations end by themselves long before.
 const ASK_LIMIT: Duration = Duration::from_secs(600);
@@ -93,6 +95,7 @@ impl Agent {
             gateway: gateway.as_ref().map(|gateway| gateway.addr().to_string()),
             not_enforced: config.not_enforced(),
             services,
+            running: self.host.running().iter().map(running).collect(),
             seeds: self.links.seeds().into_iter().map(|(addr, s)| format!("{addr}: {s}")).collect(),
             warnings,
         }
@@ -104,11 +107,37 @@ impl Agent {
         let node = self.node.borrow().status().counters;
         let gateway = self.gateway.borrow();
         let gateway = gateway.iter().flat_map(|gateway| gateway.counters());
-        for (name, count) in self.links.counters().into_iter().chain(gateway).chain(node) {
+        let blobs = [
+            ("chunks_fetched", self.blobs.chunks_fetched()),
+            ("chunks_served", self.blobs.chunks_served()),
+        ];
+        let all = self.links.counters().into_iter().chain(gateway).chain(node).chain(blobs);
+        for (name, count) in all {
             *sum.entry(name).or_default() += count;
         }
         sum.into_iter().collect()
     }
+}
+
+/// One replica here, as its host sees it.
+fn running(view: &RunningView) -> Value {
+    serde_json::json!({
+        "service": view.service,
+        "replica": view.id.number,
+        "version": view.generation,
+        "state": view.state.name(),
+        "note": view.note,
+        "pid": view.pid,
+        "memory_bytes": view.memory,
+        "memory_peak_bytes": view.memory_peak,
+        "cpu_us": view.cpu_us,
+        "processes": view.processes,
+        "restarts": view.restarts,
+        "at": match view.endpoint {
+            Some(Endpoint::Port(addr)) => Some(addr.to_string()),
+            Some(Endpoint::Static(_)) | None => None,
+        },
+    })
 }
 
 /// Resident memory of this process in bytes; 0 if /proc does not say.
@@ -153,19 +182,18 @@ impl AgentApi for Api {
         let service = service.to_owned();
         Box::pin(async move {
             let key = key_of(&service);
-            let nodes: Vec<NodeId> = match Rc::clone(&agent).ask(Question::Resolve(service.clone()))
-                .await
-            {
-                Answer::Resolved(view) => view.replicas.iter().map(|r| r.node).collect(),
-                // The line may be down: what ran here can still be read.
-                _ if !agent.host.local(key).is_empty() => vec![agent.me.id],
-                Answer::Unknown => {
-                    let text = format!("there is no service {service}; see `dugnad ps`");
-                    return Err(io::Error::new(io::ErrorKind::NotFound, text));
-                }
-                Answer::Failed(text) => return Err(io::Error::other(text)),
-                other => return Err(io::Error::other(format!("unexpected answer {other:?}"))),
-            };
+            let nodes: Vec<NodeId> =
+                match Rc::clone(&agent).ask(Question::Resolve(service.clone())).await {
+                    Answer::Resolved(view) => view.replicas.iter().map(|r| r.node).collect(),
+                    // The line may be down: what ran here can still be read.
+                    _ if !agent.host.local(key).is_empty() => vec![agent.me.id],
+                    Answer::Unknown => {
+                        let text = format!("there is no service {service}; see `dugnad ps`");
+                        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+                    }
+                    Answer::Failed(text) => return Err(io::Error::other(text)),
+                    other => return Err(io::Error::other(format!("unexpected answer {other:?}"))),
+                };
             let (to, lines) = bounded(QUEUE);
             let ex = Rc::clone(&agent.ex);
             for node in nodes {

@@ -43,7 +43,8 @@ pub(super) fn check_program(
         Some(arch) if machine.is(arch) => Ok(()),
         Some(_) => Err(format!("{shown} is a program for {}", machine.name())),
         None => Err(format!(
-            "{shown} is a program for {0}: name the CPU instead of `any`, for example {0} = \"{1}\"",
+            "{shown} is a program for {0}: name the CPU instead of `any`, for example \
+             {0} = \"{1}\"",
             machine.name(),
             said.display()
         )),

@@ -72,7 +72,8 @@ fn everything_written_arrives() {
     let text = "name = \"wiki\"\nkind = \"process\"\navailability = \"99.5%\"\n\
         command = [\"./wiki\", \"--port\", \"$PORT\"]\nstop_grace = \"3s\"\n\
         [env]\nLANG = \"C\"\n[artifacts]\nx86_64 = \"build/x86_64/\"\n\
-        [needs]\nmemory = \"32M\"\ncpu = \"0.5\"\ndisk = \"1G\"\nprocesses = 4\n[port]\ntcp = 6379\n\
+        [needs]\nmemory = \"32M\"\ncpu = \"0.5\"\ndisk = \"1G\"\n\
+         processes = 4\n[port]\ntcp = 6379\n\
         [health]\nexec = [\"./check\"]\ninterval = \"1m\"\ntimeout = \"500ms\"\nfailures = 5\n\
         [state]\nkeep = true\nsnapshot = \"5m\"\n";
     let file = case.parse(text).unwrap();

@@ -14,6 +14,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use dugnad_connectivity::route::Found;
+use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::ops::{CallId, Ops, Step};
 use dugnad_kernel::{Arc, Component, Cx, Duration, Hash, Id, Input, Key, NodeId, Time, ops};
 use dugnad_resource::execute::{Order, Report, ToHost, ToManager};
@@ -37,14 +38,21 @@ pub enum Request {
     Copy(Record),
     Get(Name),
     /// To a manager: your view of the service, as soon as it differs from revision `seen`.
-    Query { service: Key, seen: u64 },
-    Why { service: Key },
+    Query {
+        service: Key,
+        seen: u64,
+    },
+    Why {
+        service: Key,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
     /// Who has it on disk.
-    Put { holders: Vec<NodeId> },
+    Put {
+        holders: Vec<NodeId>,
+    },
     Copied,
     Refused,
     Get(Option<Record>),
@@ -58,25 +66,44 @@ pub enum Response {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
-    Request { call: u32, request: Request },
-    Response { call: u32, response: Response },
+    Request {
+        call: u32,
+        request: Request,
+    },
+    Response {
+        call: u32,
+        response: Response,
+    },
     Sync(SyncMsg),
     /// I hold the tree you stored.
-    Held { root: Hash },
+    Held {
+        root: Hash,
+    },
     /// I own a place of this small tree; keep it, too.
-    Mirror { tree: Tree },
+    Mirror {
+        tree: Tree,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Timer {
     /// The answer to this call is overdue.
-    Expire { call: CallId },
+    Expire {
+        call: CallId,
+    },
     Sync,
     AntiEntropy,
     /// Look after one service: a take-over is over, a back-off ended.
-    Service { key: Key, round: u32 },
+    Service {
+        key: Key,
+        round: u32,
+    },
     /// A manager's answer to a waiting query is due, changed or not.
-    Poll { key: Key, from: NodeId, call: u32 },
+    Poll {
+        key: Key,
+        from: NodeId,
+        call: u32,
+    },
     KeepAgain,
 }
 
@@ -85,41 +112,88 @@ pub enum Command {
     Restore(Vec<Record>),
     /// Trees that are on disk here.
     Trees(Vec<Tree>),
-    Place { place: Place, gained: Option<Arc> },
-    Found { call: u32, found: Option<Found> },
-    Feedback { call: u32, parts: Vec<Vec<u8>>, complete: bool },
+    Place {
+        place: Place,
+        gained: Option<Arc>,
+    },
+    Found {
+        call: u32,
+        found: Option<Found>,
+    },
+    Feedback {
+        call: u32,
+        parts: Vec<Vec<u8>>,
+        complete: bool,
+    },
     Persisted(u64),
     NotPersisted(u64),
     Report(Report),
-    ToManager { from: NodeId, msg: ToManager },
+    ToManager {
+        from: NodeId,
+        msg: ToManager,
+    },
     Dead(NodeId),
     LinkDown(NodeId),
-    Ask { ask: u64, question: ClientQuestion },
+    Ask {
+        ask: u64,
+        question: ClientQuestion,
+    },
 }
 
 #[derive(Clone, Debug)]
 pub enum Event {
-    Lookup { call: u32, key: Key },
-    Cast { call: u32, body: CastBody, feedback: bool },
-    Persist { token: u64, writes: Vec<(Vec<u8>, Option<Vec<u8>>)> },
+    Lookup {
+        call: u32,
+        key: Key,
+    },
+    Cast {
+        call: u32,
+        body: CastBody,
+        feedback: bool,
+    },
+    Persist {
+        token: u64,
+        writes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    },
     Order(Order),
-    ToHost { to: NodeId, msg: ToHost },
+    ToHost {
+        to: NodeId,
+        msg: ToHost,
+    },
     /// Watch these nodes: they run replicas managed here.
     Watch(BTreeSet<NodeId>),
-    Answer { ask: u64, reply: ClientReply },
+    Answer {
+        ask: u64,
+        reply: ClientReply,
+    },
 }
 
 /// What an operation may wait for.
 #[derive(Clone, Debug)]
 pub(crate) enum Ask {
     Find(Key),
-    Call { to: NodeId, request: Request, limit: Duration },
+    Call {
+        to: NodeId,
+        request: Request,
+        limit: Duration,
+    },
     Persist(Record),
     Cast(CastBody),
-    Digest { to: NodeId, arc: Arc },
-    Reserve { to: NodeId, msg: ToHost },
+    Digest {
+        to: NodeId,
+        arc: Arc,
+    },
+    Reserve {
+        to: NodeId,
+        msg: ToHost,
+    },
     /// Until `enough` nodes hold the tree, or `limit` is over.
-    Holders { root: Hash, known: BTreeSet<NodeId>, enough: usize, limit: Duration },
+    Holders {
+        root: Hash,
+        known: BTreeSet<NodeId>,
+        enough: usize,
+        limit: Duration,
+    },
     Sleep(Duration),
 }
 
@@ -154,12 +228,21 @@ pub(crate) enum Outcome {
     PlanStored { service: Key, term: u64, stored: bool },
 }
 
+/// What of `old` is not in `new`, while both end at the same node.
+fn lost(old: Option<Arc>, new: Option<Arc>) -> Option<Arc> {
+    let (old, new) = (old?, new?);
+    let shrunk = old.hi == new.hi && new.lo != old.lo && in_oo(old.lo, new.lo, old.hi);
+    shrunk.then(|| Arc::new(old.lo, new.lo))
+}
+
 pub(crate) type Asker = ops::Asker<Ask, Reply>;
 
 /// How long one node may take to answer another.
 const CALL: Duration = Duration::from_secs(2);
 /// How long the hosts of a plan found on disk have to come back after a restart.
-const HOLD: Duration = Duration::from_secs(30);
+const HOLD: Duration = Duration::from_secs(60);
+/// Dead nodes that are remembered.
+const DEAD_MAX: usize = 512;
 /// Answers awaited at a time; more are refused to start.
 const OPS_MAX: usize = 512;
 
@@ -195,6 +278,8 @@ pub struct Collective {
     pub(crate) fetching: BTreeMap<Tree, NodeId>,
     /// Trees whose first source failed.
     pub(crate) second_try: BTreeSet<Tree>,
+    /// Trees a predecessor wants mirrored, whose record is not here yet.
+    pub(crate) mirrors: BTreeSet<Tree>,
     pub(crate) held: BTreeMap<CallId, Waiting>,
     pub(crate) managers: BTreeMap<Key, Manager>,
     pub(crate) dead: BTreeMap<NodeId, Time>,
@@ -233,6 +318,7 @@ impl Collective {
             trees: BTreeSet::new(),
             fetching: BTreeMap::new(),
             second_try: BTreeSet::new(),
+            mirrors: BTreeSet::new(),
             held: BTreeMap::new(),
             hold_until: None,
             managers: BTreeMap::new(),
@@ -256,6 +342,21 @@ impl Collective {
         self.counters.iter().map(|(name, count)| (*name, *count))
     }
 
+    /// What grows with what others say: name, how many there are, how many at most.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        use persistence::record::{RECORDS_MAX, STORE_BYTES_MAX};
+        [
+            ("records", self.store.len(), RECORDS_MAX),
+            ("record_bytes", self.store.bytes(), STORE_BYTES_MAX),
+            ("operations", self.ops.len(), OPS_MAX),
+            ("dead", self.dead.len(), DEAD_MAX),
+            ("managers", self.managers.len(), RECORDS_MAX),
+            ("fetching", self.fetching.len(), RECORDS_MAX),
+            ("holders_awaited", self.held.len(), OPS_MAX),
+        ]
+        .into_iter()
+    }
+
     pub fn operations(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.ops.names()
     }
@@ -276,7 +377,7 @@ impl Collective {
                 if records.iter().any(planned) {
                     self.hold_until = Some(cx.now + HOLD);
                 }
-                self.store.records = records.into_iter().map(|r| (r.id(), r)).collect();
+                self.store.restore(records);
             }
             Command::Trees(trees) => self.trees.extend(trees),
             Command::Place { place, gained } => self.on_place(place, gained, cx),
@@ -299,8 +400,7 @@ impl Collective {
         match msg {
             Msg::Request { call, request } => self.on_request(from, call, request, cx),
             Msg::Response { call, response } => {
-                let awaited =
-                    matches!(self.out.get(&call), Some(Out::Call { to }) if *to == from);
+                let awaited = matches!(self.out.get(&call), Some(Out::Call { to }) if *to == from);
                 if awaited {
                     self.answer(call, Reply::Response(Some(response)), cx);
                 } else {
@@ -327,6 +427,7 @@ impl Collective {
     /// The ring moved: what I answer for, and whom I copy to.
     fn on_place(&mut self, place: Place, gained: Option<Arc>, cx: &mut Cx<'_, Self>) {
         let moved = self.place.range != place.range;
+        let lost = lost(self.place.range, place.range);
         let next = |place: &Place| place.succs.first().map(|peer| peer.id);
         let next_moved = next(&self.place) != next(&place);
         self.place = place;
@@ -345,6 +446,11 @@ impl Collective {
         }
         if let Some(arc) = gained {
             self.repair(arc, &[1, 2, 3], cx);
+        }
+        // Where two rings merge, the new owner may lie on the other side of the cut and know
+        // nothing of what was written on mine; who joins asks for it, too.
+        if let Some(arc) = lost {
+            self.repair(arc, &[0], cx);
         }
     }
 
@@ -368,6 +474,10 @@ impl Collective {
     }
 
     fn on_dead(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        if self.dead.len() >= DEAD_MAX {
+            let oldest = self.dead.iter().min_by_key(|(_, at)| **at).map(|(id, _)| *id);
+            oldest.map(|id| self.dead.remove(&id));
+        }
         self.dead.insert(node, cx.now);
         self.store.synced.remove(&node);
         self.fail_calls(node, cx);
@@ -427,13 +537,7 @@ impl Collective {
         }
     }
 
-    pub(crate) fn respond(
-        &self,
-        to: NodeId,
-        call: u32,
-        response: Response,
-        cx: &mut Cx<'_, Self>,
-    ) {
+    pub(crate) fn respond(&self, to: NodeId, call: u32, response: Response, cx: &mut Cx<'_, Self>) {
         cx.send(to, Msg::Response { call, response });
     }
 
@@ -489,8 +593,7 @@ impl Collective {
             }
             Ask::Persist(record) => {
                 let token = self.next_token();
-                let writes =
-                    Vec::from([(disk_key(record.key, &record.name), encode(&record))]);
+                let writes = Vec::from([(disk_key(record.key, &record.name), encode(&record))]);
                 cx.emit(Event::Persist { token, writes });
                 (Out::Persist { token }, Some(CALL * 5))
             }

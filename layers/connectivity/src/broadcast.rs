@@ -12,7 +12,7 @@ use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{ArcSet, Cx, Duration, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{CASTS_MAX, CAST_BUDGET, CAST_STEP, PARTS_BYTES, SEEN_MAX};
+use crate::config::{CAST_BUDGET, CAST_STEP, CASTS_MAX, PARTS_BYTES, SEEN_MAX};
 use crate::{Event, Msg, Overlay, Timer};
 
 /// Names one broadcast in the whole community.
@@ -58,6 +58,13 @@ pub(crate) struct Casts {
     seen: VecDeque<CastId>,
 }
 
+impl Casts {
+    /// Broadcasts under way, and those remembered against duplicates.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.open.len(), self.seen.len())
+    }
+}
+
 impl Overlay {
     /// Reaches everybody, this node included. With feedback the answers come as
     /// [`Event::Feedback`] under `call`.
@@ -80,14 +87,17 @@ impl Overlay {
                     }
                     return;
                 }
-                let budget = Duration::from_millis(u64::from(budget_ms));
+                let budget = Duration::from_millis(u64::from(budget_ms)).min(CAST_BUDGET);
                 self.down(id, Some(from), limit, body, feedback, budget, 0, cx);
             }
             CastMsg::Up { id, parts, cover, cut } => self.on_up(from, id, parts, &cover, cut, cx),
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call site a case; a struct would be built and taken apart at once")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call site a case; a struct would be built and taken apart at once"
+    )]
     fn down(
         &mut self,
         id: CastId,
@@ -115,8 +125,7 @@ impl Overlay {
             return;
         }
         let cover = self.ring.range().map_or_else(ArcSet::empty, ArcSet::of);
-        let cast =
-            Cast { parent, pending, parts: Vec::new(), bytes: 0, cover, cut: false, call };
+        let cast = Cast { parent, pending, parts: Vec::new(), bytes: 0, cover, cut: false, call };
         self.casts.open.insert(id, cast);
         cx.after(budget, Timer::Cast(id));
     }

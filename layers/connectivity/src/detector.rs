@@ -20,18 +20,27 @@ pub enum Msg {
     Ping,
     Pong,
     /// Please ping `target` for me.
-    PingReq { target: NodeId },
+    PingReq {
+        target: NodeId,
+    },
     /// `target` answered me.
-    Reached { target: NodeId },
+    Reached {
+        target: NodeId,
+    },
     /// I am sure that `target` is dead. A hint: whoever watches it checks for itself, at once.
-    Gone { target: NodeId },
+    Gone {
+        target: NodeId,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Timer {
     Tick,
     /// The check that began as number `check` must be over.
-    Confirm { target: NodeId, check: u32 },
+    Confirm {
+        target: NodeId,
+        check: u32,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -128,6 +137,11 @@ impl Detector {
 
     pub fn linked(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.linked.keys().copied()
+    }
+
+    /// Peers watched, linked, and asked for by others.
+    pub(crate) fn sizes(&self) -> (usize, usize, usize) {
+        (self.watched.len(), self.linked.len(), self.for_others.len())
     }
 
     fn watch(&mut self, set: &BTreeSet<NodeId>, cx: &mut Cx<'_, Self>) {

@@ -23,11 +23,19 @@ use crate::{Msg, Overlay, Timer};
 pub enum EntryMsg {
     /// Are you inside, and beside whom?
     Probe,
-    ProbeRes { inside: bool, pred: Peer, succs: Vec<Peer> },
+    ProbeRes {
+        inside: bool,
+        pred: Peer,
+        succs: Vec<Peer>,
+    },
     /// Route my record to the owner of my id in your ring.
-    Merge { peer: Peer },
+    Merge {
+        peer: Peer,
+    },
     /// This node might be your successor.
-    Hint { candidate: Peer },
+    Hint {
+        candidate: Peer,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +73,6 @@ impl Overlay {
     }
 
     pub(crate) fn entry_link_up(&mut self, peer: &Peer, cx: &mut Cx<'_, Self>) {
-        self.entry.passive.retain(|dead| dead.id != peer.id);
         if self.ring.status() == Status::Out {
             self.entry.untried.insert(peer.id);
             self.try_next(cx);
@@ -152,8 +159,10 @@ impl Overlay {
         self.probe_later(cx);
     }
 
-    fn probe_later(&mut self, cx: &mut Cx<'_, Self>) {
-        if !self.entry.probing && !self.entry.passive.is_empty() {
+    /// A node on its own that knows others keeps asking them, too.
+    pub(crate) fn probe_later(&mut self, cx: &mut Cx<'_, Self>) {
+        let lone = self.ring.is_member() && self.ring.alone() && !self.book.is_empty();
+        if !self.entry.probing && (lone || !self.entry.passive.is_empty()) {
             self.entry.probing = true;
             let jitter = cx.rng.u32(80..120);
             cx.after(PASSIVE_PROBE * jitter / 100, Timer::Entry(EntryTimer::Passive));
@@ -162,10 +171,15 @@ impl Overlay {
 
     fn on_passive(&mut self, cx: &mut Cx<'_, Self>) {
         self.entry.probing = false;
-        if !self.entry.passive.is_empty() && self.ring.is_member() {
-            self.entry.passive.rotate_left(1);
-            if let Some(peer) = self.entry.passive.last() {
-                cx.send(peer.id, Msg::Entry(EntryMsg::Probe));
+        if self.ring.is_member() {
+            let passive = self.entry.passive.first().map(|peer| peer.id);
+            let lone = self.ring.alone() && cx.rng.bool();
+            let known: Vec<NodeId> = self.book.keys().copied().filter(|_| lone).collect();
+            if let Some(id) = cx.rng.choice(&known).copied().or(passive) {
+                cx.send(id, Msg::Entry(EntryMsg::Probe));
+            }
+            if !self.entry.passive.is_empty() {
+                self.entry.passive.rotate_left(1);
             }
         }
         self.probe_later(cx);
@@ -197,8 +211,8 @@ impl Overlay {
         succs: &[Peer],
         cx: &mut Cx<'_, Self>,
     ) {
-        self.entry.passive.retain(|dead| dead.id != from);
         if inside {
+            self.entry.passive.retain(|dead| dead.id != from);
             self.saw_ring(cx.now);
         }
         if !inside || self.ring.status() != Status::Inside {

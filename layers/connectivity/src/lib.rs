@@ -55,15 +55,27 @@ pub enum Timer {
 #[derive(Clone, Debug)]
 pub enum Command {
     /// Once, first. `alone`: there is nobody to join, start a ring.
-    Boot { alone: bool },
+    Boot {
+        alone: bool,
+    },
     LinkUp(Peer),
     LinkDown(NodeId),
     /// Find the owner of `key`; [`Event::Found`] follows under `call`.
-    Lookup { call: u32, key: Key },
+    Lookup {
+        call: u32,
+        key: Key,
+    },
     /// Reach everybody; with feedback, [`Event::Feedback`] follows under `call`.
-    Cast { call: u32, body: Vec<u8>, feedback: bool },
+    Cast {
+        call: u32,
+        body: Vec<u8>,
+        feedback: bool,
+    },
     /// This node's answer to an [`Event::Cast`], in the same step.
-    AnswerCast { id: CastId, part: Option<Vec<u8>> },
+    AnswerCast {
+        id: CastId,
+        part: Option<Vec<u8>>,
+    },
     /// Watch these, too, besides the neighbours.
     Watch(BTreeSet<NodeId>),
     Leave,
@@ -76,9 +88,19 @@ pub enum Event {
     /// What this node owns changed.
     RangeChanged,
     NeighboursChanged,
-    Found { call: u32, found: Option<Found> },
-    Cast { id: CastId, body: Vec<u8>, feedback: bool },
-    Feedback { call: u32, feedback: Feedback },
+    Found {
+        call: u32,
+        found: Option<Found>,
+    },
+    Cast {
+        id: CastId,
+        body: Vec<u8>,
+        feedback: bool,
+    },
+    Feedback {
+        call: u32,
+        feedback: Feedback,
+    },
     Suspect(NodeId),
     Refuted(NodeId),
     Dead(NodeId),
@@ -185,6 +207,26 @@ impl Overlay {
         estimate.saturating_mul(count - 1).max(count + 1)
     }
 
+    /// What grows with what others say: name, how many there are, how many at most.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        let (pending, lookups) = self.routes.sizes();
+        let (casts, seen) = self.casts.sizes();
+        let (watched, linked, for_others) = self.detector.sizes();
+        [
+            ("book", self.book.len(), BOOK_MAX),
+            ("successors", self.ring.succs().len(), SUCCESSORS),
+            ("slots", self.table.len(), config::SLOTS),
+            ("hops", pending, config::PENDING_MAX),
+            ("lookups", lookups, config::PENDING_MAX),
+            ("casts", casts, config::CASTS_MAX),
+            ("casts_seen", seen, config::SEEN_MAX),
+            ("watched", watched, config::WATCHED_MAX),
+            ("linked", linked, config::LINKED_MAX),
+            ("probes", for_others, config::WATCHED_MAX),
+        ]
+        .into_iter()
+    }
+
     pub(crate) fn count(&mut self, what: &'static str) {
         *self.counters.entry(what).or_default() += 1;
     }
@@ -271,6 +313,7 @@ impl Overlay {
                 ring::Event::NeighboursChanged => {
                     self.update_watch(cx);
                     self.fill(cx);
+                    self.probe_later(cx);
                     cx.emit(Event::NeighboursChanged);
                 }
                 ring::Event::Displaced { old, by } => self.merge(old, Some(by), cx),

@@ -13,8 +13,8 @@ use dugnad_kernel::{Arc, Component, Cx, Duration, Input, NodeId, Peer, Time};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{
-    BACKOFF, BACKOFF_DOUBLINGS, JOIN_ANSWER, LEAVE_LIMIT, STABILIZE_FAST, SUCCESSORS, T_GRACE, T_LOCK,
-    T_UNSURE, UNSURE_MAX,
+    BACKOFF, BACKOFF_DOUBLINGS, JOIN_ANSWER, LEAVE_LIMIT, STABILIZE_FAST, SUCCESSORS, T_GRACE,
+    T_LOCK, T_UNSURE, UNSURE_MAX,
 };
 
 /// Where a node stands (overlay.md 2.2).
@@ -36,35 +36,92 @@ pub enum Status {
 /// is routed, so it travels as [`crate::route::Purpose::Join`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
-    JoinRetry { op: u64, after_ms: u16 },
-    JoinPoint { op: u64, pred: Peer, succs: Vec<Peer> },
-    NewSucc { op: u64, joiner: Peer, succ: NodeId, succs: Vec<Peer> },
-    NewSuccAck { op: u64, joiner: NodeId },
-    JoinDone { op: u64 },
-    LeaveReq { op: u64 },
-    LeaveRetry { op: u64, after_ms: u16 },
-    LeaveGrant { op: u64 },
-    LeavePoint { op: u64, pred: Peer },
-    UpdateSucc { op: u64, leaver: NodeId, succs: Vec<Peer> },
-    UpdateSuccAck { op: u64 },
-    LeaveDone { op: u64 },
-    Query { call: u32 },
-    QueryRes { call: u32, pred: Peer, succs: Vec<Peer> },
+    JoinRetry {
+        op: u64,
+        after_ms: u16,
+    },
+    JoinPoint {
+        op: u64,
+        pred: Peer,
+        succs: Vec<Peer>,
+    },
+    NewSucc {
+        op: u64,
+        joiner: Peer,
+        succ: NodeId,
+        succs: Vec<Peer>,
+    },
+    NewSuccAck {
+        op: u64,
+        joiner: NodeId,
+    },
+    JoinDone {
+        op: u64,
+    },
+    LeaveReq {
+        op: u64,
+    },
+    LeaveRetry {
+        op: u64,
+        after_ms: u16,
+    },
+    LeaveGrant {
+        op: u64,
+    },
+    LeavePoint {
+        op: u64,
+        pred: Peer,
+    },
+    UpdateSucc {
+        op: u64,
+        leaver: NodeId,
+        succs: Vec<Peer>,
+    },
+    UpdateSuccAck {
+        op: u64,
+    },
+    LeaveDone {
+        op: u64,
+    },
+    Query {
+        call: u32,
+    },
+    QueryRes {
+        call: u32,
+        pred: Peer,
+        succs: Vec<Peer>,
+    },
     /// From a node that left: ask these instead.
-    Moved { call: u32, succs: Vec<Peer> },
-    Notify { me: Peer },
+    Moved {
+        call: u32,
+        succs: Vec<Peer>,
+    },
+    Notify {
+        me: Peer,
+    },
+    /// From the successor: my list changed, ask me. So a list deep in the ring is right after
+    /// seconds and not after a quiet round for each of its entries.
+    ListChanged,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Timer {
     /// The lease on the hosted lock, or on one's own, ends.
-    Lock { op: u64 },
+    Lock {
+        op: u64,
+    },
     /// The join asked for under `op` was not answered, or may be tried again.
-    Retry { op: u64 },
+    Retry {
+        op: u64,
+    },
     /// A leave that was refused, or came while locked for somebody else.
     LeaveAgain,
-    Stabilize { round: u32 },
-    Query { call: u32 },
+    Stabilize {
+        round: u32,
+    },
+    Query {
+        call: u32,
+    },
     /// The time in which a node that left still points the way is over.
     Grace,
     LeaveLimit,
@@ -75,11 +132,18 @@ pub enum Command {
     /// Be the first node of a ring.
     Create,
     /// Join through a node that says it is inside.
-    Join { via: NodeId },
+    Join {
+        via: NodeId,
+    },
     /// The way in turned out to be closed.
-    GiveUpJoin { via: NodeId },
+    GiveUpJoin {
+        via: NodeId,
+    },
     /// A routed join request reached its owner.
-    JoinReq { op: u64, joiner: Peer },
+    JoinReq {
+        op: u64,
+        joiner: Peer,
+    },
     Leave,
     /// The detector is sure, or a new incarnation showed up.
     Dead(NodeId),
@@ -94,7 +158,10 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Route a join request for me through `via`.
-    RouteJoin { via: NodeId, op: u64 },
+    RouteJoin {
+        via: NodeId,
+        op: u64,
+    },
     Joined,
     /// The join did not work out; try another way in.
     JoinFailed,
@@ -102,7 +169,10 @@ pub enum Event {
     RangeChanged,
     NeighboursChanged,
     /// A merge put `by` where `old` was; `old` has its place behind it.
-    Displaced { old: Peer, by: NodeId },
+    Displaced {
+        old: Peer,
+        by: NodeId,
+    },
     /// Every successor is dead: name any live node.
     Stranded,
     /// A farther node says it is my predecessor: it found the one I count on dead.
@@ -111,7 +181,7 @@ pub enum Event {
 }
 
 impl Msg {
-    /// The peer records it carries.
+    /// The peer records it carries, no more than an honest node sends.
     pub fn peers(&self) -> impl Iterator<Item = &Peer> {
         let (one, list): (Option<&Peer>, &[Peer]) = match self {
             Self::JoinPoint { pred, succs, .. } | Self::QueryRes { pred, succs, .. } => {
@@ -129,9 +199,10 @@ impl Msg {
             | Self::LeaveGrant { .. }
             | Self::UpdateSuccAck { .. }
             | Self::LeaveDone { .. }
-            | Self::Query { .. } => (None, &[]),
+            | Self::Query { .. }
+            | Self::ListChanged => (None, &[]),
         };
-        one.into_iter().chain(list)
+        one.into_iter().chain(list.iter().take(SUCCESSORS))
     }
 }
 
@@ -376,6 +447,7 @@ impl Ring {
             Msg::QueryRes { call, pred, succs } => self.on_query_res(from, call, pred, succs, cx),
             Msg::Moved { call, succs } => self.on_moved(from, call, succs, cx),
             Msg::Notify { me } => self.on_notify(from, me, cx),
+            Msg::ListChanged => self.on_list_changed(from, cx),
         }
     }
 
@@ -486,7 +558,10 @@ impl Ring {
         self.take_lock(op, cx);
         cx.emit(Event::RangeChanged);
         let succ = self.succ().id;
-        cx.send(self.pred.id, Msg::NewSucc { op, joiner: self.me.clone(), succ, succs: self.succs.clone() });
+        cx.send(
+            self.pred.id,
+            Msg::NewSucc { op, joiner: self.me.clone(), succ, succs: self.succs.clone() },
+        );
         self.neighbours_changed(cx);
     }
 
@@ -748,6 +823,9 @@ impl Ring {
         self.succs = list;
         if !same {
             self.neighbours_changed(cx);
+            if self.is_member() && !self.pred_suspect && self.pred.id != self.me.id {
+                cx.send(self.pred.id, Msg::ListChanged);
+            }
         }
     }
 

@@ -8,7 +8,9 @@ use dugnad_kernel::arc::in_oc;
 use dugnad_kernel::{Cx, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{HOPS_MAX, HOP_ALTERNATIVES, HOP_RTO, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX};
+use crate::config::{
+    HOP_ALTERNATIVES, HOP_RTO, HOPS_MAX, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX, SUCCESSORS,
+};
 use crate::detector;
 use crate::ring::{self, Status};
 use crate::table::closest_before;
@@ -18,7 +20,9 @@ use crate::{Event, Msg, Overlay, Timer};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
     Find,
-    Join { op: u64 },
+    Join {
+        op: u64,
+    },
     /// Find the place of `origin`, a member of another ring that was one with this (6.3).
     Merge,
 }
@@ -41,11 +45,18 @@ pub struct Hop {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RouteMsg {
     Hop(Hop),
-    Ack { seq: u32 },
+    Ack {
+        seq: u32,
+    },
     /// Straight from the owner to the origin (transitive).
-    Found { call: u32, found: Found },
+    Found {
+        call: u32,
+        found: Found,
+    },
     /// The asked node is not a member and cannot route.
-    NotInside { call: u32 },
+    NotInside {
+        call: u32,
+    },
 }
 
 /// Who answers for a key.
@@ -101,6 +112,11 @@ pub(crate) struct Routes {
 }
 
 impl Routes {
+    /// Hops that wait for their acknowledgement, and lookups under way.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.pending.len(), self.lookups.len())
+    }
+
     /// Slot starts that are being looked up.
     pub(crate) fn slots_busy(&self) -> Vec<Key> {
         let slot = |l: &&Lookup| l.purpose == LookupFor::Slot;
@@ -183,7 +199,7 @@ impl Overlay {
                 self.routes.pending.remove(&seq);
             }
             RouteMsg::Found { call, found } => self.on_found(call, found, cx),
-            RouteMsg::NotInside { call } if call == 0 => self.on_way_in_closed(from, cx),
+            RouteMsg::NotInside { call: 0 } => self.on_way_in_closed(from, cx),
             RouteMsg::NotInside { .. } => self.count("not_inside"),
         }
     }
@@ -251,17 +267,16 @@ impl Overlay {
         let succs = self.ring.succs();
         if in_oc(me, key, self.ring.succ().id) {
             // The last hop always uses the successor list; a dead owner's successor comes next.
-            let asks = |s: &Peer| {
-                matches!(hop.purpose, Purpose::Join { .. }) && s.id == hop.origin.id
-            };
+            let asks =
+                |s: &Peer| matches!(hop.purpose, Purpose::Join { .. }) && s.id == hop.origin.id;
             let usable = |s: &&Peer| !tried.contains(&s.id) && s.id != me && !asks(s);
             let live = succs.iter().find(usable);
             return live.map_or(Next::Nowhere, |s| Next::Forward { to: s.id, last: true });
         }
         let pred = (!self.ring.pred_suspect()).then_some(pred);
         let known = succs.iter().chain(pred).chain(self.table.contacts());
-        let usable = known
-            .filter(|peer| !tried.contains(&peer.id) && !self.detector.is_suspect(peer.id));
+        let usable =
+            known.filter(|peer| !tried.contains(&peer.id) && !self.detector.is_suspect(peer.id));
         match closest_before(me, key, usable) {
             Some(peer) => Next::Forward { to: peer.id, last: false },
             None => succs
@@ -300,7 +315,8 @@ impl Overlay {
         }
     }
 
-    fn on_found(&mut self, call: u32, found: Found, cx: &mut Cx<'_, Self>) {
+    fn on_found(&mut self, call: u32, mut found: Found, cx: &mut Cx<'_, Self>) {
+        found.succs.truncate(SUCCESSORS);
         let Some(lookup) = self.routes.lookups.remove(&call) else {
             self.count("late_answer");
             return;

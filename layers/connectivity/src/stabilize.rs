@@ -152,6 +152,12 @@ impl Ring {
         }
     }
 
+    pub(crate) fn on_list_changed(&mut self, from: NodeId, cx: &mut Cx<'_, Self>) {
+        if from == self.succ().id {
+            self.stabilize(cx);
+        }
+    }
+
     /// Rectify: a node says it is my predecessor.
     pub(crate) fn on_notify(&mut self, from: NodeId, peer: Peer, cx: &mut Cx<'_, Self>) {
         if self.status() != Status::Inside || self.locked() || peer.id != from {
@@ -172,9 +178,10 @@ impl Ring {
     /// less of the ring than I do. Mine is asked at once, and if it is dead the claim stands.
     fn on_claim(&mut self, peer: Peer, cx: &mut Cx<'_, Self>) {
         let me = self.me().id;
-        let nearer = self.claimant.as_ref().is_none_or(|(known, at)| {
-            cx.now.since(*at) >= CLAIM || !in_oo(peer.id, known.id, me)
-        });
+        let nearer = self
+            .claimant
+            .as_ref()
+            .is_none_or(|(known, at)| cx.now.since(*at) >= CLAIM || !in_oo(peer.id, known.id, me));
         if nearer {
             self.claimant = Some((peer, cx.now));
         }

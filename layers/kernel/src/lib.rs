@@ -1,4 +1,5 @@
-//! What every layer is made of: components and their effects, operations, time, identifiers, the wire.
+//! What every layer is made of: components and their effects, operations, time, identifiers, the
+//! wire.
 //!
 //! Nothing here, or in any layer above, knows a clock, a socket, a file, a thread or a hash map:
 //! `no_std` makes the compiler hold that line (ARCHITECTURE.md, "Invariants").

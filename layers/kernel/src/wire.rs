@@ -143,6 +143,7 @@ fn read_exact<R: Read>(reader: &mut R, buffer: &mut [u8]) -> Result<(), ReadErro
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -18,8 +18,13 @@ pub type Token = u64;
 /// What the driver tells the node.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Once, first: what the disk held: records, and trees that are complete. `alone` starts a ring at once (nobody to join).
-    Boot { records: Vec<(Vec<u8>, Vec<u8>)>, trees: Vec<Tree>, alone: bool },
+    /// Once, first: what the disk held: records, and trees that are complete. `alone` starts a
+    /// ring at once (nobody to join).
+    Boot {
+        records: Vec<(Vec<u8>, Vec<u8>)>,
+        trees: Vec<Tree>,
+        alone: bool,
+    },
     /// A session with a proven peer stands.
     LinkUp(Peer),
     /// The session ended, or the peer could not be dialled.
@@ -31,7 +36,10 @@ pub enum Command {
     Host(Report),
     Ask(AskId, Question),
     /// The owner's ceilings, and whether she takes work at all.
-    Limits { ceilings: Ceilings, takes_work: bool },
+    Limits {
+        ceilings: Ceilings,
+        takes_work: bool,
+    },
     /// Hand everything over and go; [`Event::Left`] follows.
     Leave,
 }
@@ -42,7 +50,10 @@ pub enum Event {
     /// Where a peer can be dialled.
     Contact(Peer),
     /// Write these to disk together (`None` deletes), then say [`Command::Persisted`].
-    Persist { token: Token, writes: Vec<(Vec<u8>, Option<Vec<u8>>)> },
+    Persist {
+        token: Token,
+        writes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    },
     Host(Order),
     Answer(AskId, Answer),
     /// Something people may want to read about.
@@ -76,9 +87,15 @@ pub enum Answer {
     Nodes(Vec<NodeView>),
     Plan(PlanView),
     /// `missing` is empty if every wanted replica is ready; otherwise one line a reason.
-    Deployed { service: ServiceView, missing: Vec<String> },
+    Deployed {
+        service: ServiceView,
+        missing: Vec<String>,
+    },
     /// `complete` is false if part of the ring did not answer.
-    Ps { services: Vec<ServiceView>, complete: bool },
+    Ps {
+        services: Vec<ServiceView>,
+        complete: bool,
+    },
     Why(Vec<String>),
     Resolved(ServiceView),
     Done,

@@ -6,8 +6,9 @@ use alloc::vec::Vec;
 use dugnad_collective::cast::{CastBody, CastPart};
 use dugnad_connectivity as connectivity;
 use dugnad_kernel::{Cx, Hash};
-use dugnad_resource::describe::Description;
-use dugnad_resource::spec::Port;
+use dugnad_resource::describe::{Description, named};
+use dugnad_resource::executor::bounded;
+use dugnad_resource::spec::{Port, valid_name};
 
 use crate::{Event, Happened, Node, program_hash};
 
@@ -58,6 +59,9 @@ impl Node {
             }
             CastBody::Happened { by, by_name, service, text } => {
                 self.remember_name(by, &by_name);
+                let by_name = named(&by_name);
+                let service = service.filter(|name| valid_name(name).is_ok());
+                let text = bounded(&text);
                 cx.emit(Event::Happened(Happened { by, by_name, service, text }));
                 return None;
             }
@@ -72,8 +76,7 @@ impl Node {
         cx: &Cx<'_, Self>,
     ) -> Description {
         let known = self.collective.trees().iter().map(|tree| tree.root);
-        let held: Vec<Hash> =
-            known.chain(self.executor.packages().map(|tree| tree.root)).collect();
+        let held: Vec<Hash> = known.chain(self.executor.packages().map(|tree| tree.root)).collect();
         let has = |program: &&str| self.programs.binary_search(&program_hash(program)).is_ok();
         let up = self.started.map_or(0, |started| cx.now.since(started).as_secs());
         Description {
@@ -108,10 +111,7 @@ impl Node {
         if before == after {
             return;
         }
-        match after {
-            Some(port) => self.ports.insert(name, port),
-            None => self.ports.remove(&name),
-        };
+        self.remember_port(name, after);
         self.tell_ports(cx);
     }
 

@@ -42,10 +42,8 @@ impl Node {
     pub(crate) fn send_known(&mut self, to: NodeId, msg: Msg, cx: &mut Cx<'_, Self>) {
         // Looking somebody up to ask whether they live says it already; and looking up must not
         // need looking up.
-        let direct = matches!(
-            msg,
-            Msg::Overlay(connectivity::Msg::Detect(_) | connectivity::Msg::Route(_))
-        );
+        let direct =
+            matches!(msg, Msg::Overlay(connectivity::Msg::Detect(_) | connectivity::Msg::Route(_)));
         let missing = self.unknown(core::iter::once(to));
         if direct || missing.is_empty() {
             cx.send(to, msg);

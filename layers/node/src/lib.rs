@@ -27,9 +27,10 @@ use dugnad_connectivity::Overlay;
 use dugnad_fabric::Ceilings;
 use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Arc, Component, Cx, Effect, Input, Key, NodeId, Peer};
-use dugnad_resource::describe::Profile;
+use dugnad_resource::describe::{Profile, named};
 use dugnad_resource::execute::{Order, ReplicaId, Run, ToHost, ToManager};
 use dugnad_resource::executor::{self, Executor};
+use dugnad_resource::spec::valid_name;
 use serde::{Deserialize, Serialize};
 
 use known::Deferred;
@@ -65,6 +66,8 @@ const EXECUTOR_CALL: u32 = 1 << 31;
 const EXECUTOR_TOKEN: u64 = 1 << 63;
 /// Names of nodes that are remembered for people.
 const NAMES_MAX: usize = 512;
+/// Services with a TCP port of their own that are remembered.
+const PORTS_MAX: usize = 256;
 
 pub struct Node {
     overlay: Overlay,
@@ -119,8 +122,7 @@ impl Node {
     #[must_use]
     pub fn new(config: Config) -> Self {
         let (me, profile) = (config.me, config.profile);
-        let executor =
-            Executor::new(me.id, profile.name.clone(), profile.arch, config.ceilings);
+        let executor = Executor::new(me.id, profile.name.clone(), profile.arch, config.ceilings);
         Self {
             collective: Collective::new(me.id),
             overlay: Overlay::new(me),
@@ -159,6 +161,18 @@ impl Node {
         self.profile.arch
     }
 
+    /// What grows with what others say: name, how many there are, how many at most.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> + '_ {
+        let own = [
+            ("names", self.names.len(), NAMES_MAX),
+            ("ports", self.ports.len(), PORTS_MAX),
+            ("managers_sought", self.finding.len(), executor::REPLICAS_MAX),
+            ("runs_written", self.keeping.len(), 2 * executor::REPLICAS_MAX),
+        ];
+        let layers = self.overlay.sizes().chain(self.collective.sizes());
+        own.into_iter().chain(layers).chain(self.executor.sizes())
+    }
+
     fn step(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
         match input {
             Input::Command(command) => self.on_command(command, cx),
@@ -168,7 +182,7 @@ impl Node {
                 Msg::ToManager(msg) => {
                     self.community(collective::Command::ToManager { from, msg }, cx);
                 }
-                Msg::ToHost(msg) => self.to_host(from, msg, cx),
+                Msg::ToHost(msg) => self.hosts(from, msg, cx),
             },
             Input::Timer(Timer::Overlay(timer)) => self.feed_overlay(Input::Timer(timer), cx),
             Input::Timer(Timer::Collective(timer)) => self.feed_collective(Input::Timer(timer), cx),
@@ -231,7 +245,7 @@ impl Node {
             let taken = match key.first() {
                 Some(b'x') => postcard::from_bytes::<Run>(&value).map(|run| runs.push(run)),
                 Some(b'r') => postcard::from_bytes::<Record>(&value).map(|r| stored.push(r)),
-                _ => Ok(self.malformed_records += 1),
+                _ => Err(postcard::Error::DeserializeBadEncoding),
             };
             if taken.is_err() {
                 self.malformed_records += 1;
@@ -243,7 +257,7 @@ impl Node {
         self.ring(connectivity::Command::Boot { alone }, cx);
     }
 
-    fn to_host(&mut self, from: NodeId, msg: ToHost, cx: &mut Cx<'_, Self>) {
+    fn hosts(&mut self, from: NodeId, msg: ToHost, cx: &mut Cx<'_, Self>) {
         let mut effects = Vec::new();
         let mut inner = Cx::new(cx.now, cx.rng, &mut effects);
         self.executor.on_message(from, msg, &mut inner);
@@ -363,11 +377,7 @@ impl Node {
             _ => None,
         };
         self.range = new;
-        let place = Place {
-            range: new,
-            succs: ring.succs().to_vec(),
-            size: self.overlay.size(),
-        };
+        let place = Place { range: new, succs: ring.succs().to_vec(), size: self.overlay.size() };
         self.community(collective::Command::Place { place, gained }, cx);
     }
 
@@ -425,7 +435,21 @@ impl Node {
 
     fn remember_name(&mut self, id: NodeId, name: &str) {
         if self.names.len() < NAMES_MAX || self.names.contains_key(&id) {
-            self.names.insert(id, String::from(name));
+            self.names.insert(id, named(name));
+        }
+    }
+
+    /// `None` forgets the port of a service.
+    fn remember_port(&mut self, name: String, port: Option<u16>) {
+        let known = self.ports.contains_key(&name);
+        match port {
+            Some(port) if known || (self.ports.len() < PORTS_MAX && valid_name(&name).is_ok()) => {
+                self.ports.insert(name, port);
+            }
+            Some(_) => {}
+            None => {
+                self.ports.remove(&name);
+            }
         }
     }
 }

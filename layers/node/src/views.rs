@@ -38,7 +38,9 @@ impl Node {
     pub(crate) fn on_reply(&mut self, ask: AskId, reply: ClientReply, cx: &mut Cx<'_, Self>) {
         let answer = match reply {
             ClientReply::Ports(ports) => {
-                self.ports.extend(ports);
+                for (name, port) in ports {
+                    self.remember_port(name, Some(port));
+                }
                 self.tell_ports(cx);
                 return;
             }

@@ -13,6 +13,12 @@ use crate::spec::Arch;
 pub const NAME_MAX: usize = 32;
 pub const PROGRAMS_MAX: usize = 16;
 
+/// What a node calls itself, cut to [`NAME_MAX`] characters: others remember many of them.
+#[must_use]
+pub fn named(name: &str) -> String {
+    name.chars().take(NAME_MAX).collect()
+}
+
 /// What does not change while the agent runs. The agent fills it in at start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Profile {

@@ -48,31 +48,68 @@ pub enum Order {
 /// What the host reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
-    Fetched { id: ReplicaId },
+    Fetched {
+        id: ReplicaId,
+    },
     /// None of the sources gave it; the reason names them.
-    FetchFailed { id: ReplicaId, reason: String },
+    FetchFailed {
+        id: ReplicaId,
+        reason: String,
+    },
     /// The process exists.
-    Started { id: ReplicaId },
+    Started {
+        id: ReplicaId,
+    },
     /// It passed its health check (again).
-    Ready { id: ReplicaId },
+    Ready {
+        id: ReplicaId,
+    },
     /// It was ready and is not, or ended and will be started again here.
-    Unready { id: ReplicaId, reason: String },
+    Unready {
+        id: ReplicaId,
+        reason: String,
+    },
     /// It will not be started again here.
-    Failed { id: ReplicaId, reason: String },
-    Stopped { id: ReplicaId },
+    Failed {
+        id: ReplicaId,
+        reason: String,
+    },
+    Stopped {
+        id: ReplicaId,
+    },
     /// A tree asked for with [`Order::Keep`] is here, verified and on disk.
-    Kept { tree: Tree },
-    KeepFailed { tree: Tree, reason: String },
+    Kept {
+        tree: Tree,
+    },
+    KeepFailed {
+        tree: Tree,
+        reason: String,
+    },
 }
 
 /// Which manager speaks, and in which term: nodes obey the highest they have seen and refuse the
 /// rest, so a deposed manager moves nothing (overlay.md 10.6).
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Epoch {
     pub term: u64,
     pub manager: NodeId,
+}
+
+/// Terms of one service; a term beyond this was not reached by taking over.
+pub const TERM_MAX: u64 = u32::MAX as u64;
+
+impl Epoch {
+    /// The first epoch of `manager` that hosts obey more than this one.
+    #[must_use]
+    pub const fn next(self, manager: NodeId) -> Self {
+        Self { term: self.term.saturating_add(1), manager }
+    }
+
+    /// Whether it is within its bounds; epochs come from other nodes.
+    #[must_use]
+    pub const fn fits(&self) -> bool {
+        self.term < TERM_MAX
+    }
 }
 
 /// State of a replica, as its host sees it.
@@ -95,27 +132,67 @@ pub enum HostState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToHost {
     /// Hold room for a replica for a minute.
-    Reserve { id: ReplicaId, epoch: Epoch, needs: Amounts },
+    Reserve {
+        id: ReplicaId,
+        epoch: Epoch,
+        needs: Amounts,
+    },
     /// Run it; idempotent. The package may be had from `sources`.
-    Start { id: ReplicaId, epoch: Epoch, generation: u64, spec: Spec, sources: Vec<NodeId> },
-    Stop { id: ReplicaId, epoch: Epoch, forget: bool },
+    Start {
+        id: ReplicaId,
+        epoch: Epoch,
+        generation: u64,
+        spec: Spec,
+        sources: Vec<NodeId>,
+    },
+    Stop {
+        id: ReplicaId,
+        epoch: Epoch,
+        forget: bool,
+    },
     /// Report every replica of this service; I manage it now.
-    Probe { service: Key, epoch: Epoch },
+    Probe {
+        service: Key,
+        epoch: Epoch,
+    },
     /// The beat was heard.
-    BeatAck { service: Key, epoch: Epoch },
+    BeatAck {
+        service: Key,
+        epoch: Epoch,
+    },
     /// I do not manage this service.
-    NotManager { service: Key },
+    NotManager {
+        service: Key,
+    },
 }
 
 /// From a host to the manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToManager {
-    Reserved { id: ReplicaId, epoch: Epoch },
-    Refused { id: ReplicaId, epoch: Epoch, reason: String },
+    Reserved {
+        id: ReplicaId,
+        epoch: Epoch,
+    },
+    Refused {
+        id: ReplicaId,
+        epoch: Epoch,
+        reason: String,
+    },
     /// State of one replica: on every change, and every minute.
-    Beat { id: ReplicaId, generation: u64, state: HostState, note: String, node_name: String },
+    Beat {
+        id: ReplicaId,
+        generation: u64,
+        state: HostState,
+        note: String,
+        node_name: String,
+    },
     /// The answer to a probe where nothing of the service is.
-    Nothing { service: Key },
+    Nothing {
+        service: Key,
+    },
     /// A higher epoch was seen: you are deposed.
-    Deposed { service: Key, epoch: Epoch },
+    Deposed {
+        service: Key,
+        epoch: Epoch,
+    },
 }

@@ -25,7 +25,7 @@ pub const SEARCH_AGAIN: Duration = Duration::from_secs(2);
 pub const REPLICAS_MAX: usize = 64;
 /// Services whose epochs are remembered.
 pub const EPOCHS_MAX: usize = 512;
-/// Bytes of a note.
+/// Characters of a note.
 pub const NOTE_MAX: usize = 256;
 
 #[derive(Clone, Debug)]
@@ -38,8 +38,14 @@ pub enum Command {
     NotPersisted(ReplicaId),
     Report(Report),
     /// Who answers for this service now; `None` if nobody was found.
-    Manager { service: Key, manager: Option<NodeId> },
-    Limits { ceilings: Ceilings, takes_work: bool },
+    Manager {
+        service: Key,
+        manager: Option<NodeId>,
+    },
+    Limits {
+        ceilings: Ceilings,
+        takes_work: bool,
+    },
     /// The ring changed around a manager: ask again who it is.
     Dead(NodeId),
     /// The ring can be asked now: tell the managers what runs here.
@@ -155,6 +161,12 @@ impl Executor {
         self.refused_epochs
     }
 
+    /// What grows with what others say: name, how many there are, how many at most.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        [("replicas", self.held.len(), REPLICAS_MAX), ("epochs", self.terms.len(), EPOCHS_MAX)]
+            .into_iter()
+    }
+
     pub fn replicas(&self) -> impl Iterator<Item = (ReplicaId, &str, HostState)> {
         self.held.iter().map(|(id, held)| {
             (*id, held.run.as_ref().map_or("", |run| run.spec.name.as_str()), held.state)
@@ -254,6 +266,10 @@ impl Executor {
 
     /// Whether this epoch is the highest seen for the service; if so it is remembered.
     fn obeys(&mut self, from: NodeId, service: Key, epoch: Epoch, cx: &mut Cx<'_, Self>) -> bool {
+        if !epoch.fits() {
+            self.refused_epochs += 1;
+            return false;
+        }
         let known = self.terms.contains_key(&service);
         if !known && self.terms.len() >= EPOCHS_MAX {
             let idle = |key: &Key| !self.held.keys().any(|id| id.service == *key);
@@ -298,8 +314,7 @@ impl Executor {
         match refusal {
             Some(reason) => cx.send(from, ToManager::Refused { id, epoch, reason }),
             None => {
-                let reserved =
-                    Held { run: None, state: HostState::Reserved, note: String::new() };
+                let reserved = Held { run: None, state: HostState::Reserved, note: String::new() };
                 self.held.entry(id).or_insert(reserved);
                 cx.after(RESERVATION, Timer::Expire);
                 cx.send(from, ToManager::Reserved { id, epoch });
@@ -501,6 +516,8 @@ impl Executor {
     }
 }
 
-fn bounded(note: &str) -> String {
+/// A note for people, cut to [`NOTE_MAX`] characters.
+#[must_use]
+pub fn bounded(note: &str) -> String {
     note.chars().take(NOTE_MAX).collect()
 }

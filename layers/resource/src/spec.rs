@@ -166,7 +166,9 @@ impl Spec {
     #[must_use]
     pub fn host_program(&self) -> Option<&str> {
         match self.kind {
-            Kind::Process => self.command.first().map(String::as_str).filter(|p| p.starts_with('/')),
+            Kind::Process => {
+                self.command.first().map(String::as_str).filter(|p| p.starts_with('/'))
+            }
             Kind::Static => None,
         }
     }

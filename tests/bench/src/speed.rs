@@ -18,8 +18,9 @@ pub(crate) fn server(community: &Community, name: &str, replicas: usize) -> Stri
     }
     let text = format!(
         "name = \"{name}\"\nreplicas = {replicas}\ncommand = [\"./server\", \"demo-server\"]\n\
-         [artifacts]\nany = \"{}\"\n[needs]\nmemory = \"16M\"\ncpu = \"2%\"\ndisk = \"16M\"\n\
+         [artifacts]\n{} = \"{}\"\n[needs]\nmemory = \"16M\"\ncpu = \"2%\"\ndisk = \"16M\"\n\
          processes = 8\n[port]\nhttp = true\n",
+        std::env::consts::ARCH,
         package.display()
     );
     community.service_file(name, &text)
@@ -48,15 +49,12 @@ pub(crate) fn deploy() -> Vec<Row> {
     ]
 }
 
-/// The newest replica of a service: its number and node.
-fn newest(community: &Community, node: usize, name: &str) -> Result<(u64, String), String> {
+/// Numbers of the ready replicas.
+fn ready(community: &Community, node: usize, name: &str) -> Result<Vec<u64>, String> {
     let service = community.service(node, name)?;
     let replicas = service["replicas"].as_array().into_iter().flatten();
-    let ready = replicas.filter(|r| r["state"] == "ready");
-    ready
-        .filter_map(|r| Some((r["replica"].as_u64()?, r["node_name"].as_str()?.to_owned())))
-        .max()
-        .ok_or_else(|| service.to_string())
+    let ready = replicas.filter(|replica| replica["state"] == "ready");
+    Ok(ready.filter_map(|replica| replica["replica"].as_u64()).collect())
 }
 
 /// From the moment a node is gone until a replica that was not there before answers a request.
@@ -67,12 +65,13 @@ pub(crate) fn heal(
     limit: Duration,
     mut take_away: impl FnMut(),
 ) -> f64 {
-    let (before, _) = until("ready", LIMIT, || newest(community, asked, name));
+    let before = until("ready", LIMIT, || ready(community, asked, name));
     let start = Instant::now();
     take_away();
     until("a replacement answers", limit, || {
-        let (number, _) = newest(community, asked, name)?;
-        holds(number > before, || format!("newest is still {number}"))?;
+        let now = ready(community, asked, name)?;
+        let new = now.iter().find(|number| !before.contains(number));
+        let number = new.ok_or_else(|| format!("{now:?} after {before:?}"))?;
         let gateway = community.nodes[asked].gateway;
         let mut connection = http::Connection::open(gateway).map_err(|e| e.to_string())?;
         let header = format!("Dugnad-Replica: {number}");

@@ -24,9 +24,10 @@ pub fn program() -> &'static Path {
 fn build() -> PathBuf {
     let cargo = std::env::var_os("CARGO");
     let cargo = cargo.unwrap_or_else(|| panic!("no cargo here: set DUGNAD_BIN to a built dugnad"));
-    // PROFILE/deps/TEST-hash
+    // PROFILE/deps/TEST-hash, or PROFILE/PROGRAM
     let own = std::env::current_exe().unwrap_or_else(|error| panic!("{error}"));
-    let folder = own.parent().and_then(Path::parent).and_then(Path::file_name);
+    let folders = own.ancestors().skip(1).filter_map(Path::file_name);
+    let folder = folders.into_iter().find(|name| *name != "deps");
     let profile = match folder.and_then(|name| name.to_str()) {
         None | Some("debug") => "dev",
         Some(other) => other,

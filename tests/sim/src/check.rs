@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dugnad_collective::deployment::service::SlotState;
 use dugnad_connectivity::ring::Status;
 use dugnad_kernel::{ArcSet, Key, NodeId};
 
@@ -21,7 +22,11 @@ pub fn ideal_ring(world: &World) -> Result<(), String> {
         let next = alive[(place + 1) % alive.len()];
         let before = alive[(place + alive.len() - 1) % alive.len()];
         if ring.succ().id != next {
-            return Err(format!("{name}: successor {} not {}", ring.succ().id.short(), next.short()));
+            return Err(format!(
+                "{name}: successor {} not {}",
+                ring.succ().id.short(),
+                next.short()
+            ));
         }
         if ring.pred().id != before || ring.pred_suspect() {
             return Err(format!("{name}: predecessor {}", ring.pred().id.short()));
@@ -29,7 +34,8 @@ pub fn ideal_ring(world: &World) -> Result<(), String> {
         let list = ring.succs().iter().map(|p| p.id);
         let wanted = (1..alive.len()).map(|k| alive[(place + k) % alive.len()]);
         if alive.len() > 1 && !list.eq(wanted.take(ring.succs().len())) {
-            return Err(format!("{name}: successor list {:?}", ring.succs()));
+            let have: Vec<NodeId> = ring.succs().iter().map(|p| p.id).collect();
+            return Err(format!("{name}: successor list {have:?} of {alive:?}"));
         }
     }
     Ok(())
@@ -74,8 +80,8 @@ pub fn services(world: &World, wanted: &BTreeMap<Key, usize>) -> Result<(), Stri
             return Err(format!("{}: {} of {want} run: {replicas:?}", key.short(), replicas.len()));
         }
     }
-    for (key, want) in wanted {
-        if *want > 0 && !running.contains_key(key) {
+    for (key, want) in wanted.iter().filter(|(_, want)| **want > 0) {
+        if !running.contains_key(key) {
             return Err(format!("{}: none of {want} run", key.short()));
         }
         let views: Vec<_> = world
@@ -88,12 +94,17 @@ pub fn services(world: &World, wanted: &BTreeMap<Key, usize>) -> Result<(), Stri
         let [view] = views.as_slice() else {
             return Err(format!("{}: {} managers", key.short(), views.len()));
         };
-        let known: BTreeSet<(NodeId, u32)> =
-            view.slots.iter().map(|slot| (slot.node, slot.number)).collect();
+        // A lost one stays in the plan until there is another place.
+        let placed = view.slots.iter().filter(|slot| slot.state != SlotState::Lost);
+        let known: BTreeSet<(NodeId, u32)> = placed.map(|s| (s.node, s.number)).collect();
         let real: BTreeSet<(NodeId, u32)> =
             running.get(key).into_iter().flatten().copied().collect();
         if known != real || usize::from(view.ready) != *want {
-            return Err(format!("{}: plan {known:?}, real {real:?}, {} ready", key.short(), view.ready));
+            return Err(format!(
+                "{}: plan {known:?}, real {real:?}, {} ready",
+                key.short(),
+                view.ready
+            ));
         }
     }
     Ok(())

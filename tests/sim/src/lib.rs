@@ -10,6 +10,7 @@ pub mod check;
 pub mod host;
 pub mod net;
 pub mod report;
+pub mod swarm;
 pub mod world;
 
 pub use world::{Options, World};

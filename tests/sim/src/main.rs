@@ -4,6 +4,7 @@ use argh::FromArgs;
 use dugnad_kernel::Duration;
 use dugnad_sim::net::NetOptions;
 use dugnad_sim::report::{community, crash_many, deploy, heal, idle, traffic};
+use dugnad_sim::swarm::swarm;
 use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World, check};
 
@@ -37,6 +38,22 @@ struct Args {
 enum Scenario {
     Heal(Heal),
     Idle(Idle),
+    Swarm(Swarm),
+}
+
+/// Random communities under random faults.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "swarm")]
+struct Swarm {
+    /// first seed (default 1)
+    #[argh(option, default = "1")]
+    seed: u64,
+    /// how many seeds (default 1)
+    #[argh(option, default = "1")]
+    count: u64,
+    /// print every message to stderr
+    #[argh(switch)]
+    verbose: bool,
 }
 
 /// How long a service takes to heal after one node died, over many seeds.
@@ -61,13 +78,28 @@ fn main() {
     match args.scenario {
         None => mass_crash(&args),
         Some(Scenario::Heal(heal)) => heal_times(&heal),
+        Some(Scenario::Swarm(args)) => swarms(&args),
         Some(Scenario::Idle(Idle {})) => {
             for count in [5, 20, 100] {
                 let (messages, bytes) = idle(count);
-                say(&format!("{count} nodes: {messages:.1} messages, {bytes:.0} bytes a node and minute"));
+                say(&format!(
+                    "{count} nodes: {messages:.1} messages, {bytes:.0} bytes a node and minute"
+                ));
             }
         }
     }
+}
+
+fn swarms(args: &Swarm) {
+    let mut failed = 0;
+    for seed in args.seed..args.seed + args.count {
+        if let Err(wrong) = swarm(seed, args.verbose) {
+            failed += 1;
+            say(&format!("cargo sim swarm --seed {seed}: {wrong}"));
+        }
+    }
+    say(&format!("{failed} of {} did not come into order", args.count));
+    std::process::exit(i32::from(failed > 0));
 }
 
 fn heal_times(args: &Heal) {
@@ -83,7 +115,9 @@ fn heal_times(args: &Heal) {
         if let Some((longest, seed)) = times.last() {
             let (median, _) = times[times.len() / 2];
             let count = times.len();
-            say(&format!("{kind:?}: median {median:.1?}, longest {longest:.1?} (seed {seed}) of {count}"));
+            say(&format!(
+                "{kind:?}: median {median:.1?}, longest {longest:.1?} (seed {seed}) of {count}"
+            ));
         }
     }
 }
@@ -99,9 +133,8 @@ fn mass_crash(args: &Args) {
     let at = seconds(&world);
     let gone = crash_many(&mut world, args.crash, kind);
     let limit = Duration::from_secs(600);
-    let healed = world.run_until(limit, Duration::from_millis(100), |w| {
-        check::services(w, &wanted).is_ok()
-    });
+    let healed =
+        world.run_until(limit, Duration::from_millis(100), |w| check::services(w, &wanted).is_ok());
     let text = if healed { "all services back" } else { "NOT healed" };
     let took = seconds(&world) - at;
     say(&format!("{:7.1} s  {} crashed; {text} after {took:.1} s", seconds(&world), gone.len()));

@@ -64,7 +64,7 @@ impl Net {
     pub fn new(options: NetOptions, seed: u64) -> Self {
         Self {
             options,
-            rng: fastrand::Rng::with_seed(seed ^ 0x6e65_74),
+            rng: fastrand::Rng::with_seed(seed ^ 0x006e_6574),
             sessions: BTreeMap::new(),
             groups: BTreeMap::new(),
             cut: BTreeSet::new(),

@@ -60,6 +60,10 @@ pub struct Machine {
     pub unknown: u64,
     pub happened: Vec<(Time, Happened)>,
     pub left: bool,
+    /// On top of what a sync takes anyway.
+    slow_sync: Duration,
+    /// When the last order is carried out: one after the other.
+    last_order: Time,
 }
 
 enum Happening {
@@ -146,8 +150,7 @@ impl World {
     pub fn add(&mut self, seeds: &[NodeId]) -> NodeId {
         let number = self.machines.len();
         let id = Id(fastrand::Rng::with_seed(self.options.seed ^ (number as u64) << 20).u128(..));
-        let amounts =
-            Amounts { memory: 512 << 20, cpu: 2_000, disk: 4 << 30, processes: 512 };
+        let amounts = Amounts { memory: 512 << 20, cpu: 2_000, disk: 4 << 30, processes: 512 };
         let machine = Machine {
             name: format!("n{number}"),
             node: None,
@@ -165,6 +168,8 @@ impl World {
             unknown: 0,
             happened: Vec::new(),
             left: false,
+            slow_sync: Duration::ZERO,
+            last_order: Time(0),
         };
         self.machines.insert(id, machine);
         id
@@ -196,11 +201,9 @@ impl World {
             home: machine.home,
             version: "sim".into(),
         };
-        let config =
-            Config { me, profile, ceilings: machine.ceilings, programs: Vec::new() };
+        let config = Config { me, profile, ceilings: machine.ceilings, programs: Vec::new() };
         machine.node = Some(Node::new(config));
-        let records =
-            machine.disk.durable.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let records = machine.disk.durable.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         let trees = machine.disk.trees.iter().copied().collect();
         let alone = machine.seeds.is_empty() && machine.inc == 1;
         let life = machine.life;
@@ -238,6 +241,12 @@ impl World {
 
     pub fn command(&mut self, id: NodeId, command: Command) {
         self.input(id, Input::Command(command));
+    }
+
+    pub fn slow_disk(&mut self, id: NodeId, by: Duration) {
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.slow_sync = by;
+        }
     }
 
     /// The machine has this package (somebody put it there).
@@ -300,7 +309,7 @@ impl World {
                 }
             }
             Happening::Command { node, life, command } => {
-                if self.lives(node, life) {
+                if self.lives(node, life) && self.still_true(node, &command) {
                     self.input(node, Input::Command(*command));
                 }
             }
@@ -322,6 +331,17 @@ impl World {
             }
         }
         true
+    }
+
+    /// A service that was stopped meanwhile does not get ready.
+    fn still_true(&self, node: NodeId, command: &Command) -> bool {
+        let running = self.machines.get(&node).map(|m| &m.processes.running);
+        match command {
+            Command::Host(Report::Started { id } | Report::Ready { id }) => {
+                running.is_some_and(|running| running.contains_key(id))
+            }
+            _ => true,
+        }
     }
 
     fn lives(&self, node: NodeId, life: u64) -> bool {
@@ -370,14 +390,20 @@ impl World {
     fn event(&mut self, id: NodeId, life: u64, event: Event) {
         match event {
             Event::Persist { token, writes } => {
-                let sync = Duration::from_micros(self.rng.u64(500..8_000));
+                let slow = self.machines.get(&id).map_or(Duration::ZERO, |m| m.slow_sync);
+                let sync = Duration::from_micros(self.rng.u64(500..8_000)) + slow;
                 let synced = Happening::Synced { node: id, life, token, writes };
                 self.at(self.now + sync, synced);
             }
             Event::Host(order) => {
                 let delay = Duration::from_millis(self.rng.u64(1..20));
                 self.note(b"order", id, format!("{order:?}").as_bytes());
-                self.at(self.now + delay, Happening::Host { node: id, life, order });
+                let mut time = self.now + delay;
+                if let Some(machine) = self.machines.get_mut(&id) {
+                    time = time.max(machine.last_order + Duration::from_micros(1));
+                    machine.last_order = time;
+                }
+                self.at(time, Happening::Host { node: id, life, order });
             }
             Event::Answer(ask, answer) => {
                 self.answers.insert(ask, answer);

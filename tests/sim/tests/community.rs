@@ -12,7 +12,6 @@ use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World, check};
 
 const SECOND: Duration = Duration::from_secs(1);
-const TENTH: Duration = Duration::from_millis(100);
 
 /// The seeds of this test: a fixed range, and what `tests/seeds.txt` remembers.
 fn seeds(name: &str, count: u64) -> Vec<u64> {
@@ -24,7 +23,12 @@ fn seeds(name: &str, count: u64) -> Vec<u64> {
     (1..=count).chain(past.lines().filter_map(of_test)).collect()
 }
 
-fn settles(world: &mut World, limit: u64, wanted: &BTreeMap<dugnad_kernel::Key, usize>, what: &str) {
+fn settles(
+    world: &mut World,
+    limit: u64,
+    wanted: &BTreeMap<dugnad_kernel::Key, usize>,
+    what: &str,
+) {
     let fine = |w: &World| check::ideal_ring(w).and_then(|()| check::services(w, wanted));
     let limit = Duration::from_secs(limit);
     let settled = world.run_until(limit, SECOND, |w| fine(w).is_ok());

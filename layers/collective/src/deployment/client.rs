@@ -235,7 +235,7 @@ async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> 
             "the packages could not be copied to another node; see `dugnad nodes`".to_string(),
         );
     }
-    let generation = old.as_ref().map_or(0, |old| old.generation) + 1;
+    let generation = old.as_ref().map_or(0, |old| old.generation).saturating_add(1);
     let new = Service { spec, generation, desired: Desired::Running, deployed_from: me };
     if !store(asker, &new, known.as_ref(), me, size).await {
         return ClientReply::Failed(
@@ -279,7 +279,7 @@ async fn store_trees(asker: &Asker, spec: &Spec, me: NodeId, size: u64) -> bool 
         let wait = asker.ask(Ask::Holders { root, known, enough: all.len(), limit: TREE_QUICK });
         let name = name_for(spec.key());
         let record = get(asker, (tree.key(), name.clone())).await.ok().flatten();
-        let counter = record.map_or(0, |record| record.version.counter) + 1;
+        let counter = record.map_or(0, |record| record.version.counter).saturating_add(1);
         let value = postcard::to_allocvec(&Needed { tree, origin: me }).ok();
         let version = Version { counter, author: me };
         let record = Record { key: tree.key(), name, version, value };
@@ -310,7 +310,7 @@ async fn forget_trees(asker: &Asker, old: &Spec, new: Option<&Spec>, me: NodeId)
     for tree in distinct_trees(old).into_iter().filter(|tree| !kept.contains(tree)) {
         let name = name_for(old.key());
         let Ok(Some(known)) = get(asker, (tree.key(), name.clone())).await else { continue };
-        let version = Version { counter: known.version.counter + 1, author: me };
+        let version = Version { counter: known.version.counter.saturating_add(1), author: me };
         put(asker.clone(), Record { key: tree.key(), name, version, value: None }, 1).await;
     }
 }
@@ -322,7 +322,7 @@ async fn store(
     me: NodeId,
     size: u64,
 ) -> bool {
-    let counter = known.map_or(0, |record| record.version.counter) + 1;
+    let counter = known.map_or(0, |record| record.version.counter).saturating_add(1);
     let record = Record {
         key: service.spec.key(),
         name: SPEC.to_vec(),
@@ -334,7 +334,11 @@ async fn store(
 }
 
 /// Follows the manager until `done` says so, or nothing changes any more.
-async fn follow(asker: &Asker, service: Key, done: impl Fn(&View) -> bool) -> Result<View, Option<View>> {
+async fn follow(
+    asker: &Asker,
+    service: Key,
+    done: impl Fn(&View) -> bool,
+) -> Result<View, Option<View>> {
     let (mut seen, mut quiet, mut again) = (0, 0, 0);
     let mut last: Option<View> = None;
     while quiet < QUIET_POLLS && again < AGAIN_MAX {
@@ -382,13 +386,7 @@ async fn wait_ready(asker: &Asker, service: Key, generation: u64) -> ClientReply
     }
 }
 
-async fn end(
-    asker: &Asker,
-    name: &str,
-    desired: Desired,
-    size: u64,
-    me: NodeId,
-) -> ClientReply {
+async fn end(asker: &Asker, name: &str, desired: Desired, size: u64, me: NodeId) -> ClientReply {
     let service = key_of(name);
     let Ok(known) = get(asker, (service, SPEC.to_vec())).await else {
         return ClientReply::Failed(NOBODY.to_string());
@@ -397,7 +395,7 @@ async fn end(
     if old.desired == Desired::Removed {
         return ClientReply::Unknown;
     }
-    let generation = old.generation + 1;
+    let generation = old.generation.saturating_add(1);
     let new = Service { desired, generation, ..old };
     if !store(asker, &new, known.as_ref(), me, size).await {
         return ClientReply::Failed(

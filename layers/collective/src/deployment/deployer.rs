@@ -54,11 +54,8 @@ mod tests {
     /// The table of overlay.md 10.4.
     #[test]
     fn counts_follow_the_table() {
-        let table = [
-            (990_000, [7, 4, 3, 2, 2]),
-            (999_000, [10, 6, 5, 3, 3]),
-            (999_900, [14, 8, 6, 4, 4]),
-        ];
+        let table =
+            [(990_000, [7, 4, 3, 2, 2]), (999_000, [10, 6, 5, 3, 3]), (999_900, [14, 8, 6, 4, 4])];
         for (goal, counts) in table {
             for (node, count) in [500_000, 700_000, 800_000, 900_000, 950_000].iter().zip(counts) {
                 assert_eq!(for_availability(goal, *node), count, "{goal} of {node}");

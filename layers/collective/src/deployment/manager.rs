@@ -9,7 +9,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use dugnad_kernel::{Cx, Duration, Key, NodeId, Time};
+use dugnad_resource::describe::named;
 use dugnad_resource::execute::{Epoch, HostState, ReplicaId, ToHost, ToManager};
+use dugnad_resource::executor::bounded;
 use dugnad_resource::spec::{Kind, Port, Spec};
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +27,7 @@ use crate::{Ask, Asker, Collective, Event, OPS_MAX, Outcome, Reply, Response, Ti
 const TAKE_OVER: Duration = Duration::from_millis(1_200);
 /// A service that found no place is tried again after this, doubling.
 const BLOCKED: Duration = Duration::from_secs(5);
-const BLOCKED_DOUBLINGS: u32 = 4;
+const BLOCKED_DOUBLINGS: u32 = 2;
 /// A node where a replica failed is avoided this long, doubling (overlay.md 10.11).
 const AVOID: Duration = Duration::from_secs(60);
 const AVOID_DOUBLINGS: u32 = 6;
@@ -33,6 +35,8 @@ const AVOID_DOUBLINGS: u32 = 6;
 const POLL: Duration = Duration::from_millis(1_500);
 const WAITING_MAX: usize = 64;
 const HISTORY_MAX: usize = 32;
+/// Reasons why no place was found that are kept: views travel in one message.
+const BLOCKED_LINES: usize = 64;
 /// Copies of a plan to wait for before anything is started.
 const PLAN_COPIES: usize = 2;
 
@@ -78,6 +82,8 @@ pub struct Manager {
     /// A host obeyed a higher term than ours: ask again in the new one.
     probe_again: bool,
     placing: bool,
+    /// Hosts whose replica came back while a place was being looked for.
+    returned: BTreeSet<NodeId>,
     blocked: Vec<String>,
     blocked_times: u32,
     avoid: BTreeMap<NodeId, (u32, Time)>,
@@ -103,6 +109,7 @@ impl Manager {
             taking_over: BTreeSet::new(),
             probe_again: false,
             placing: false,
+            returned: BTreeSet::new(),
             blocked: Vec::new(),
             blocked_times: 0,
             avoid: BTreeMap::new(),
@@ -127,9 +134,8 @@ impl Manager {
     }
 
     fn ready(&self) -> usize {
-        let current = |s: &&Slot| {
-            s.state == SlotState::Ready && s.generation == self.service.generation
-        };
+        let current =
+            |s: &&Slot| s.state == SlotState::Ready && s.generation == self.service.generation;
         self.plan.slots.iter().filter(current).count()
     }
 
@@ -146,13 +152,15 @@ impl Manager {
             because: self.because.clone(),
             ready: u8::try_from(self.ready()).unwrap_or(u8::MAX),
             manager: self.plan.epoch.manager,
-            revision: (self.plan.epoch.term << 32) | (self.revision + 1),
+            revision: (self.plan.epoch.term << 32)
+                | (self.revision.wrapping_add(1) & u64::from(u32::MAX)),
             slots: self.plan.slots.clone(),
             blocked: self.blocked.clone(),
         }
     }
 
     fn note(&mut self, text: String) {
+        let text = bounded(&text);
         if self.history.len() == HISTORY_MAX {
             self.history.pop_front();
         }
@@ -211,7 +219,7 @@ impl Collective {
             return;
         }
         let Some(service) = self.read::<Service>(key, SPEC) else { return };
-        if service.spec.check().is_err() || service.spec.key() != key {
+        if service.spec.check().is_err() || service.spec.key() != key || !service.fits() {
             self.count("invalid_service_record");
             return;
         }
@@ -249,8 +257,8 @@ impl Collective {
     }
 
     fn take_over(&mut self, key: Key, service: Service, cx: &mut Cx<'_, Self>) {
-        let mut plan: Plan = self.read(key, PLAN).unwrap_or_default();
-        plan.epoch = Epoch { term: plan.epoch.term + 1, manager: self.me };
+        let mut plan: Plan = self.read(key, PLAN).filter(Plan::fits).unwrap_or_default();
+        plan.epoch = plan.epoch.next(self.me);
         let mut manager = Manager::new(service, plan);
         for slot in &mut manager.plan.slots {
             if self.dead.contains_key(&slot.node) {
@@ -380,8 +388,7 @@ impl Collective {
         let busy = manager
             .live()
             .any(|slot| slot.generation == generation && slot.state != SlotState::Ready);
-        let Some(slot) =
-            manager.plan.slots.iter_mut().find(|s| s.generation < generation && !busy)
+        let Some(slot) = manager.plan.slots.iter_mut().find(|s| s.generation < generation && !busy)
         else {
             return;
         };
@@ -433,6 +440,10 @@ impl Collective {
         let key = placed.service;
         let Some(manager) = self.managers.get_mut(&key) else { return };
         manager.placing = false;
+        let epoch = manager.plan.epoch;
+        for node in core::mem::take(&mut manager.returned) {
+            cx.emit(Event::ToHost { to: node, msg: ToHost::Probe { service: key, epoch } });
+        }
         // Reservations of an older term, or of a service that changed, lapse by themselves.
         if manager.plan.epoch.term != placed.term || manager.service.desired != Desired::Running {
             self.reconcile(key, cx);
@@ -440,7 +451,7 @@ impl Collective {
         }
         let found = placed.slots.len();
         for (slot, sources) in placed.slots {
-            manager.plan.next_number = manager.plan.next_number.max(slot.number + 1);
+            manager.plan.next_number = manager.plan.next_number.max(slot.number.saturating_add(1));
             manager.note(format!("replica {} goes to {}", slot.number, slot.node_name));
             manager.sources.insert(slot.number, sources);
             manager.plan.slots.push(slot);
@@ -448,6 +459,7 @@ impl Collective {
         let missing = usize::from(manager.want).saturating_sub(manager.live().count());
         if missing > 0 {
             manager.blocked = placed.blocked;
+            manager.blocked.truncate(BLOCKED_LINES);
             let delay = BLOCKED * (1 << manager.blocked_times.min(BLOCKED_DOUBLINGS));
             manager.blocked_times += 1;
             manager.note(format!("no place for {missing} more"));
@@ -463,7 +475,7 @@ impl Collective {
     fn store_plan(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
         let mut version = self.store.next_version(key, PLAN, self.me);
         let Some(manager) = self.managers.get_mut(&key) else { return };
-        version.counter = version.counter.max(manager.written + 1);
+        version.counter = version.counter.max(manager.written.saturating_add(1));
         manager.written = version.counter;
         let term = manager.plan.epoch.term;
         let Ok(value) = postcard::to_allocvec(&manager.plan) else { return };
@@ -590,9 +602,12 @@ impl Collective {
                 self.on_reserved(from, id.service, id.number, Ok(()), cx);
             }
             ToManager::Refused { id, reason, .. } => {
+                let reason = bounded(&reason);
                 self.on_reserved(from, id.service, id.number, Err(reason), cx);
             }
             ToManager::Beat { id, generation, state, note, node_name } => {
+                // Views and plans carry them: what a host says must not make those too large.
+                let (note, node_name) = (bounded(&note), named(&node_name));
                 let beat = Beat { from, id, generation, state, note, node_name };
                 self.on_beat(beat, cx);
             }
@@ -606,11 +621,15 @@ impl Collective {
         self.count("deposed");
         let me = self.me;
         let Some(manager) = self.managers.get_mut(&key) else { return };
-        manager.taking_over.insert(from);
-        if manager.plan.epoch >= epoch {
+        // Refused in an earlier term of mine: the present one is on its way there.
+        if manager.plan.epoch >= epoch || !epoch.fits() {
             return;
         }
-        manager.plan.epoch = Epoch { term: epoch.term + 1, manager: me };
+        manager.taking_over.insert(from);
+        manager.plan.epoch = epoch.next(me);
+        // Reserved under the old term, and never started under it: these lapse by themselves.
+        manager.plan.slots.retain(|slot| slot.state != SlotState::Reserved);
+        manager.sources.clear();
         manager.taking_over.extend(manager.plan.slots.iter().map(|slot| slot.node));
         manager.probe_again = true;
         // Not at once: two that both believe to own the key would race at the speed of the wire.
@@ -636,6 +655,14 @@ impl Collective {
         let epoch = manager.plan.epoch;
         manager.taking_over.remove(&from);
         let known = manager.slot(id.number).is_some_and(|slot| slot.node == from);
+        let runs = matches!(
+            state,
+            HostState::Fetching | HostState::Starting | HostState::Ready | HostState::Unready
+        );
+        if runs && !known {
+            // A host runs one replica of a service: others that an old plan names are not there.
+            manager.plan.slots.retain(|slot| slot.node != from);
+        }
         match state {
             HostState::Gone => self.on_replica_gone(key, id.number, from, cx),
             HostState::Failed => self.on_replica_failed(key, id.number, from, beat.note, cx),
@@ -696,8 +723,15 @@ impl Collective {
             return;
         }
         let new = SlotState::of_host(state);
-        let stays = slot.state == SlotState::Draining && new != SlotState::Draining;
-        if stays || (slot.state == new && slot.note == note && slot.generation == generation) {
+        if slot.state == SlotState::Draining && new != SlotState::Draining {
+            // It was away when it was told to stop.
+            let (node, epoch) = (slot.node, manager.plan.epoch);
+            let removed = manager.service.desired == Desired::Removed;
+            let forget = removed || !manager.service.spec.keep_state;
+            cx.emit(Event::ToHost { to: node, msg: ToHost::Stop { id, epoch, forget } });
+            return;
+        }
+        if slot.state == new && slot.note == note && slot.generation == generation {
             return;
         }
         let known = manager.old_news.remove(&number) && new == SlotState::Ready;
@@ -734,7 +768,12 @@ impl Collective {
         let here = manager.live().any(|slot| slot.node == from);
         let taken = manager.slot(id.number).is_some();
         let wanted = manager.live().count() < usize::from(manager.want);
-        if running && wanted && !here && !taken && !manager.placing {
+        if running && wanted && !here && !taken && manager.placing {
+            // It may be the one that is being looked for: asked again when that is over.
+            manager.returned.insert(from);
+            return;
+        }
+        if running && wanted && !here && !taken {
             let slot = Slot {
                 number: id.number,
                 node: from,
@@ -743,7 +782,7 @@ impl Collective {
                 state: SlotState::of_host(state),
                 note: "came back".to_string(),
             };
-            manager.plan.next_number = manager.plan.next_number.max(id.number + 1);
+            manager.plan.next_number = manager.plan.next_number.max(id.number.saturating_add(1));
             manager.plan.slots.push(slot);
             self.watch_hosts(cx);
             self.store_plan(key, cx);
@@ -850,8 +889,7 @@ async fn place(asker: Asker, search: Search) -> Outcome {
         _ => Vec::new(),
     };
     let mut rng = fastrand::Rng::with_seed(search.seed);
-    let choice =
-        allocator::choose(&search.spec, &nodes, &search.taken, &search.avoid, &mut rng);
+    let choice = allocator::choose(&search.spec, &nodes, &search.taken, &search.avoid, &mut rng);
     let mut blocked: Vec<String> = choice
         .refused
         .iter()
@@ -867,7 +905,7 @@ async fn place(asker: Asker, search: Search) -> Outcome {
             let id = ReplicaId { service: search.key, number };
             let msg = ToHost::Reserve { id, epoch: search.epoch, needs: search.spec.needs };
             asked.push((number, asker.ask(Ask::Reserve { to: candidate.node, msg }), candidate));
-            number += 1;
+            number = number.saturating_add(1);
         }
         if asked.is_empty() {
             break;
@@ -918,7 +956,10 @@ pub(crate) fn descriptions(parts: &[Vec<u8>]) -> Vec<dugnad_resource::describe::
     let decoded = parts.iter().filter_map(|part| postcard::from_bytes::<CastPart>(part).ok());
     decoded
         .filter_map(|part| match part {
-            CastPart::Node(description) => Some(description),
+            CastPart::Node(mut description) => {
+                description.profile.name = named(&description.profile.name);
+                Some(description)
+            }
             CastPart::Services(_) | CastPart::Ports(_) => None,
         })
         .collect()

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 /// Names of the records under the service's key.
 pub const SPEC: &[u8] = b"spec";
 pub const PLAN: &[u8] = b"plan";
+/// Replicas a plan names, those that are on their way out included.
+pub const SLOTS_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Desired {
@@ -36,6 +38,25 @@ pub struct Plan {
     pub epoch: Epoch,
     pub next_number: u32,
     pub slots: Vec<Slot>,
+}
+
+/// Deploys of one service; a generation beyond this was not reached by deploying.
+pub const GENERATION_MAX: u64 = 1 << 48;
+
+impl Service {
+    /// Whether its numbers are within their bounds; records come from other nodes.
+    #[must_use]
+    pub const fn fits(&self) -> bool {
+        self.generation <= GENERATION_MAX
+    }
+}
+
+impl Plan {
+    /// Whether its numbers are within their bounds; records come from other nodes.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        self.epoch.fits() && self.slots.len() <= SLOTS_MAX
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

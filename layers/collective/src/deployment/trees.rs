@@ -11,7 +11,7 @@ use dugnad_resource::spec::Tree;
 use serde::{Deserialize, Serialize};
 
 use crate::persistence::put::owners;
-use crate::persistence::record::Record;
+use crate::persistence::record::{DEGREE, Record, class};
 use crate::{Asker, Collective, Event, Msg, Outcome, Reply, Timer};
 
 /// A tree that could not be fetched is tried again after this.
@@ -20,6 +20,8 @@ pub(crate) const KEEP_AGAIN: Duration = Duration::from_secs(30);
 /// Trees up to this size are also kept by the owners' next successors: they cost little, and 30 %
 /// of the nodes may crash at once.
 const SMALL: u64 = 4 << 20;
+/// Requests to mirror that wait for the record.
+const MIRRORS_MAX: usize = 64;
 
 /// The value of a tree's record; its name is the key of the service that needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,14 +53,17 @@ impl Collective {
             .collect();
         for needed in mine {
             self.want_tree(needed, cx);
-            self.mirror(needed.tree, cx);
         }
     }
 
-    /// Has a small tree kept by the next successor, too.
+    /// Has a small tree kept by the next successor, too; and any tree if all places are mine.
     fn mirror(&self, tree: Tree, cx: &mut Cx<'_, Self>) {
-        if let (Some(next), true) = (self.copy_holders().first(), tree.bytes <= SMALL) {
-            if self.trees.contains(&tree) {
+        let key = tree.key();
+        let mine = |x: u32| self.place.range.is_some_and(|r| r.contains(class(key, x)));
+        let only = (0..DEGREE).all(mine);
+        let owns = (0..DEGREE).any(mine);
+        if owns && (only || tree.bytes <= SMALL) && self.trees.contains(&tree) {
+            if let Some(next) = self.copy_holders().first() {
                 cx.send(*next, Msg::Mirror { tree });
             }
         }
@@ -67,15 +72,21 @@ impl Collective {
     /// An owner asks to keep a small tree beside it; the copy of the record says it is needed.
     pub(crate) fn on_mirror(&mut self, tree: Tree, cx: &mut Cx<'_, Self>) {
         let known = self.store.iter().filter(|r| r.key == tree.key()).find_map(needed);
-        if let Some(needed) = known.filter(|n| n.tree == tree && tree.bytes <= SMALL) {
-            self.want_tree(needed, cx);
+        match known.filter(|needed| needed.tree == tree) {
+            Some(needed) => self.want_tree(needed, cx),
+            // The copy of the record may come later than the request.
+            None if self.mirrors.len() < MIRRORS_MAX => _ = self.mirrors.insert(tree),
+            None => self.count("mirror_overflow"),
         }
     }
 
     pub(crate) fn on_tree_record(&mut self, record: &Record, cx: &mut Cx<'_, Self>) {
         match needed(record) {
-            Some(needed) if self.owns_class_of(record.key) => self.want_tree(needed, cx),
-            Some(_) => {}
+            Some(needed) => {
+                if self.owns_class_of(record.key) || self.mirrors.remove(&needed.tree) {
+                    self.want_tree(needed, cx);
+                }
+            }
             None => self.drop_unneeded(record.key, cx),
         }
     }
@@ -83,6 +94,7 @@ impl Collective {
     fn want_tree(&mut self, needed: Needed, cx: &mut Cx<'_, Self>) {
         if self.trees.contains(&needed.tree) {
             self.tell_held(needed.tree.root, needed.origin, cx);
+            self.mirror(needed.tree, cx);
         } else if self.fetching.insert(needed.tree, needed.origin).is_none() {
             // Who stored it has it, and mostly still lives.
             let from = Vec::from([needed.origin]);
@@ -102,12 +114,7 @@ impl Collective {
         }
     }
 
-    pub(crate) fn on_holders(
-        &mut self,
-        tree: Tree,
-        from: Vec<NodeId>,
-        cx: &mut Cx<'_, Self>,
-    ) {
+    pub(crate) fn on_holders(&mut self, tree: Tree, from: Vec<NodeId>, cx: &mut Cx<'_, Self>) {
         if self.fetching.contains_key(&tree) {
             cx.emit(Event::Order(Order::Keep { tree, from }));
         }
@@ -121,9 +128,7 @@ impl Collective {
                 self.second_try.remove(tree);
                 if let Some(origin) = self.fetching.remove(tree) {
                     self.tell_held(tree.root, origin, cx);
-                    if self.owns_class_of(tree.key()) {
-                        self.mirror(*tree, cx);
-                    }
+                    self.mirror(*tree, cx);
                 }
             }
             Report::KeepFailed { tree, .. } => {

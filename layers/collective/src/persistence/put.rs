@@ -4,8 +4,8 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
-use dugnad_kernel::{Key, NodeId};
 use dugnad_kernel::ops::{first, join};
+use dugnad_kernel::{Key, NodeId};
 
 use super::record::{DEGREE, Name, Record, class};
 use crate::{Ask, Asker, AskerExt, Outcome, Reply, Request, Response};
@@ -20,7 +20,8 @@ pub(crate) async fn put(asker: Asker, record: Record, enough: usize) -> BTreeSet
         let call = |to: &NodeId| asker.call(*to, Request::Put(record.clone()));
         let mut answers: Vec<_> = owners.iter().map(call).collect();
         while !answers.is_empty() && holders.len() < enough {
-            if let Reply::Response(Some(Response::Put { holders: more })) = first(&mut answers).await
+            if let Reply::Response(Some(Response::Put { holders: more })) =
+                first(&mut answers).await
             {
                 holders.extend(more);
             }

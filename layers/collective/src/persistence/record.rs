@@ -18,11 +18,13 @@ pub const NAME_MAX: usize = 64;
 pub const VALUE_MAX: usize = 32 * 1024;
 /// Records one node holds; more are refused.
 pub const RECORDS_MAX: usize = 16 * 1024;
+/// Bytes of all names and values one node holds in memory; more are refused.
+pub const STORE_BYTES_MAX: usize = 16 << 20;
+/// Versions count writes; one beyond this was not reached by writing.
+pub const COUNTER_MAX: u64 = 1 << 62;
 
 /// Last writer wins; the author settles ties.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version {
     pub counter: u64,
     pub author: NodeId,
@@ -58,11 +60,18 @@ impl Record {
         (self.key, self.name.clone())
     }
 
+    /// Bytes of its name and value.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.name.len() + self.value.as_ref().map_or(0, Vec::len)
+    }
+
     /// Whether it is within its bounds; records come from other nodes.
     #[must_use]
     pub fn fits(&self) -> bool {
         let value = self.value.as_ref().map_or(0, Vec::len);
-        self.name.len() <= NAME_MAX && value <= VALUE_MAX
+        let counted = self.version.counter <= COUNTER_MAX;
+        self.name.len() <= NAME_MAX && value <= VALUE_MAX && counted
     }
 }
 

@@ -6,7 +6,9 @@ use alloc::vec::Vec;
 use dugnad_kernel::{Arc, Cx, Key, NodeId, Peer};
 
 use super::put;
-use super::record::{COPIES, Name, RECORDS_MAX, Record, Version, belongs, disk_key};
+use super::record::{
+    COPIES, Name, RECORDS_MAX, Record, STORE_BYTES_MAX, Version, belongs, disk_key,
+};
 use crate::{Collective, Event, Request, Response};
 
 /// What the ring says about this node.
@@ -22,6 +24,8 @@ pub struct Place {
 #[derive(Debug, Default)]
 pub struct Store {
     pub(crate) records: BTreeMap<Name, Record>,
+    /// Bytes of all names and values.
+    bytes: usize,
     /// Which successor holds copies of which range of mine.
     pub(crate) synced: BTreeMap<NodeId, Arc>,
     pub(crate) sync_planned: bool,
@@ -38,6 +42,35 @@ impl Store {
         self.records.values()
     }
 
+    /// Takes over what lay on disk.
+    pub(crate) fn restore(&mut self, records: Vec<Record>) {
+        for record in records {
+            self.insert(record);
+        }
+    }
+
+    fn insert(&mut self, record: Record) {
+        self.bytes += record.bytes();
+        if let Some(old) = self.records.insert(record.id(), record) {
+            self.bytes -= old.bytes();
+        }
+    }
+
+    /// Whether `record` may be added, or put in the place of an older version.
+    fn has_room(&self, record: &Record) -> bool {
+        let old = self.records.get(&record.id());
+        let bytes = self.bytes - old.map_or(0, Record::bytes) + record.bytes();
+        let grows = old.is_none_or(|old| old.bytes() < record.bytes());
+        let fits = bytes <= STORE_BYTES_MAX || !grows;
+        fits && (old.is_some() || self.records.len() < RECORDS_MAX)
+    }
+
+    /// Bytes of all names and values.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     #[must_use]
     pub fn len(&self) -> usize {
         self.records.len()
@@ -52,7 +85,7 @@ impl Store {
     #[must_use]
     pub fn next_version(&self, key: Key, name: &[u8], author: NodeId) -> Version {
         let known = self.get(key, name).map_or(0, |record| record.version.counter);
-        Version { counter: known + 1, author }
+        Version { counter: known.saturating_add(1), author }
     }
 }
 
@@ -69,8 +102,7 @@ pub(crate) enum Applied {
 impl Collective {
     /// Last writer wins.
     pub(crate) fn apply(&mut self, record: &Record, cx: &mut Cx<'_, Self>) -> Applied {
-        let id = record.id();
-        let known = self.store.records.get(&id).map(|known| known.version);
+        let known = self.store.records.get(&record.id()).map(|known| known.version);
         if !record.fits() {
             self.count("record_out_of_bounds");
             return Applied::Refused;
@@ -78,11 +110,11 @@ impl Collective {
         if known.is_some_and(|known| known >= record.version) {
             return Applied::Old;
         }
-        if known.is_none() && self.store.records.len() >= RECORDS_MAX {
+        if !self.store.has_room(record) {
             self.count("store_full");
             return Applied::Refused;
         }
-        self.store.records.insert(id, record.clone());
+        self.store.insert(record.clone());
         self.on_record_changed(record, cx);
         Applied::New
     }
@@ -105,7 +137,13 @@ impl Collective {
         self.place.range.is_some_and(|range| belongs(key, &range))
     }
 
-    pub(crate) fn on_put(&mut self, from: NodeId, call: u32, record: Record, cx: &mut Cx<'_, Self>) {
+    pub(crate) fn on_put(
+        &mut self,
+        from: NodeId,
+        call: u32,
+        record: Record,
+        cx: &mut Cx<'_, Self>,
+    ) {
         if !self.owns_class_of(record.key) {
             self.respond(from, call, Response::NotOwner, cx);
             return;

@@ -4,6 +4,7 @@
 //! changed; both sides take what they miss. A range gained without a hand-over (its owner died)
 //! is also compared with the owners of the other ids of its class.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use dugnad_kernel::{Arc, Cx, Duration, NodeId};
@@ -25,9 +26,18 @@ const REPAIR_STEPS: usize = 24;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SyncMsg {
     /// What I hold of the classes in `arc`, from `from` (included) to `to` (excluded).
-    Digest { arc: Arc, from: Name, to: Option<Name>, entries: Vec<(Name, Version)> },
-    Want { names: Vec<Name> },
-    Items { records: Vec<Record> },
+    Digest {
+        arc: Arc,
+        from: Name,
+        to: Option<Name>,
+        entries: Vec<(Name, Version)>,
+    },
+    Want {
+        names: Vec<Name>,
+    },
+    Items {
+        records: Vec<Record>,
+    },
 }
 
 impl Collective {
@@ -134,13 +144,15 @@ impl Collective {
         if !names.is_empty() {
             cx.send(from, Msg::Sync(SyncMsg::Want { names }));
         }
-        let newer = |record: &&Record| {
-            let id = record.id();
-            let inside = id >= *lower && upper.is_none_or(|upper| id < *upper);
-            let theirs = entries.iter().find(|(name, _)| *name == id).map(|(_, version)| *version);
-            inside && belongs(record.key, &arc) && theirs.is_none_or(|v| v < record.version)
+        let theirs: BTreeMap<&Name, Version> =
+            entries.iter().map(|(name, version)| (name, *version)).collect();
+        let newer = |(id, record): &(&Name, &Record)| {
+            let inside = *id >= lower && upper.is_none_or(|upper| *id < upper);
+            let theirs = theirs.get(id);
+            inside && belongs(record.key, &arc) && theirs.is_none_or(|v| *v < record.version)
         };
-        let records: Vec<Record> = self.store.iter().filter(newer).cloned().collect();
+        let records = self.store.records.iter().filter(newer);
+        let records: Vec<Record> = records.map(|(_, record)| record.clone()).collect();
         send_items(from, records, cx);
     }
 }

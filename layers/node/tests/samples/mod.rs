@@ -54,7 +54,7 @@ variants!(connectivity::Msg, "overlay":
     Ring => inner, Route => inner, Cast => inner, Detect => inner, Entry => inner);
 variants!(ring::Msg, "ring": JoinRetry, JoinPoint, NewSucc, NewSuccAck, JoinDone, LeaveReq,
     LeaveRetry, LeaveGrant, LeavePoint, UpdateSucc, UpdateSuccAck, LeaveDone, Query, QueryRes,
-    Moved, Notify);
+    Moved, Notify, ListChanged);
 variants!(RouteMsg, "route": Hop => inner, Ack, Found, NotInside);
 variants!(Purpose, "hop": Find, Join, Merge);
 variants!(CastMsg, "cast": Down, Up);
@@ -243,6 +243,7 @@ fn ring_messages() -> Vec<ring::Msg> {
         M::QueryRes { call, pred, succs: succs.clone() },
         M::Moved { call, succs },
         M::Notify { me: peer(7) },
+        M::ListChanged,
     ]
 }
 

@@ -152,7 +152,7 @@ impl Host {
         let services = config.dir.join("services");
         make_dir(&services, 0o711)?;
         let probe = Probe::run(&Roots::default());
-        let name = format!("dugnad-{}", config.node_id.short()).to_lowercase();
+        let name = group_name(config.node_id);
         let parent = Parent::create(probe.cgroups.clone(), &name, &limits(&config.ceilings));
         for problem in parent.problems() {
             log::warn!("{problem}");
@@ -368,6 +368,13 @@ impl Host {
         }
     }
 
+    /// Services outlive the agent. If there are none, our groups need not stay behind.
+    pub(crate) fn tidy(&self) {
+        if let Err(error) = self.shared.parent.borrow().whole().remove() {
+            log::debug!("{error}");
+        }
+    }
+
     /// Stops everything and waits until it is gone; folders stay.
     pub(crate) async fn stop_all(&self) {
         let ids: Vec<ReplicaId> = self.shared.entries.borrow().keys().copied().collect();
@@ -385,11 +392,13 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // Services go on. If there are none, our groups need not stay behind.
-        if let Err(error) = self.shared.parent.borrow().whole().remove() {
-            log::debug!("{error}");
-        }
+        self.tidy();
     }
+}
+
+/// The group above all services of a node.
+pub(crate) fn group_name(node: NodeId) -> String {
+    format!("dugnad-{}", node.short()).to_lowercase()
 }
 
 fn limits(ceilings: &Ceilings) -> Limits {

@@ -169,6 +169,8 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
     if agent.leaving_for_good.get() {
         agent.host.stop_all().await;
     }
+    // Tasks that are still there hold the host: its own drop would come too late.
+    agent.host.tidy();
     agent.remembered.borrow_mut().save_now()?;
     smol::future::or(agent.links.close(), async {
         smol::Timer::after(CLOSE_LIMIT).await;

@@ -32,6 +32,12 @@ pub struct Limits {
     pub pids: Option<u32>,
 }
 
+/// What an agent that is gone has left of the group named `name`, wherever it may have made it.
+#[must_use]
+pub fn left_by(roots: &Roots, name: &str) -> Group {
+    Group::of(find(roots).iter().map(|hierarchy| hierarchy.base.join(name)).collect())
+}
+
 /// What the kernel can count and hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resource {

@@ -22,6 +22,10 @@ pub use sweep::{Mark, processes_of};
 /// are slow; a test that passes never waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a replica too many may run after its agent or its manager came back: hosts and manager
+/// compare what they know once a minute.
+pub const SURPLUS: Duration = Duration::from_secs(100);
+
 /// Looks every 50 ms until `look` finds something.
 ///
 /// # Panics

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dugnad_cluster::http::{self, get_text};
-use dugnad_cluster::{Community, PATIENCE, holds, processes_of, say, slim_program, until};
+use dugnad_cluster::{Community, PATIENCE, SURPLUS, holds, processes_of, say, slim_program, until};
 use nix::sys::signal::Signal;
 
 /// A service `hello` of the program itself.
@@ -74,7 +74,7 @@ fn crash(community: &mut Community, victims: &[usize], want: usize) {
     }
     community.wait_whole();
     for node in 0..community.nodes.len() {
-        community.wait_exactly(node, "hello", want, PATIENCE);
+        community.wait_exactly(node, "hello", want, SURPLUS);
     }
     answers(community);
 }
@@ -120,7 +120,7 @@ fn what_was_acknowledged_stays_when_the_asked_node_dies() {
     answers(&community);
     community.start(2);
     community.wait_whole();
-    community.wait_exactly(2, "hello", 2, PATIENCE);
+    community.wait_exactly(2, "hello", 2, SURPLUS);
 }
 
 /// Asks a service all the time through some nodes while `work` goes on; failures, visits.
@@ -179,7 +179,7 @@ fn who_is_told_to_end_leaves_without_a_failed_request() {
     // It comes back and its services are no more than wanted.
     community.start(goes);
     community.wait_whole();
-    community.wait_exactly(goes, "hello", 3, PATIENCE);
+    community.wait_exactly(goes, "hello", 3, SURPLUS);
 
     // `leave` takes the services of the node along.
     let (failed, asked) = visited(&mut community, &through, |community| {
@@ -187,7 +187,7 @@ fn who_is_told_to_end_leaves_without_a_failed_request() {
         let status = community.wait_end(goes);
         assert!(status.success(), "{status}");
         let asked = through[0];
-        community.wait_exactly(asked, "hello", 3, PATIENCE);
+        community.wait_exactly(asked, "hello", 3, SURPLUS);
     });
     say(community.start, &format!("leave: {asked} visits, {failed} failed"));
     assert_eq!(failed, 0);
@@ -205,7 +205,7 @@ fn all_agents_die_at_once_and_nothing_is_lost() {
     community.deploy(1, &page(&community, 2));
     let before = processes_of(&community.mark, "hello");
     (0..5).for_each(|node| community.signal(node, Signal::SIGKILL));
-    (0..5).for_each(|node| drop(community.wait_end(node)));
+    (0..5).for_each(|node| assert!(!community.wait_end(node).success()));
     say(community.start, "all agents are dead");
     assert_eq!(processes_of(&community.mark, "hello"), before);
 
@@ -220,8 +220,8 @@ fn all_agents_die_at_once_and_nothing_is_lost() {
     (0..5).filter(|node| *node != alone).for_each(|node| community.start(node));
     community.wait_whole();
     for node in 0..5 {
-        community.wait_exactly(node, "hello", 3, PATIENCE);
-        community.wait_exactly(node, "page", 2, PATIENCE);
+        community.wait_exactly(node, "hello", 3, SURPLUS);
+        community.wait_exactly(node, "page", 2, SURPLUS);
         until("the page", PATIENCE, || get_text(community.nodes[node].gateway, "/page/"));
     }
     answers(&community);
@@ -238,15 +238,15 @@ fn the_machine_loses_its_power() {
     community.deploy(0, &hello(&community, 2));
     community.deploy(0, &page(&community, 2));
     (0..4).for_each(|node| community.signal(node, Signal::SIGKILL));
-    (0..4).for_each(|node| drop(community.wait_end(node)));
+    (0..4).for_each(|node| assert!(!community.wait_end(node).success()));
     let left = community.mark.end(&[]);
     assert!(left.is_empty(), "{left:?}");
     say(community.start, "agents, services and keepers of logs are dead");
     (0..4).for_each(|node| community.start(node));
     community.wait_whole();
     for node in 0..4 {
-        community.wait_exactly(node, "hello", 2, PATIENCE);
-        community.wait_exactly(node, "page", 2, PATIENCE);
+        community.wait_exactly(node, "hello", 2, SURPLUS);
+        community.wait_exactly(node, "page", 2, SURPLUS);
     }
     answers(&community);
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dugnad_cluster::{
-    Community, Options, PATIENCE, holds, installed, root, run, say, skip, until, write,
+    Community, Options, PATIENCE, SURPLUS, holds, installed, root, run, say, skip, until, write,
 };
 
 /// Namespaces `PREFIX-0..` of nodes and `PREFIX-sw`, which holds the bridge.
@@ -165,7 +165,7 @@ fn a_silent_node_is_replaced_and_healed_into_one_ring() {
     }
     say(community.start, &format!("one ring again after {:.1?}", start.elapsed()));
     for node in 0..count {
-        community.wait_exactly(node, "hi", 2, PATIENCE);
+        community.wait_exactly(node, "hi", 2, SURPLUS);
         until("it answers", Duration::from_secs(20), || wires.get(node, "/hi/"));
     }
 }

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dugnad_kernel::Id;
+use dugnad_platform::cgroup;
+use dugnad_platform::probe::Roots;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
@@ -216,6 +219,14 @@ impl Community {
             count => {
                 left.push(format!("{count} processes that carry {} could not be ended", self.mark))
             }
+        }
+        let roots = Roots::default();
+        for node in &self.nodes {
+            let id = u128::from_str_radix(&node.id, 16).unwrap_or_default();
+            // Killed agents could not remove theirs. Where it is in use, something is left that
+            // was told above.
+            let group = cgroup::left_by(&roots, &crate::host::group_name(Id(id)));
+            left.extend(group.remove().err().map(|error| error.to_string()));
         }
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             if error.kind() != std::io::ErrorKind::NotFound {

@@ -150,11 +150,14 @@ fn a_novel_for_a_note_is_cut() {
         let id = ReplicaId { service: spec().key(), number };
         let (note, node_name) = ("ä".repeat(15_000), "ö".repeat(15_000));
         let state = HostState::Unready;
+        let from = Id(1_000 + u128::from(number));
+        node.input(Input::Command(Command::LinkUp(Peer::new(from))));
         node.input(Input::Message {
-            from: Id(1_000 + u128::from(number)),
+            from,
             msg: Msg::ToManager(ToManager::Beat { id, generation: 1, state, note, node_name }),
         });
     }
+    node.input(Input::Command(Command::LinkUp(Peer::new(OTHER))));
     let request = Request::Query { service: spec().key(), seen: 0 };
     let effects = node.hears(Msg::Collective(collective::Msg::Request { call: 1, request }));
     assert!(effects.iter().any(|e| matches!(e, Effect::Send { .. })), "no answer");

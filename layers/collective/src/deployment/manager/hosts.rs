@@ -53,6 +53,15 @@ impl Collective {
         if plan.epoch.manager == self.me {
             return;
         }
+        if plan.epoch > manager.plan.epoch {
+            // It spoke to hosts in a higher term; what it did there must be found out.
+            let nodes: Vec<NodeId> = plan.slots.iter().map(|slot| slot.node).collect();
+            self.on_deposed(self.me, key, plan.epoch, cx);
+            if let Some(manager) = self.managers.get_mut(&key) {
+                manager.taking_over.extend(nodes);
+            }
+            return;
+        }
         let epoch = manager.plan.epoch;
         let unknown = |slot: &&Slot| manager.plan.slots.iter().all(|s| s.number != slot.number);
         for slot in plan.slots.iter().filter(unknown) {

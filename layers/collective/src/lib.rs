@@ -83,6 +83,11 @@ pub enum Msg {
     Mirror {
         tree: Tree,
     },
+    /// I cannot keep the tree you stored.
+    NotHeld {
+        root: Hash,
+        reason: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,7 +216,7 @@ pub(crate) enum Reply {
     Persisted(bool),
     Parts { parts: Vec<Vec<u8>>, complete: bool },
     Reserved(Result<(), String>),
-    Holders(BTreeSet<NodeId>),
+    Holders { holders: BTreeSet<NodeId>, refused: BTreeMap<NodeId, String> },
     Over,
 }
 
@@ -432,6 +437,7 @@ impl Collective {
             Msg::Sync(msg) => self.on_sync(from, msg, cx),
             Msg::Held { root } => self.on_held(from, root, cx),
             Msg::Mirror { tree } => self.on_mirror(tree, cx),
+            Msg::NotHeld { root, reason } => self.on_not_held(from, root, &reason, cx),
         }
     }
 
@@ -639,7 +645,8 @@ impl Collective {
             }
             Ask::Holders { root, known: holders, enough, limit } => {
                 let met = holders.len() >= enough;
-                self.held.insert(call, Waiting { root, enough, holders });
+                let refused = BTreeMap::new();
+                self.held.insert(call, Waiting { root, enough, holders, refused });
                 if met {
                     cx.after(Duration::ZERO, Timer::Expire { call });
                 }

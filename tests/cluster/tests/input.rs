@@ -320,14 +320,9 @@ fn a_full_disk_is_said_and_survived() {
     // Through the other: it says that it is not as wanted, and ends in time.
     let said = community.cli(0, &["deploy", &f, "--timeout", "10s"]);
     say(community.start, &format!("deploy → {}: {}", said.code, said.all().trim()));
-    if said.code == 6 {
-        // The package's second copy has no place, and a deploy waits for it without a word.
-        eprintln!("\nOPEN: a deploy should say at once that n1 has no room for the package\n");
-    } else {
-        assert_eq!(said.code, 3);
-        assert!(said.all().contains("n1"), "{}", said.all());
-        assert_eq!(get_text(community.nodes[1].gateway, "/large/").unwrap(), "large");
-    }
+    // The package's second copy has no place: said at once, and by whom.
+    assert_eq!(said.code, 3, "{}", said.all());
+    assert!(said.all().contains(&community.nodes[1].short), "{}", said.all());
     // To the last byte: what runs goes on, what is asked is answered.
     let page = community.folder("files-page/www");
     write(&page.join("index.html"), "the page");

@@ -1,6 +1,6 @@
 //! How a person, or the gateway of any node, asks the community (paper 3.4.4, service client).
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -62,6 +62,7 @@ pub enum ClientReply {
     Failed(String),
 }
 
+const NO_COPY: &str = "no other node took a copy of the package in time; see `dugnad nodes`";
 const NOBODY: &str = "no node answers for the service's place on the ring; \
     see `dugnad status` and try again";
 
@@ -230,10 +231,8 @@ async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> 
             return unmet;
         }
     }
-    if !store_trees(asker, &spec, me, size).await {
-        return ClientReply::Failed(
-            "the packages could not be copied to another node; see `dugnad nodes`".to_string(),
-        );
+    if let Err(reasons) = store_trees(asker, &spec, me, size).await {
+        return ClientReply::Unmet(reasons);
     }
     let generation = old.as_ref().map_or(0, |old| old.generation).saturating_add(1);
     let new = Service { spec, generation, desired: Desired::Running, deployed_from: me };
@@ -268,7 +267,7 @@ async fn impossible(asker: &Asker, spec: &Spec, seed: u64) -> Option<ClientReply
 
 /// Writes the records of the packages and waits until other nodes hold the bytes: all owners of
 /// the tree's class if they are quick, enough to survive the asked node in any case.
-async fn store_trees(asker: &Asker, spec: &Spec, me: NodeId, size: u64) -> bool {
+async fn store_trees(asker: &Asker, spec: &Spec, me: NodeId, size: u64) -> Result<(), Vec<String>> {
     let enough = TREE_COPIES.min(usize::try_from(size).unwrap_or(usize::MAX));
     for tree in distinct_trees(spec) {
         let root = tree.root;
@@ -284,17 +283,31 @@ async fn store_trees(asker: &Asker, spec: &Spec, me: NodeId, size: u64) -> bool 
         let version = Version { counter, author: me };
         let record = Record { key: tree.key(), name, version, value };
         if put(asker.clone(), record, enough).await.is_empty() {
-            return false;
+            return Err(Vec::from([NO_COPY.to_string()]));
         }
-        let Reply::Holders(known) = wait.await else { return false };
-        if known.len() < enough {
-            let wait = asker.ask(Ask::Holders { root, known, enough, limit: TREE_LIMIT }).await;
-            if !matches!(wait, Reply::Holders(holders) if holders.len() >= enough) {
-                return false;
-            }
+        let Reply::Holders { holders, refused } = wait.await else { return Ok(()) };
+        if holders.len() >= enough {
+            continue;
+        }
+        if holders.len() + refused.len() >= all.len() && !refused.is_empty() {
+            return Err(no_room(&refused));
+        }
+        let wait = asker.ask(Ask::Holders { root, known: holders, enough, limit: TREE_LIMIT });
+        match wait.await {
+            Reply::Holders { holders, .. } if holders.len() >= enough => {}
+            Reply::Holders { refused, .. } if !refused.is_empty() => return Err(no_room(&refused)),
+            _ => return Err(Vec::from([NO_COPY.to_string()])),
         }
     }
-    true
+    Ok(())
+}
+
+/// Why nobody else keeps the package, a line a node.
+fn no_room(refused: &BTreeMap<NodeId, String>) -> Vec<String> {
+    let line = |(node, reason): (&NodeId, &String)| {
+        format!("{} cannot keep a copy of the package: {reason}", node.short())
+    };
+    refused.iter().map(line).collect()
 }
 
 fn distinct_trees(spec: &Spec) -> Vec<Tree> {

@@ -1,12 +1,14 @@
 //! Packages as the community keeps them: one record a tree and service; the owners of the tree's
 //! class hold the bytes (overlay.md 5; bytes never pass through the core).
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Duration, Hash, Key, NodeId};
 use dugnad_resource::execute::{Order, Report};
+use dugnad_resource::executor::bounded;
 use dugnad_resource::spec::Tree;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,8 @@ pub(crate) const KEEP_AGAIN: Duration = Duration::from_secs(30);
 const SMALL: u64 = 4 << 20;
 /// Requests to mirror that wait for the record.
 const MIRRORS_MAX: usize = 64;
+/// Refusals to keep one tree that are remembered.
+const REFUSED_MAX: usize = 16;
 
 /// The value of a tree's record; its name is the key of the service that needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,7 +135,7 @@ impl Collective {
                     self.mirror(*tree, cx);
                 }
             }
-            Report::KeepFailed { tree, .. } => {
+            Report::KeepFailed { tree, reason } => {
                 self.count("keep_failed");
                 if let Some(origin) = self.fetching.get(tree).copied() {
                     let (needed, me) = (Needed { tree: *tree, origin }, self.me);
@@ -141,6 +145,10 @@ impl Collective {
                         self.second_try.remove(tree);
                         self.fetching.remove(tree);
                         cx.after(KEEP_AGAIN, Timer::KeepAgain);
+                        if origin != self.me {
+                            let (root, reason) = (tree.root, bounded(reason));
+                            cx.send(origin, Msg::NotHeld { root, reason });
+                        }
                     }
                 }
             }
@@ -160,7 +168,8 @@ impl Collective {
         let mut met = Vec::new();
         for (call, waiting) in self.held.iter_mut().filter(|(_, w)| w.root == root) {
             waiting.holders.insert(from);
-            if waiting.holders.len() >= waiting.enough {
+            waiting.refused.remove(&from);
+            if waiting.is_over() {
                 met.push(*call);
             }
         }
@@ -169,10 +178,33 @@ impl Collective {
         }
     }
 
+    /// A node that should keep a tree cannot: whoever waits for it learns why.
+    pub(crate) fn on_not_held(
+        &mut self,
+        from: NodeId,
+        root: Hash,
+        reason: &str,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let mut over = Vec::new();
+        for (call, waiting) in self.held.iter_mut().filter(|(_, w)| w.root == root) {
+            if !waiting.holders.contains(&from) && waiting.refused.len() < REFUSED_MAX {
+                waiting.refused.insert(from, bounded(reason));
+            }
+            if waiting.is_over() {
+                over.push(*call);
+            }
+        }
+        for call in over {
+            self.answer_holders(call, cx);
+        }
+    }
+
     /// Enough nodes hold the tree, or the time is over.
     pub(crate) fn answer_holders(&mut self, call: CallId, cx: &mut Cx<'_, Self>) {
         if let Some(waiting) = self.held.remove(&call) {
-            self.answer(call, Reply::Holders(waiting.holders), cx);
+            let Waiting { holders, refused, .. } = waiting;
+            self.answer(call, Reply::Holders { holders, refused }, cx);
         }
     }
 }
@@ -183,6 +215,15 @@ pub(crate) struct Waiting {
     pub(crate) root: Hash,
     pub(crate) enough: usize,
     pub(crate) holders: BTreeSet<NodeId>,
+    /// Who cannot, and why.
+    pub(crate) refused: BTreeMap<NodeId, String>,
+}
+
+impl Waiting {
+    /// Enough hold it, or nobody is left who might.
+    fn is_over(&self) -> bool {
+        self.holders.len() + self.refused.len() >= self.enough
+    }
 }
 
 async fn find_holders(asker: Asker, needed: Needed, me: NodeId) -> Outcome {

@@ -61,7 +61,7 @@ variants!(CastMsg, "cast": Down, Up);
 variants!(detector::Msg, "detect": Ping, Pong, PingReq, Reached, Gone);
 variants!(EntryMsg, "entry": Probe, ProbeRes, Merge, Hint);
 variants!(collective::Msg, "collective":
-    Request => request named, Response => response named, Sync => inner, Held, Mirror);
+    Request => request named, Response => response named, Sync => inner, Held, Mirror, NotHeld);
 variants!(Request, "request": Put, Copy, Get, Query, Why);
 variants!(Response, "response":
     Put, Copied, Refused, Get, NotOwner, View, Unknown, NotManager, Why);
@@ -304,6 +304,8 @@ fn collective_messages() -> Vec<collective::Msg> {
     all.extend(syncs.map(collective::Msg::Sync));
     all.push(collective::Msg::Held { root: Hash([7; 32]) });
     all.push(collective::Msg::Mirror { tree: tree() });
+    let reason = "no room".to_owned();
+    all.push(collective::Msg::NotHeld { root: Hash([7; 32]), reason });
     all
 }
 

@@ -28,7 +28,8 @@ fn first_words(community: &Community) -> Vec<u8> {
     write(
         &lonely.nodes[0].dir.join("dugnad.toml"),
         format!(
-            "[node]\nname = \"n0\"\n[listen]\noverlay = \"{}\"\ngateway = \"off\"\n[community]\nseeds = [\"{at}\"]\n",
+            "[node]\nname = \"n0\"\n[listen]\noverlay = \"{}\"\ngateway = \"off\"\n\
+             [community]\nseeds = [\"{at}\"]\n",
             lonely.nodes[0].overlay
         ),
     );

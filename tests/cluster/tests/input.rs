@@ -63,7 +63,8 @@ fn mistakes_in_service_files_are_explained() {
     let arch = std::env::consts::ARCH;
     let elf = |key: &str| {
         format!(
-            "name = \"a\"\ncommand = [\"./server\"]\n[artifacts]\n{key} = \"pkg/\"\n[port]\nhttp = true\n"
+            "name = \"a\"\ncommand = [\"./server\"]\n\
+             [artifacts]\n{key} = \"pkg/\"\n[port]\nhttp = true\n"
         )
     };
     let f = file("elf", &elf(arch));

@@ -148,7 +148,8 @@ def serve(conn):
             return
         path = request[1]
         if headers.get("upgrade", "").lower() == "echo":
-            conn.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nhello ")
+            conn.sendall(b"HTTP/1.1 101 Switching Protocols\r\n")
+            conn.sendall(b"Connection: Upgrade\r\nUpgrade: echo\r\n\r\nhello ")
             while True:
                 data = file.read1(4096)
                 if not data:

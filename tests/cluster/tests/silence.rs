@@ -130,8 +130,10 @@ fn a_silent_node_is_replaced_and_healed_into_one_ring() {
     let file = community.service_file(
         "hi",
         "name = \"hi\"\nreplicas = 2\nstop_grace = \"1s\"\n\
-         command = [\"/usr/bin/python3\", \"-m\", \"http.server\", \"--bind\", \"$HOST\", \"$PORT\"]\n\
-         [artifacts]\nany = \"pkg/\"\n[port]\nhttp = true\n[needs]\nmemory = \"48M\"\ncpu = \"5%\"\ndisk = \"8M\"\n",
+         command = [\"/usr/bin/python3\", \"-m\", \"http.server\", \
+         \"--bind\", \"$HOST\", \"$PORT\"]\n\
+         [artifacts]\nany = \"pkg/\"\n[port]\nhttp = true\n\
+         [needs]\nmemory = \"48M\"\ncpu = \"5%\"\ndisk = \"8M\"\n",
     );
     community.deploy(0, &file);
     let on = community.ready_on(0, "hi").unwrap();

@@ -182,7 +182,8 @@ fn a_site_is_the_same_everywhere_and_changes_without_a_gap() {
     });
     let update = moved(&community) - before;
     let text = format!(
-        "version 2 moved {update} bytes between nodes; {asked:?} visits meanwhile, {failed:?} failed"
+        "version 2 moved {update} bytes between nodes; {asked:?} visits meanwhile, \
+         {failed:?} failed"
     );
     say(community.start, &text);
     assert_eq!(failed.load(Ordering::Relaxed), 0);

@@ -32,7 +32,8 @@ fn a_community_of_ordinary_users() {
     let file = community.service_file(
         "hi",
         "name = \"hi\"\nreplicas = 2\nstop_grace = \"1s\"\n\
-         command = [\"/usr/bin/python3\", \"-m\", \"http.server\", \"--bind\", \"$HOST\", \"$PORT\"]\n\
+         command = [\"/usr/bin/python3\", \"-m\", \"http.server\", \
+         \"--bind\", \"$HOST\", \"$PORT\"]\n\
          [artifacts]\nany = \"pkg/\"\n[port]\nhttp = true\n\
          [needs]\nmemory = \"48M\"\ncpu = \"5%\"\ndisk = \"8M\"\nprocesses = 16\n",
     );

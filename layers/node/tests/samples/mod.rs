@@ -29,9 +29,13 @@ pub(crate) trait Variants {
 }
 
 macro_rules! variants {
-    ($enum:path, $prefix:literal: $($variant:ident $(=> $inner:ident $($named:ident)?)?),+ $(,)?) => {
+    (
+        $enum:path,
+        $prefix:literal: $($variant:ident $(=> $inner:ident $($named:ident)?)?),+ $(,)?
+    ) => {
         impl Variants for $enum {
-            const ALL: &'static [&'static str] = &[$(concat!($prefix, ".", stringify!($variant))),+];
+            const ALL: &'static [&'static str] =
+                &[$(concat!($prefix, ".", stringify!($variant))),+];
             fn path(&self) -> Vec<String> {
                 match self {
                     $(variants!(@pattern $variant $($inner $($named)?)?) => {

@@ -7,7 +7,7 @@
 //! | `TMPDIR` | scratch space, empty at every start |
 //! | `DUGNAD_SERVICE`, `DUGNAD_REPLICA` | its name, its number |
 //! | `DUGNAD_NODE`, `DUGNAD_ARCH` | the name and processor of the node |
-//! | `DUGNAD_SOCKET` | store and peers, HTTP on a Unix socket |
+//! | `DUGNAD_SOCKET` | store and peers, HTTP on a Unix socket; nothing answers there yet |
 //! | `PATH` | the usual folders of programs |
 //!
 //! `LISTEN_FDS` is not passed: the agent would have to hold `PORT` open itself, and an ordinary

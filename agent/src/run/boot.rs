@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,7 +24,7 @@ use crate::disk::Disk;
 use crate::gateway::Gateway;
 use crate::host::{Host, HostConfig};
 use crate::identity::{
-    Community, DirLock, Identity, Remembered, check_node, next_incarnation, node_id,
+    Community, DirLock, Identity, Remembered, at, check_node, next_incarnation, node_id,
 };
 use crate::invite::usable_addrs;
 use crate::link::{LinkConfig, Links};
@@ -88,7 +88,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         node_name: config.name.clone(),
         arch,
         ceilings: config.ceilings(),
-        socket: dirs.socket.clone(),
+        socket: service_socket(&state)?,
         unpack: {
             let blobs = Rc::clone(&blobs);
             Rc::new(move |tree, to| {
@@ -248,6 +248,14 @@ impl Agent {
             smol::Timer::after(REDIAL_MAX).await;
         }
     }
+}
+
+/// Where services will find the store. Not the control socket: whoever may talk to that may
+/// administer the node. In a folder of its own, because boxes show the whole folder.
+fn service_socket(state: &Path) -> std::io::Result<PathBuf> {
+    let folder = state.join("run");
+    fs::create_dir_all(&folder).map_err(|error| at(&folder, &error))?;
+    Ok(folder.join("dugnad.sock"))
 }
 
 /// The kind of processor this program was built for: what it can start.

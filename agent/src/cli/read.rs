@@ -70,6 +70,9 @@ pub(super) fn status(cx: &mut Cx<'_>) -> Outcome {
     Ok(exit::DONE)
 }
 
+/// Beginnings of the counters that tell of somebody or something that was not let in.
+const REFUSALS: [&str; 5] = ["refused_", "frame_", "undecryptable", "handshake_", "wrong_"];
+
 fn status_text(status: &Value, bold: bool) -> String {
     let mut told = format!(
         "{}  {} of \"{}\"  up {}  dugnad {} {}  {} (agent)\n",
@@ -117,6 +120,20 @@ fn status_text(status: &Value, bold: bool) -> String {
         names.push("none".to_owned());
     }
     told.push_str(&format!("\nreplicas here: {}\n", names.join(", ")));
+    for line in list("services") {
+        told.push_str(&format!("{}\n", text(&line)));
+    }
+    // Who knocked and was not let in, and what came in damaged.
+    let refused: Vec<String> = status["counters"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(name, count)| REFUSALS.iter().any(|r| name.starts_with(r)) && **count != 0)
+        .map(|(name, count)| format!("{} {count}", name.replace('_', " ")))
+        .collect();
+    if !refused.is_empty() {
+        told.push_str(&format!("refused: {}\n", refused.join(", ")));
+    }
     for key in list("not_enforced") {
         told.push_str(&format!("not acted upon yet: {}\n", text(&key)));
     }

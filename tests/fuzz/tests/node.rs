@@ -6,7 +6,7 @@ use dugnad_fuzz::golden;
 use dugnad_fuzz::storm::Storm;
 
 /// Messages in all, and inputs a node takes before the next one begins.
-const MESSAGES: u64 = 100_000;
+const MESSAGES: u64 = 400_000;
 const INPUTS: u64 = 2_000;
 
 /// One seed alone: `STORM_SEED=7 cargo test --profile sim -p dugnad-fuzz --test node`.

@@ -273,9 +273,10 @@ async fn store_trees(asker: &Asker, spec: &Spec, me: NodeId, size: u64) -> Resul
         let root = tree.root;
         let mut all = owners(asker, tree.key()).await;
         all.insert(me);
-        // Asked before the record is out: the first holder may be quicker than the writing.
-        let known = BTreeSet::from([me]);
-        let wait = asker.ask(Ask::Holders { root, known, enough: all.len(), limit: TREE_QUICK });
+        // Asked before the record is out: the first holder may be quicker than the writing. Where
+        // all places are mine that is the mirror, so one other is waited for in any case.
+        let (known, quick) = (BTreeSet::from([me]), all.len().max(enough));
+        let wait = asker.ask(Ask::Holders { root, known, enough: quick, limit: TREE_QUICK });
         let name = name_for(spec.key());
         let record = get(asker, (tree.key(), name.clone())).await.ok().flatten();
         let counter = record.map_or(0, |record| record.version.counter).saturating_add(1);
@@ -289,7 +290,7 @@ async fn store_trees(asker: &Asker, spec: &Spec, me: NodeId, size: u64) -> Resul
         if holders.len() >= enough {
             continue;
         }
-        if holders.len() + refused.len() >= all.len() && !refused.is_empty() {
+        if holders.len() + refused.len() >= quick && !refused.is_empty() {
             return Err(no_room(&refused));
         }
         let wait = asker.ask(Ask::Holders { root, known: holders, enough, limit: TREE_LIMIT });

@@ -409,3 +409,21 @@ fn a_restarted_manager_heals_at_once() {
         assert!(healed, "seed {seed}: {:?}", check::services(&world, &wanted));
     }
 }
+
+/// Where one node owns every place of a package, its copy elsewhere is noticed, however quick.
+#[test]
+fn small_communities_never_wait_for_a_copy_that_is_there() {
+    for seed in seeds("copies", 60) {
+        let mut world = World::new(Options::seed(seed));
+        community(&mut world, 2 + usize::try_from(seed % 2).unwrap());
+        for service in 0..4 {
+            let spec = site(&format!("copy-{service}"), 1);
+            let from = world.alive()[service % 2];
+            world.give_tree(from, spec.artifacts[0].1);
+            let ask = world.ask(from, Question::Deploy(spec));
+            let limit = Duration::from_secs(20);
+            let done = world.run_until(limit, SECOND, |w| w.answers.contains_key(&ask));
+            assert!(done, "seed {seed}, service {service}");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Leaving, atomically (overlay.md 2.3 L1-L7, 2.4; Ghodsi p. 66-72).
+//!
+//! q locks itself and asks r, its successor, for r's lock. The *leave point* is when q hands r its
+//! predecessor: from that step on r owns q's range and q only points the way. Six messages.
+
+use alloc::vec::Vec;
+
+use dugnad_kernel::{Cx, Duration, NodeId, Peer};
+
+use super::{Event, Msg, Ring, Status, Timer, backoff_ms};
+use crate::config::T_GRACE;
+
+impl Ring {
+    pub(super) fn leave(&mut self, cx: &mut Cx<'_, Self>) {
+        match self.status {
+            Status::Out | Status::JoinReq => {
+                self.status = Status::Gone;
+                cx.emit(Event::Left);
+            }
+            Status::Inside if self.alone() => {
+                self.status = Status::Gone;
+                cx.emit(Event::Left);
+            }
+            Status::Inside if self.lock.is_none() => {
+                let op = cx.rng.u64(..);
+                self.status = Status::LeaveReq;
+                self.my_op = Some(op);
+                self.take_lock(op, cx);
+                cx.send(self.succ().id, Msg::LeaveReq { op });
+            }
+            Status::Leaving | Status::Gone | Status::LeaveReq => {}
+            // Locked for somebody else: again when that is over.
+            Status::Inside
+            | Status::Joining
+            | Status::PredJoining
+            | Status::PredLeaveReq
+            | Status::PredLeaving => {
+                let delay = self.backoff(cx);
+                cx.after(delay, Timer::LeaveAgain);
+            }
+        }
+    }
+
+    pub(super) fn on_leave_req(&mut self, from: NodeId, op: u64, cx: &mut Cx<'_, Self>) {
+        let grant = self.lock.is_none() && self.pred.id == from && self.status == Status::Inside;
+        if grant {
+            self.take_lock(op, cx);
+            self.status = Status::PredLeaveReq;
+            cx.send(from, Msg::LeaveGrant { op });
+        } else {
+            let after_ms = backoff_ms(0, cx);
+            cx.send(from, Msg::LeaveRetry { op, after_ms });
+        }
+    }
+
+    pub(super) fn on_leave_grant(&mut self, from: NodeId, op: u64, cx: &mut Cx<'_, Self>) {
+        if self.status != Status::LeaveReq || self.my_op != Some(op) || self.succ().id != from {
+            return;
+        }
+        self.leave_forward = true;
+        self.status = Status::Leaving;
+        cx.send(from, Msg::LeavePoint { op, pred: self.pred.clone() });
+        cx.emit(Event::RangeChanged);
+    }
+
+    pub(super) fn on_leave_point(
+        &mut self,
+        from: NodeId,
+        op: u64,
+        pred: Peer,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        if self.status != Status::PredLeaveReq || self.lock != Some(op) || self.pred.id != from {
+            return;
+        }
+        self.status = Status::PredLeaving;
+        let mut succs = Vec::from([self.me.clone()]);
+        succs.extend(self.succs.iter().cloned());
+        cx.send(pred.id, Msg::UpdateSucc { op, leaver: from, succs });
+        self.pred = pred;
+        self.pred_suspect = false;
+        cx.emit(Event::RangeChanged);
+        self.neighbours_changed(cx);
+    }
+
+    pub(super) fn on_update_succ(
+        &mut self,
+        from: NodeId,
+        op: u64,
+        leaver: NodeId,
+        succs: Vec<Peer>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let valid = succs.first().is_some_and(|s| s.id == from);
+        if self.succ().id != leaver || !valid {
+            return;
+        }
+        cx.send(leaver, Msg::UpdateSuccAck { op });
+        // The whole list: swapping only the head leaves lists out of order (overlay.md 2.11).
+        self.succs = self.trim(succs);
+        self.neighbours_changed(cx);
+    }
+
+    pub(super) fn on_update_succ_ack(&mut self, op: u64, cx: &mut Cx<'_, Self>) {
+        if self.status != Status::Leaving || self.my_op != Some(op) {
+            return;
+        }
+        cx.send(self.succ().id, Msg::LeaveDone { op });
+        self.gone(cx);
+    }
+
+    pub(super) fn gone(&mut self, cx: &mut Cx<'_, Self>) {
+        self.status = Status::Gone;
+        self.lock = None;
+        cx.after(T_GRACE, Timer::Grace);
+    }
+
+    pub(super) fn on_leave_done(&mut self, op: u64) {
+        if self.status == Status::PredLeaving && self.lock == Some(op) {
+            self.unlock();
+        }
+    }
+
+    pub(super) fn on_leave_retry(&mut self, op: u64, after_ms: u16, cx: &mut Cx<'_, Self>) {
+        if self.status != Status::LeaveReq || self.my_op != Some(op) {
+            return;
+        }
+        self.unlock();
+        self.my_op = None;
+        let hint = Duration::from_millis(u64::from(after_ms));
+        let delay = self.backoff(cx).max(hint);
+        cx.after(delay, Timer::LeaveAgain);
+    }
+}

@@ -79,9 +79,10 @@ pub enum Msg {
     Held {
         root: Hash,
     },
-    /// I own a place of this small tree; keep it, too.
+    /// I own a place of this small tree; keep it, too, and tell `origin`, who waits for it.
     Mirror {
         tree: Tree,
+        origin: NodeId,
     },
     /// I cannot keep the tree you stored.
     NotHeld {
@@ -289,11 +290,12 @@ pub struct Collective {
     out: BTreeMap<CallId, Out>,
     tokens: u64,
     pub(crate) trees: BTreeSet<Tree>,
-    pub(crate) fetching: BTreeMap<Tree, NodeId>,
+    /// Trees on their way here, and who waits to hear of it.
+    pub(crate) fetching: BTreeMap<Tree, BTreeSet<NodeId>>,
     /// Trees whose first source failed.
     pub(crate) second_try: BTreeSet<Tree>,
     /// Trees a predecessor wants mirrored, whose record is not here yet.
-    pub(crate) mirrors: BTreeSet<Tree>,
+    pub(crate) mirrors: BTreeSet<(Tree, NodeId)>,
     pub(crate) held: BTreeMap<CallId, Waiting>,
     pub(crate) managers: BTreeMap<Key, Manager>,
     pub(crate) dead: BTreeMap<NodeId, Time>,
@@ -436,7 +438,7 @@ impl Collective {
             }
             Msg::Sync(msg) => self.on_sync(from, msg, cx),
             Msg::Held { root } => self.on_held(from, root, cx),
-            Msg::Mirror { tree } => self.on_mirror(tree, cx),
+            Msg::Mirror { tree, origin } => self.on_mirror(tree, origin, cx),
             Msg::NotHeld { root, reason } => self.on_not_held(from, root, &reason, cx),
         }
     }

@@ -427,3 +427,34 @@ fn small_communities_never_wait_for_a_copy_that_is_there() {
         }
     }
 }
+
+/// Services that share a package, deployed by different nodes: whoever waits for copies of it is
+/// told of them, not only the first who stored it.
+#[test]
+fn services_that_share_a_package_are_all_deployed() {
+    for seed in seeds("shared", 40) {
+        let mut world = World::new(Options::seed(seed));
+        let ids = community(&mut world, 2 + usize::try_from(seed % 2).unwrap());
+        // Several packages: which node owns how many of their places is chance.
+        for package in 0..6 {
+            let deploy = |world: &mut World, from, number: u32| {
+                let mut spec = site(&format!("service-{package}-{number}"), 2);
+                spec.artifacts = site(&format!("package-{package}"), 1).artifacts;
+                world.give_tree(from, spec.artifacts[0].1);
+                world.ask(from, Question::Deploy(spec))
+            };
+            let answered = |world: &mut World, asked: &[u64]| {
+                let limit = Duration::from_secs(10);
+                let all = |w: &World| asked.iter().all(|ask| w.answers.contains_key(ask));
+                let done = world.run_until(limit, SECOND / 10, all);
+                assert!(done, "seed {seed}, package {package}: no answer in {limit:?}");
+            };
+            let first = deploy(&mut world, ids[0], 0);
+            answered(&mut world, &[first]);
+            let second = deploy(&mut world, ids[1], 1);
+            answered(&mut world, &[second]);
+            let both = [deploy(&mut world, ids[0], 2), deploy(&mut world, ids[1], 3)];
+            answered(&mut world, &both);
+        }
+    }
+}

@@ -232,6 +232,8 @@ async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> 
         }
     }
     if let Err(reasons) = store_trees(asker, &spec, me, size).await {
+        // Nobody shall go on trying to keep what was refused.
+        forget_trees(asker, &spec, old.as_ref().map(|old| &old.spec), me).await;
         return ClientReply::Unmet(reasons);
     }
     let generation = old.as_ref().map_or(0, |old| old.generation).saturating_add(1);

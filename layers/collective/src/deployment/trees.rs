@@ -24,6 +24,8 @@ pub(crate) const KEEP_AGAIN: Duration = Duration::from_secs(30);
 const SMALL: u64 = 4 << 20;
 /// Requests to mirror that wait for the record.
 const MIRRORS_MAX: usize = 64;
+/// Nodes that are told when one tree is here; several services may share it.
+const ORIGINS_MAX: usize = 16;
 /// Refusals to keep one tree that are remembered.
 const REFUSED_MAX: usize = 16;
 
@@ -61,45 +63,63 @@ impl Collective {
     }
 
     /// Has a small tree kept by the next successor, too; and any tree if all places are mine.
-    fn mirror(&self, tree: Tree, cx: &mut Cx<'_, Self>) {
+    fn mirror(&self, needed: Needed, cx: &mut Cx<'_, Self>) {
+        let Needed { tree, origin } = needed;
         let key = tree.key();
         let mine = |x: u32| self.place.range.is_some_and(|r| r.contains(class(key, x)));
         let only = (0..DEGREE).all(mine);
         let owns = (0..DEGREE).any(mine);
         if owns && (only || tree.bytes <= SMALL) && self.trees.contains(&tree) {
             if let Some(next) = self.copy_holders().first() {
-                cx.send(*next, Msg::Mirror { tree });
+                cx.send(*next, Msg::Mirror { tree, origin });
             }
         }
     }
 
     /// An owner asks to keep a small tree beside it; the copy of the record says it is needed.
-    pub(crate) fn on_mirror(&mut self, tree: Tree, cx: &mut Cx<'_, Self>) {
-        let known = self.store.iter().filter(|r| r.key == tree.key()).find_map(needed);
-        match known.filter(|needed| needed.tree == tree) {
-            Some(needed) => self.want_tree(needed, cx),
+    /// `origin` waits for it: several services may share the tree, each stored by another node.
+    pub(crate) fn on_mirror(&mut self, tree: Tree, origin: NodeId, cx: &mut Cx<'_, Self>) {
+        let mut known = self.store.iter().filter(|r| r.key == tree.key()).filter_map(needed);
+        let here = known.any(|needed| needed.tree == tree);
+        drop(known);
+        if here {
+            self.want_tree(Needed { tree, origin }, cx);
+        } else if self.mirrors.len() < MIRRORS_MAX {
             // The copy of the record may come later than the request.
-            None if self.mirrors.len() < MIRRORS_MAX => _ = self.mirrors.insert(tree),
-            None => self.count("mirror_overflow"),
+            self.mirrors.insert((tree, origin));
+        } else {
+            self.count("mirror_overflow");
         }
     }
 
     pub(crate) fn on_tree_record(&mut self, record: &Record, cx: &mut Cx<'_, Self>) {
-        match needed(record) {
-            Some(needed) => {
-                if self.owns_class_of(record.key) || self.mirrors.remove(&needed.tree) {
-                    self.want_tree(needed, cx);
-                }
-            }
-            None => self.drop_unneeded(record.key, cx),
+        let Some(needed) = needed(record) else {
+            self.drop_unneeded(record.key, cx);
+            return;
+        };
+        let asked: Vec<(Tree, NodeId)> =
+            self.mirrors.iter().filter(|(tree, _)| *tree == needed.tree).copied().collect();
+        for (tree, origin) in asked {
+            self.mirrors.remove(&(tree, origin));
+            self.want_tree(Needed { tree, origin }, cx);
+        }
+        if self.owns_class_of(record.key) {
+            self.want_tree(needed, cx);
         }
     }
 
     fn want_tree(&mut self, needed: Needed, cx: &mut Cx<'_, Self>) {
         if self.trees.contains(&needed.tree) {
             self.tell_held(needed.tree.root, needed.origin, cx);
-            self.mirror(needed.tree, cx);
-        } else if self.fetching.insert(needed.tree, needed.origin).is_none() {
+            self.mirror(needed, cx);
+            return;
+        }
+        let new = !self.fetching.contains_key(&needed.tree);
+        let origins = self.fetching.entry(needed.tree).or_default();
+        if origins.len() < ORIGINS_MAX {
+            origins.insert(needed.origin);
+        }
+        if new {
             // Who stored it has it, and mostly still lives.
             let from = Vec::from([needed.origin]);
             cx.emit(Event::Order(Order::Keep { tree: needed.tree, from }));
@@ -130,29 +150,32 @@ impl Collective {
             Report::Kept { tree } => {
                 self.trees.insert(*tree);
                 self.second_try.remove(tree);
-                if let Some(origin) = self.fetching.remove(tree) {
+                for origin in self.fetching.remove(tree).unwrap_or_default() {
                     self.tell_held(tree.root, origin, cx);
-                    self.mirror(*tree, cx);
+                    self.mirror(Needed { tree: *tree, origin }, cx);
                 }
             }
-            Report::KeepFailed { tree, reason } => {
-                self.count("keep_failed");
-                if let Some(origin) = self.fetching.get(tree).copied() {
-                    let (needed, me) = (Needed { tree: *tree, origin }, self.me);
-                    if self.second_try.insert(*tree) {
-                        self.start("find holders", |asker| find_holders(asker, needed, me), cx);
-                    } else {
-                        self.second_try.remove(tree);
-                        self.fetching.remove(tree);
-                        cx.after(KEEP_AGAIN, Timer::KeepAgain);
-                        if origin != self.me {
-                            let (root, reason) = (tree.root, bounded(reason));
-                            cx.send(origin, Msg::NotHeld { root, reason });
-                        }
-                    }
-                }
-            }
+            Report::KeepFailed { tree, reason } => self.on_keep_failed(*tree, reason, cx),
             _ => {}
+        }
+    }
+
+    fn on_keep_failed(&mut self, tree: Tree, reason: &str, cx: &mut Cx<'_, Self>) {
+        self.count("keep_failed");
+        let first = self.fetching.get(&tree).and_then(|origins| origins.first().copied());
+        let Some(origin) = first else { return };
+        if self.second_try.insert(tree) {
+            let (needed, me) = (Needed { tree, origin }, self.me);
+            self.start("find holders", |asker| find_holders(asker, needed, me), cx);
+            return;
+        }
+        self.second_try.remove(&tree);
+        cx.after(KEEP_AGAIN, Timer::KeepAgain);
+        for origin in self.fetching.remove(&tree).unwrap_or_default() {
+            if origin != self.me {
+                let (root, reason) = (tree.root, bounded(reason));
+                cx.send(origin, Msg::NotHeld { root, reason });
+            }
         }
     }
 

@@ -307,7 +307,7 @@ fn collective_messages() -> Vec<collective::Msg> {
     all.extend(responses.map(|response| collective::Msg::Response { call: 7, response }));
     all.extend(syncs.map(collective::Msg::Sync));
     all.push(collective::Msg::Held { root: Hash([7; 32]) });
-    all.push(collective::Msg::Mirror { tree: tree() });
+    all.push(collective::Msg::Mirror { tree: tree(), origin: id(4) });
     let reason = "no room".to_owned();
     all.push(collective::Msg::NotHeld { root: Hash([7; 32]), reason });
     all

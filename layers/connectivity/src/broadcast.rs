@@ -72,22 +72,39 @@ impl Casts {
     pub(crate) fn of_life(inc: u32) -> Self {
         Self { next: inc << LIFE_BITS, ..Self::default() }
     }
+
+    pub(crate) fn next_id(&mut self, origin: NodeId) -> CastId {
+        self.next = self.next.wrapping_add(1);
+        CastId { origin, number: self.next }
+    }
+
+    /// Whether `id` comes for the first time; from now on it does not.
+    pub(crate) fn first_time(&mut self, id: CastId) -> bool {
+        if self.seen.contains(&id) {
+            return false;
+        }
+        if self.seen.len() == SEEN_MAX {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(id);
+        true
+    }
 }
 
 impl Overlay {
     /// Reaches everybody, this node included. With feedback the answers come as
     /// [`Event::Feedback`] under `call`.
     pub(crate) fn cast(&mut self, call: u32, body: Vec<u8>, feedback: bool, cx: &mut Cx<'_, Self>) {
-        self.casts.next = self.casts.next.wrapping_add(1);
         let origin = self.ring.me().id;
-        let id = CastId { origin, number: self.casts.next };
+        let id = self.casts.next_id(origin);
+        self.casts.first_time(id);
         self.down(id, None, origin, body, feedback, CAST_BUDGET, call, cx);
     }
 
     pub(crate) fn on_cast(&mut self, from: NodeId, msg: CastMsg, cx: &mut Cx<'_, Self>) {
         match msg {
             CastMsg::Down { id, limit, body, feedback, budget_ms } => {
-                if self.casts.seen.contains(&id) {
+                if !self.casts.first_time(id) {
                     self.count("cast_twice");
                     if feedback {
                         let cover = Box::new(ArcSet::empty());
@@ -118,10 +135,6 @@ impl Overlay {
         call: u32,
         cx: &mut Cx<'_, Self>,
     ) {
-        if self.casts.seen.len() == SEEN_MAX {
-            self.casts.seen.pop_front();
-        }
-        self.casts.seen.push_back(id);
         let left = budget.saturating_sub(CAST_STEP).max(CAST_STEP);
         let budget_ms = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
         let pending = self.delegate(id, limit, &body, feedback, budget_ms, cx);
@@ -252,5 +265,13 @@ impl Cast {
         }
         self.bytes += part.len() + 8;
         self.parts.push(part);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    /// Random rings a test of exactness runs on.
+    pub(crate) fn runs() -> u32 {
+        std::env::var("RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(2_000)
     }
 }

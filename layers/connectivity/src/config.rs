@@ -74,6 +74,14 @@ pub const WATCHED_MAX: usize = 128;
 /// Peers with a session that are remembered; the agent holds fewer.
 pub const LINKED_MAX: usize = 512;
 
+/// Sends of one node for one broadcast or bulk operation: home uplinks (overlay.md 4.1).
+pub const FANOUT: usize = 8;
+/// Ranges given away, and bulk operations that told something here, remembered for this long, so
+/// that an operation under way while a range moves tells every id once (overlay.md 4.4).
+pub const T_MOVED: Duration = Duration::from_secs(30);
+pub const MOVED_MAX: usize = 8;
+pub const SERVED_MAX: usize = 32;
+
 /// Broadcasts remembered against duplicates, and under way (overlay.md 11.4).
 pub const SEEN_MAX: usize = 512;
 pub const CASTS_MAX: usize = 64;

@@ -3,13 +3,15 @@
 //!
 //! - [`ring`]: atomic join and leave, ownership. - `stabilize`: Zave's stabilise and rectify.
 //! - [`table`]: k-ary table. - [`route`]: forwarding rule and lookups. - [`broadcast`]: delegated
-//!   broadcast with feedback. - [`detector`]: who is dead. - [`entry`]: the way in, and merging.
+//!   broadcast with feedback. - [`bulk`]: everybody in a set of arcs. - [`detector`]: who is dead.
+//! - [`entry`]: the way in, and merging.
 
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
 pub mod broadcast;
+pub mod bulk;
 pub mod config;
 pub mod detector;
 pub mod entry;
@@ -18,13 +20,15 @@ pub mod route;
 mod stabilize;
 pub mod table;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use dugnad_kernel::{Component, Cx, Input, Key, NodeId, Peer};
+use dugnad_kernel::{Arc, ArcSet, Component, Cx, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
 use broadcast::{CastId, CastMsg, Casts, Feedback};
+use bulk::{BulkMsg, Bulks, Load, Reach};
 use config::{SLOT_REFRESH, SUCCESSORS};
 use detector::Detector;
 use entry::{Entry, EntryMsg, EntryTimer};
@@ -39,6 +43,7 @@ pub enum Msg {
     Cast(CastMsg),
     Detect(detector::Msg),
     Entry(EntryMsg),
+    Bulk(BulkMsg),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +76,12 @@ pub enum Command {
         body: Vec<u8>,
         feedback: bool,
     },
+    /// Reach the nodes in `arcs`, or the owners of the ids in them; [`Event::Bulk`] there.
+    Bulk {
+        arcs: Vec<Arc>,
+        reach: Reach,
+        body: Vec<u8>,
+    },
     /// This node's answer to an [`Event::Cast`], in the same step.
     AnswerCast {
         id: CastId,
@@ -101,6 +112,12 @@ pub enum Event {
         call: u32,
         feedback: Feedback,
     },
+    /// A bulk operation; `mine` are the ids of it that are this node's.
+    Bulk {
+        id: CastId,
+        body: Vec<u8>,
+        mine: Box<ArcSet>,
+    },
     Suspect(NodeId),
     Refuted(NodeId),
     Dead(NodeId),
@@ -119,6 +136,7 @@ pub struct Overlay {
     pub(crate) table: Table,
     pub(crate) routes: Routes,
     pub(crate) casts: Casts,
+    pub(crate) bulks: Bulks,
     pub(crate) detector: Detector,
     pub(crate) entry: Entry,
     pub(crate) book: BTreeMap<NodeId, Peer>,
@@ -152,6 +170,7 @@ impl Overlay {
             table: Table::new(me.id),
             routes: Routes::of_life(me.inc),
             casts: Casts::of_life(me.inc),
+            bulks: Bulks::default(),
             ring: Ring::new(me),
             detector: Detector::default(),
             entry: Entry::default(),
@@ -213,6 +232,7 @@ impl Overlay {
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
         let (pending, lookups) = self.routes.sizes();
         let (casts, seen) = self.casts.sizes();
+        let (moved, served) = self.bulks.sizes();
         let (watched, linked, for_others) = self.detector.sizes();
         [
             ("book", self.book.len(), BOOK_MAX),
@@ -222,6 +242,8 @@ impl Overlay {
             ("lookups", lookups, config::PENDING_MAX),
             ("casts", casts, config::CASTS_MAX),
             ("casts_seen", seen, config::SEEN_MAX),
+            ("moved", moved, config::MOVED_MAX),
+            ("served", served, config::SERVED_MAX),
             ("watched", watched, config::WATCHED_MAX),
             ("linked", linked, config::LINKED_MAX),
             ("probes", for_others, config::WATCHED_MAX),
@@ -244,6 +266,7 @@ impl Overlay {
             }
             Command::Lookup { call, key } => self.lookup(key, LookupFor::Above(call), cx),
             Command::Cast { call, body, feedback } => self.cast(call, body, feedback, cx),
+            Command::Bulk { arcs, reach, body } => self.bulk(reach, arcs, &Load::Above(body), cx),
             Command::AnswerCast { id, part } => self.answer_cast(id, part, cx),
             Command::Watch(set) => {
                 self.watch = set;
@@ -283,12 +306,16 @@ impl Overlay {
                 if matches!(msg, ring::Msg::JoinRetry { .. }) && from != self.ring.me().id {
                     self.saw_ring(cx.now);
                 }
+                if matches!(msg, ring::Msg::LeaveGrant { .. }) {
+                    self.tell_served(from, cx);
+                }
                 self.ring_step(Input::Message { from, msg }, cx);
             }
             Msg::Route(msg) => self.on_route(from, msg, cx),
             Msg::Cast(msg) => self.on_cast(from, msg, cx),
             Msg::Detect(msg) => self.detect(Input::Message { from, msg }, cx),
             Msg::Entry(msg) => self.on_entry(from, msg, cx),
+            Msg::Bulk(msg) => self.on_bulk(msg, cx),
         }
     }
 
@@ -304,6 +331,9 @@ impl Overlay {
     }
 
     pub(crate) fn ring_input(&mut self, command: ring::Command, cx: &mut Cx<'_, Self>) {
+        if let ring::Command::JoinReq { joiner, .. } = &command {
+            self.tell_served(joiner.id, cx);
+        }
         self.ring_step(Input::Command(command), cx);
     }
 
@@ -316,7 +346,10 @@ impl Overlay {
                     cx.emit(Event::Joined);
                 }
                 ring::Event::JoinFailed => self.on_join_failed(cx),
-                ring::Event::RangeChanged => cx.emit(Event::RangeChanged),
+                ring::Event::RangeChanged => {
+                    self.bulk_range_changed(cx);
+                    cx.emit(Event::RangeChanged);
+                }
                 ring::Event::NeighboursChanged => {
                     self.update_watch(cx);
                     self.fill(cx);

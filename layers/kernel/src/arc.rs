@@ -114,6 +114,32 @@ impl ArcSet {
         self.runs.as_slice() == [(0, u128::MAX)]
     }
 
+    /// How many runs a set may have so that cutting it along arcs does not fill it up.
+    pub const ROOMY: usize = RUNS_MAX / 2;
+
+    /// Both ends included, in order.
+    #[must_use]
+    pub fn runs(&self) -> &[(u128, u128)] {
+        &self.runs
+    }
+
+    /// Whether the runs are in order and apart, as every set made here is. One from outside may
+    /// not be.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let apart = |pair: &[(u128, u128)]| pair[0].1 < u128::MAX && pair[0].1 + 1 < pair[1].0;
+        self.runs.iter().all(|(lo, hi)| lo <= hi) && self.runs.windows(2).all(apart)
+    }
+
+    /// Two sets with about half of the runs each.
+    #[must_use]
+    pub fn halves(&self) -> (Self, Self) {
+        let (low, high) = self.runs.split_at(self.runs.len() / 2);
+        // Less than a set holds.
+        let take = |runs| Self { runs: Vec::from_slice(runs).unwrap_or_default() };
+        (take(low), take(high))
+    }
+
     #[must_use]
     pub fn contains(&self, x: Id) -> bool {
         self.runs.iter().any(|&(lo, hi)| lo <= x.0 && x.0 <= hi)

@@ -354,7 +354,9 @@ impl Node {
                 let (parts, complete) = (feedback.parts, feedback.complete);
                 self.community(collective::Command::Feedback { call, parts, complete }, cx);
             }
-            connectivity::Event::Suspect(_) | connectivity::Event::Refuted(_) => {}
+            connectivity::Event::Suspect(_)
+            | connectivity::Event::Refuted(_)
+            | connectivity::Event::Bulk { .. } => {}
             connectivity::Event::Dead(id) => self.on_dead(id, cx),
             connectivity::Event::Restarted(id) => {
                 self.place_changed(cx);

@@ -8,6 +8,7 @@ use dugnad_collective::persistence::record::{Record, Version};
 use dugnad_collective::persistence::sync::SyncMsg;
 use dugnad_collective::{self as collective, Request, Response};
 use dugnad_connectivity::broadcast::{CastId, CastMsg};
+use dugnad_connectivity::bulk::{Bulk, BulkMsg, Load, Reach, TopoChange, TopoKind};
 use dugnad_connectivity::entry::EntryMsg;
 use dugnad_connectivity::route::{Found, Hop, Purpose, RouteMsg};
 use dugnad_connectivity::{self as connectivity, detector, ring};
@@ -55,13 +56,16 @@ macro_rules! variants {
 
 variants!(Msg, "node": Overlay => inner, Collective => inner, ToHost => inner, ToManager => inner);
 variants!(connectivity::Msg, "overlay":
-    Ring => inner, Route => inner, Cast => inner, Detect => inner, Entry => inner);
+    Ring => inner, Route => inner, Cast => inner, Detect => inner, Entry => inner,
+    Bulk => inner);
 variants!(ring::Msg, "ring": JoinRetry, JoinPoint, NewSucc, NewSuccAck, JoinDone, LeaveReq,
     LeaveRetry, LeaveGrant, LeavePoint, UpdateSucc, UpdateSuccAck, LeaveDone, Query, QueryRes,
     Moved, Notify, ListChanged);
 variants!(RouteMsg, "route": Hop => inner, Ack, Found, NotInside);
 variants!(Purpose, "hop": Find, Join, Merge);
 variants!(CastMsg, "cast": Down, Up);
+variants!(BulkMsg, "bulk": Down => inner, Served);
+variants!(Load, "load": Above, Topology);
 variants!(detector::Msg, "detect": Ping, Pong, PingReq, Reached, Gone);
 variants!(EntryMsg, "entry": Probe, ProbeRes, Merge, Hint);
 variants!(collective::Msg, "collective":
@@ -91,6 +95,13 @@ impl Variants for Hop {
     }
 }
 
+impl Variants for Bulk {
+    const ALL: &'static [&'static str] = &[];
+    fn path(&self) -> Vec<String> {
+        self.load.path()
+    }
+}
+
 /// Every variant that travels as a message. The parts of a broadcast travel inside one as bytes.
 pub(crate) fn all_variants() -> Vec<String> {
     let all = [
@@ -100,6 +111,8 @@ pub(crate) fn all_variants() -> Vec<String> {
         RouteMsg::ALL,
         Purpose::ALL,
         CastMsg::ALL,
+        BulkMsg::ALL,
+        Load::ALL,
         detector::Msg::ALL,
         EntryMsg::ALL,
         collective::Msg::ALL,
@@ -205,6 +218,7 @@ pub(crate) fn messages() -> Vec<Msg> {
         },
     ];
     all.extend(casts.into_iter().map(connectivity::Msg::Cast).map(overlay));
+    all.extend(bulk_messages(cast).into_iter().map(connectivity::Msg::Bulk).map(overlay));
     let target = id(4);
     let detects = [
         detector::Msg::Ping,
@@ -224,6 +238,20 @@ pub(crate) fn messages() -> Vec<Msg> {
     all.extend(collective_messages().into_iter().map(Msg::Collective));
     all.extend(host_messages());
     all
+}
+
+fn bulk_messages(id: CastId) -> Vec<BulkMsg> {
+    let arcs = || ArcSet::of(Arc::new(self::id(5), self::id(2)));
+    let change = TopoChange { kind: TopoKind::Join, node: peer(1), succ: peer(2) };
+    let down = |reach, load| {
+        let (own, next) = (ArcSet::empty(), self::id(7));
+        BulkMsg::Down(Box::new(Bulk { id, reach, arcs: arcs(), own, next, load, hops: 3 }))
+    };
+    vec![
+        down(Reach::Owners, Load::Above(vec![1, 2])),
+        down(Reach::Nodes, Load::Topology(change)),
+        BulkMsg::Served { id, arcs: Box::new(arcs()) },
+    ]
 }
 
 fn ring_messages() -> Vec<ring::Msg> {

@@ -289,7 +289,8 @@ impl Overlay {
             None => succs
                 .iter()
                 .find(|s| !tried.contains(&s.id) && s.id != me)
-                .map_or(Next::Nowhere, |s| Next::Forward { to: s.id, last: false }),
+                // Behind the key it is the owner's heir, not a hop on the way.
+                .map_or(Next::Nowhere, |s| Next::Forward { to: s.id, last: in_oc(me, key, s.id) }),
         }
     }
 

@@ -64,7 +64,10 @@ const LONELY: Duration = Duration::from_secs(30);
 impl Overlay {
     pub(crate) fn boot(&mut self, alone: bool, cx: &mut Cx<'_, Self>) {
         self.entry.booted = Some(cx.now);
-        if alone {
+        if self.ring.is_member() {
+            // Planted: what a join would have set going.
+            self.take_up(cx);
+        } else if alone {
             self.ring_input(ring::Command::Create, cx);
         } else {
             cx.after(PATIENCE, Timer::Entry(EntryTimer::Patience));

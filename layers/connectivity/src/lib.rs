@@ -15,6 +15,7 @@ pub mod bulk;
 pub mod config;
 pub mod detector;
 pub mod entry;
+mod planted;
 pub mod ring;
 pub mod route;
 mod stabilize;

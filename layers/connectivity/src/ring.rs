@@ -102,6 +102,15 @@ impl Ring {
         }
     }
 
+    /// A member of a ring that stands (see [`crate::Overlay::planted`]).
+    pub(crate) fn planted(me: Peer, pred: Peer, succs: Vec<Peer>) -> Self {
+        let mut ring = Self::new(me);
+        ring.status = Status::Inside;
+        ring.pred = pred;
+        ring.succs = ring.trim(succs);
+        ring
+    }
+
     #[must_use]
     pub const fn me(&self) -> &Peer {
         &self.me

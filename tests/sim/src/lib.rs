@@ -9,6 +9,7 @@
 pub mod check;
 pub mod host;
 pub mod net;
+pub mod overlay;
 pub mod report;
 pub mod swarm;
 pub mod world;

@@ -1,14 +1,18 @@
-//! `cargo sim -- --nodes 100 --services 20 --crash 30 --seed 7`: one run and its report.
+//! `cargo sim -- --nodes 100 --services 20 --crash 30 --seed 7`: whole nodes, one mass crash.
+//! `cargo sim -- --nodes 10000 --profile churn --seed 7`: overlays alone, one run and its report.
 
 use argh::FromArgs;
 use dugnad_kernel::Duration;
-use dugnad_sim::net::NetOptions;
+use dugnad_sim::net::{Latency, NetOptions};
+use dugnad_sim::overlay::Watch;
+use dugnad_sim::overlay::profile::{Plan, Profile, run};
 use dugnad_sim::report::{community, crash_many, deploy, heal, idle, traffic};
 use dugnad_sim::swarm::swarm;
 use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World, check};
 
-/// Runs a simulated community through a mass crash and prints what happened.
+/// Runs a simulated community and prints what happened: whole nodes through a mass crash, or,
+/// with --profile, overlays alone.
 #[derive(FromArgs)]
 struct Args {
     /// nodes (default 100)
@@ -23,14 +27,50 @@ struct Args {
     /// crash by power cut (silence) and not by killed processes
     #[argh(switch)]
     power: bool,
-    /// percent of messages that are retransmitted (default 0)
-    #[argh(option, default = "0")]
-    loss: u8,
+    /// percent of packets that are lost and sent again (default 0)
+    #[argh(option, default = "0.0")]
+    loss: f64,
     /// seed (default 1)
     #[argh(option, default = "1")]
     seed: u64,
+    /// overlays alone: idle, churn, graceful, kill-half, growth, merge or storm
+    #[argh(option)]
+    profile: Option<Profile>,
+    /// simulated minutes that are measured, with --profile (default 10)
+    #[argh(option, default = "10")]
+    minutes: u64,
+    /// median session of a node in minutes, with --profile churn and graceful (default 10)
+    #[argh(option, default = "10.0")]
+    session: f64,
+    /// lookups per second of the whole community, with --profile (default 0)
+    #[argh(option, default = "0.0")]
+    lookups: f64,
+    /// lan, home or mobile, with --profile (default: 1 to 40 ms, uniform)
+    #[argh(option, from_str_fn(latency))]
+    latency: Option<Latency>,
+    /// links have bursts of loss, with --profile
+    #[argh(switch)]
+    bursts: bool,
+    /// percent of the pairs that can never connect, with --profile (default 0)
+    #[argh(option, default = "0.0")]
+    blocked: f64,
+    /// check the whole ring after every step that changed one, with --profile
+    #[argh(switch)]
+    check: bool,
+    /// print every message to stderr, with --profile
+    #[argh(switch)]
+    verbose: bool,
     #[argh(subcommand)]
     scenario: Option<Scenario>,
+}
+
+fn latency(name: &str) -> Result<Latency, String> {
+    match name {
+        "lan" => Ok(Latency::Lan),
+        "home" => Ok(Latency::Home),
+        "mobile" => Ok(Latency::Mobile),
+        _ => Err("one of lan, home, mobile".into()),
+    }
 }
 
 #[derive(FromArgs)]
@@ -76,6 +116,7 @@ struct Idle {}
 fn main() {
     let args: Args = argh::from_env();
     match args.scenario {
+        None if args.profile.is_some() => overlays(&args),
         None => mass_crash(&args),
         Some(Scenario::Heal(heal)) => heal_times(&heal),
         Some(Scenario::Swarm(args)) => swarms(&args),
@@ -88,6 +129,31 @@ fn main() {
             }
         }
     }
+}
+
+fn overlays(args: &Args) {
+    let Some(profile) = args.profile else { return };
+    let nodes = u32::try_from(args.nodes).unwrap_or(u32::MAX);
+    let net = NetOptions {
+        latency: args.latency.clone().unwrap_or(NetOptions::default().latency),
+        loss: args.loss / 100.0,
+        bursts: args.bursts,
+        blocked: args.blocked / 100.0,
+    };
+    let plan = Plan {
+        net,
+        watch: if args.check { Watch::Every } else { Watch::Node },
+        minutes: args.minutes,
+        session: args.session,
+        lookups: args.lookups,
+        verbose: args.verbose,
+        ..Plan::new(profile, nodes, args.seed)
+    };
+    let started = std::time::Instant::now();
+    let (_, report) = run(&plan);
+    say(report.text.trim_end());
+    say(&format!("  took {:.1} s of this machine", started.elapsed().as_secs_f64()));
+    std::process::exit(i32::from(report.wrong.is_some()));
 }
 
 fn swarms(args: &Swarm) {
@@ -123,7 +189,7 @@ fn heal_times(args: &Heal) {
 }
 
 fn mass_crash(args: &Args) {
-    let net = NetOptions { loss: f64::from(args.loss) / 100.0, ..NetOptions::default() };
+    let net = NetOptions { loss: args.loss / 100.0, ..NetOptions::default() };
     let mut world = World::new(Options { net, ..Options::seed(args.seed) });
     community(&mut world, args.nodes);
     say(&format!("{:7.1} s  {} nodes in one ring", seconds(&world), args.nodes));

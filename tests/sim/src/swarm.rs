@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use dugnad_kernel::{Duration, Key, NodeId};
 use dugnad_node::{Answer, AskId, Command, Question};
 
-use crate::net::NetOptions;
+use crate::net::{Latency, NetOptions};
 use crate::report::{community, site};
 use crate::world::Crash;
 use crate::{Options, World, check};
@@ -33,8 +33,9 @@ pub fn swarm(seed: u64, verbose: bool) -> Result<World, String> {
     let mut rng = fastrand::Rng::with_seed(seed ^ 0x0073_7761_726d);
     let least = rng.u64(1..30);
     let net = NetOptions {
-        latency_ms: least..least + rng.u64(1..100),
+        latency: Latency::Range(least..least + rng.u64(1..100)),
         loss: if rng.bool() { rng.f64() * 0.03 } else { 0.0 },
+        ..NetOptions::default()
     };
     let size = rng.usize(3..26);
     let mut world = World::new(Options { net, ..Options::seed(seed) });

@@ -11,7 +11,7 @@ use dugnad_resource::execute::{Order, Report};
 use dugnad_resource::spec::{Arch, Tree};
 
 use crate::host::{Disk, Processes};
-use crate::net::{GIVE_UP, Net, NetOptions, Sent};
+use crate::net::{GIVE_UP, Listener, Net, NetOptions, Sent};
 
 /// More than this is a storm of messages, not a plan.
 const QUEUE_MAX: usize = 2_000_000;
@@ -445,8 +445,8 @@ impl World {
             machine.sent += 1;
             machine.bytes += bytes as u64;
         }
-        let alive = self.machines.get(&to).is_some_and(|m| m.node.is_some());
-        match self.net.send(self.now, from, to, alive) {
+        let listener = self.listener(to);
+        match self.net.send(self.now, from, to, listener) {
             Sent::At { time, epoch } => {
                 self.at(time, Happening::Deliver { from, to, epoch, msg: packet });
             }
@@ -457,7 +457,13 @@ impl World {
             Sent::Refused { time } => {
                 self.at(time, Happening::LinkDown { node: from, peer: to, epoch: None });
             }
+            Sent::Lost => {}
         }
+    }
+
+    fn listener(&self, id: NodeId) -> Listener {
+        let alive = self.machines.get(&id).is_some_and(|m| m.node.is_some());
+        if alive { Listener::Alive } else { Listener::Closed }
     }
 
     fn deliver(&mut self, from: NodeId, to: NodeId, epoch: u64, msg: Packet) {
@@ -521,8 +527,8 @@ impl World {
         }
         let seeds = self.machines.get(&node).map(|m| m.seeds.clone()).unwrap_or_default();
         for seed in seeds {
-            let alive = self.machines.get(&seed).is_some_and(|m| m.node.is_some());
-            if let Sent::Opens { time, epoch } = self.net.send(self.now, node, seed, alive) {
+            let listener = self.listener(seed);
+            if let Sent::Opens { time, epoch } = self.net.send(self.now, node, seed, listener) {
                 self.at(time, Happening::LinkUp { a: node, b: seed, epoch });
             }
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use dugnad_kernel::Duration;
 use dugnad_node::{Answer, Command, NodeState, Question};
-use dugnad_sim::net::NetOptions;
+use dugnad_sim::net::{Latency, NetOptions};
 use dugnad_sim::report::{community, crash_many, deploy, heal, idle, site};
 use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World, check};
@@ -241,7 +241,7 @@ fn graceful_churn_never_makes_two_owners() {
 /// Flaky lines are not deaths: 2 % loss for an hour, nobody is declared dead.
 #[test]
 fn loss_is_not_death() {
-    let net = NetOptions { latency_ms: 20..120, loss: 0.02 };
+    let net = NetOptions { latency: Latency::Range(20..120), loss: 0.02, ..NetOptions::default() };
     let mut world = World::new(Options { net, ..Options::seed(3) });
     community(&mut world, 12);
     let wanted = deploy(&mut world, 3, 3);

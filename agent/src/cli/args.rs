@@ -39,8 +39,10 @@ pub(super) enum Command {
     Deploy(Deploy),
     Ps(Ps),
     Why(Why),
+    Lookup(Lookup),
     Logs(Logs),
     Events(Events),
+    Announce(Announce),
     Stop(Stop),
     Rm(Rm),
     Reload(Reload),
@@ -51,13 +53,13 @@ pub(super) enum Command {
 
 /// Every command, for suggestions and `help`.
 pub(super) const COMMANDS: &[&str] = &[
-    "init", "invite", "join", "agent", "status", "nodes", "plan", "deploy", "ps", "why", "logs",
-    "events", "stop", "rm", "reload", "leave", "demo", "version", "help",
+    "init", "invite", "join", "agent", "status", "nodes", "plan", "deploy", "ps", "why", "lookup",
+    "logs", "events", "announce", "stop", "rm", "reload", "leave", "demo", "version", "help",
 ];
 
 /// Commands that tell something, so that `-o json` means something.
 pub(super) const TELLING: &[&str] =
-    &["status", "nodes", "plan", "deploy", "ps", "why", "logs", "events", "version"];
+    &["status", "nodes", "plan", "deploy", "ps", "why", "lookup", "logs", "events", "version"];
 
 /// begin a new community with this machine as its first node
 #[derive(FromArgs, Debug)]
@@ -164,6 +166,24 @@ pub(super) struct Ps {}
 pub(super) struct Why {
     #[argh(positional)]
     pub(super) service: String,
+}
+
+/// which node answers for a key of the ring, and how far the question travelled
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "lookup", example = "{command_name} wiki")]
+pub(super) struct Lookup {
+    /// a service's name, or 32 hexadecimal digits
+    #[argh(positional)]
+    pub(super) key: String,
+}
+
+/// tell everybody in the community something: it shows in the events of every node
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "announce", example = "{command_name} 'attic reboots at eight'")]
+pub(super) struct Announce {
+    /// one line of text, at most 200 bytes
+    #[argh(positional)]
+    pub(super) text: String,
 }
 
 /// what a service wrote to its stdout and stderr

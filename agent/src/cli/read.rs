@@ -201,6 +201,25 @@ pub(super) fn ps(cx: &mut Cx<'_>) -> Outcome {
     Ok(exit::DONE)
 }
 
+pub(super) fn lookup(args: &args::Lookup, cx: &mut Cx<'_>) -> Outcome {
+    let plain_key = args.key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    if args.key.is_empty() || !plain_key {
+        let text = format!("\"{}\" is neither a service's name nor 32 digits", args.key);
+        return Err(Failure::usage(text));
+    }
+    let Some(found) = tell(cx, &format!("/v1/lookup/{}", args.key))? else { return Ok(exit::DONE) };
+    let hops = found["hops"].as_u64().unwrap_or_default();
+    let doubt = if found["certain"] == true { "" } else { ", not certain: the ring is moving" };
+    writeln!(
+        cx.out,
+        "{} answers for it: {hops} hop{}, {:.1} ms{doubt}",
+        label(&found["owner"], &found["owner_name"]),
+        if hops == 1 { "" } else { "s" },
+        found["micros"].as_f64().unwrap_or_default() / 1e3,
+    )?;
+    Ok(exit::DONE)
+}
+
 pub(super) fn why(args: &args::Why, cx: &mut Cx<'_>) -> Outcome {
     let name = super::services::name(&args.service)?;
     let Some(lines) = tell(cx, &format!("/v1/why/{name}"))? else { return Ok(exit::DONE) };

@@ -192,6 +192,14 @@ pub(super) fn rm(args: &args::Rm, cx: &mut Cx<'_>) -> Outcome {
     order(cx, "rm", &args.service, "removed")
 }
 
+pub(super) fn announce(args: &args::Announce, cx: &mut Cx<'_>) -> Outcome {
+    let client = cx.client()?;
+    let text = Value::from(args.text.as_str());
+    smol::block_on(within(ASK_LIMIT, client.post("/v1/announce", Some(&text))))?;
+    cx.say("announced; it shows in the events of every node");
+    Ok(exit::DONE)
+}
+
 fn order(cx: &mut Cx<'_>, verb: &str, service: &str, done: &str) -> Outcome {
     let (client, path) = (cx.client()?, format!("/v1/{verb}/{}", name(service)?));
     smol::block_on(within(ASK_LIMIT, client.post(&path, None)))?;

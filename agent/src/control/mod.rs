@@ -7,6 +7,8 @@
 //! | endpoint | gives |
 //! |---|---|
 //! | `GET /v1/status`, `/v1/nodes`, `/v1/ps`, `/v1/why/NAME` | one JSON value |
+//! | `GET /v1/lookup/KEY` (32 hexadecimal digits, or a service's name) | one JSON value |
+//! | `POST /v1/announce`, body: one line of text as a JSON string | one JSON value |
 //! | `POST /v1/plan`, body: the spec | one JSON value |
 //! | `POST /v1/ingest`, body: a folder ([`upload`]) | the stored tree |
 //! | `POST /v1/deploy`, body: the spec | lines: `{"progress":..}`, last `{"result":..}` or error |

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use dugnad_kernel::{Id, Key};
 use dugnad_node::Question;
-use dugnad_resource::spec::{Spec, valid_name};
+use dugnad_resource::spec::{Spec, key_of, valid_name};
 use futures_util::{Stream, StreamExt};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -31,6 +32,8 @@ const CONNECTIONS_MAX: usize = 32;
 /// A spec has a few kilobytes.
 const SPEC_MAX: usize = 512 << 10;
 const TAIL_MAX: usize = 10_000;
+/// Bytes of what a person tells everybody.
+const ANNOUNCE_MAX: usize = 200;
 /// Uploads at a time: each may fill as much of the disk as the agent has room for.
 const UPLOADS_MAX: usize = 2;
 
@@ -164,6 +167,13 @@ impl Door {
             }
             (true, ("v1", Some("why"), Some(name), None)) => {
                 self.ask(Question::Why(service(name)?), name).await
+            }
+            (true, ("v1", Some("lookup"), Some(what), None)) => {
+                self.ask(Question::Lookup(key(what)?), what).await
+            }
+            (false, ("v1", Some("announce"), None, None)) => {
+                let text = read_text(request).await?;
+                self.ask(Question::Announce(text), "").await
             }
             (true, ("v1", Some("resolve"), Some(name), None)) => {
                 self.ask(Question::Resolve(service(name)?), name).await
@@ -375,6 +385,28 @@ impl Query {
     fn number(&self, name: &str) -> Option<u64> {
         self.get(name)?.parse().ok()
     }
+}
+
+/// 32 hexadecimal digits, or the name of a service.
+fn key(what: &str) -> Result<Key, Trouble> {
+    match u128::from_str_radix(what, 16) {
+        Ok(id) if what.len() == 32 => Ok(Id(id)),
+        _ => service(what).map(|name| key_of(&name)),
+    }
+}
+
+/// What a person wants to say: one line, not too long.
+async fn read_text(request: Request<Incoming>) -> Result<String, Trouble> {
+    let body = Limited::new(request.into_body(), SPEC_MAX).collect().await;
+    let body = body.map_err(|error| Trouble::usage(format!("cannot read the text: {error}")))?;
+    let text: String = serde_json::from_slice(&body.to_bytes())
+        .map_err(|error| Trouble::usage(format!("this is no JSON string: {error}")))?;
+    let text = text.trim().to_owned();
+    if text.is_empty() || text.len() > ANNOUNCE_MAX || text.contains(char::is_control) {
+        let text = format!("an announcement is one line of 1 to {ANNOUNCE_MAX} bytes");
+        return Err(Trouble::usage(text));
+    }
+    Ok(text)
 }
 
 fn service(name: &str) -> Result<String, Trouble> {

@@ -253,6 +253,13 @@ pub(super) fn answer(answer: Answer, about: &str) -> Result<Told, Trouble> {
         }
         Answer::Why(lines) => told(json!(lines)),
         Answer::Resolved(view) => told(service(&view)),
+        Answer::Found { owner, owner_name, hops, certain, took } => told(json!({
+            "owner": owner.to_string(),
+            "owner_name": owner_name,
+            "hops": hops,
+            "certain": certain,
+            "micros": u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        })),
         Answer::Done => told(json!({})),
         Answer::Unmet(reasons) => {
             let text = "it cannot be met now";

@@ -136,6 +136,17 @@ impl FakeAgent {
                 Answer::Unmet(vec!["a".to_owned(), "b".to_owned()])
             }
             Question::Remove(name) if name == "wiki" => Answer::Done,
+            Question::Lookup(key) => Answer::Found {
+                owner: key,
+                owner_name: "attic".to_owned(),
+                hops: 2,
+                certain: true,
+                took: Duration::from_micros(1_234),
+            },
+            Question::Announce(text) => {
+                self.tell(&text);
+                Answer::Done
+            }
             Question::Why(_) | Question::Stop(_) | Question::Remove(_) => Answer::Unknown,
         }
     }
@@ -294,6 +305,22 @@ fn what_does_not_work_arrives_with_its_exit_code() {
     with_agent(|socket, _| async move {
         let client = Client::new(socket);
         let code = |error: ClientError| (error.exit(), error.to_string());
+        let digits = "000000000000000000000000000000aa";
+        let found = client.get(&format!("/v1/lookup/{digits}")).await.unwrap().value;
+        assert_eq!(
+            found,
+            json!({"owner": digits, "owner_name": "attic", "hops": 2, "certain": true,
+                   "micros": 1234})
+        );
+        let by_name = client.get("/v1/lookup/wiki").await.unwrap().value;
+        assert_eq!(by_name["owner"], spec::key_of("wiki").to_string());
+        let error = client.get("/v1/lookup/Wiki").await.unwrap_err();
+        assert_eq!(error.exit(), exit::USAGE);
+        for wrong in [json!(""), json!("two\nlines"), json!("x".repeat(201)), json!(7)] {
+            let error = client.post("/v1/announce", Some(&wrong)).await.unwrap_err();
+            assert_eq!(error.exit(), exit::USAGE, "{wrong}");
+        }
+        client.post("/v1/announce", Some(&json!("reboot at eight"))).await.unwrap();
         let unknown = client.get("/v1/why/blog").await.unwrap_err();
         let text = "no service is called \"blog\" here; see: dugnad ps".to_owned();
         assert_eq!(code(unknown), (exit::FAILED, text));

@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use dugnad_fabric::{Amounts, Ceilings};
-use dugnad_kernel::{Key, NodeId, Peer};
+use dugnad_kernel::{Duration, Key, NodeId, Peer};
 use dugnad_resource::describe::Profile;
 use dugnad_resource::execute::{Order, ReplicaId, Report};
 use dugnad_resource::spec::{Port, Spec, Tree};
@@ -80,6 +80,10 @@ pub enum Question {
     Stop(String),
     /// Stop its replicas and forget it.
     Remove(String),
+    /// Which node answers for this key.
+    Lookup(Key),
+    /// Tell everybody; answers [`Answer::Done`] when it is on its way.
+    Announce(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +102,17 @@ pub enum Answer {
     },
     Why(Vec<String>),
     Resolved(ServiceView),
+    Found {
+        owner: NodeId,
+        /// Empty if this node never heard it.
+        owner_name: String,
+        /// Messages until the owner had the question.
+        hops: u8,
+        /// Whether nobody else can own the key at this instant (overlay.md 2.9).
+        certain: bool,
+        /// From the question to the answer.
+        took: Duration,
+    },
     Done,
     /// It cannot be met now; one line a reason (exit 3).
     Unmet(Vec<String>),

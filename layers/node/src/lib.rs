@@ -8,6 +8,7 @@
 extern crate alloc;
 
 mod api;
+mod asked;
 mod casts;
 mod known;
 mod views;
@@ -33,6 +34,7 @@ use dugnad_resource::executor::{self, Executor};
 use dugnad_resource::spec::valid_name;
 use serde::{Deserialize, Serialize};
 
+use asked::Asked;
 use known::Deferred;
 
 /// Everything one node can say to another. The position of a variant is its number on the wire.
@@ -83,6 +85,7 @@ pub struct Node {
     keeping: BTreeMap<u64, ReplicaId>,
     next: u32,
     deferred: Deferred,
+    asked: Asked,
     ports: BTreeMap<String, u16>,
     names: BTreeMap<NodeId, String>,
     malformed_records: u64,
@@ -141,6 +144,7 @@ impl Node {
             keeping: BTreeMap::new(),
             next: 0,
             deferred: Deferred::default(),
+            asked: Asked::default(),
             ports: BTreeMap::new(),
             names: BTreeMap::new(),
             malformed_records: 0,
@@ -170,6 +174,7 @@ impl Node {
     /// What grows with what others say: name, how many there are, how many at most.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> + '_ {
         let own = [
+            ("asked", self.asked.len(), asked::ASKED_MAX),
             ("names", self.names.len(), NAMES_MAX),
             ("ports", self.ports.len(), PORTS_MAX),
             ("managers_sought", self.finding.len(), executor::REPLICAS_MAX),
@@ -227,10 +232,10 @@ impl Node {
                 self.community(collective::Command::Report(report.clone()), cx);
                 self.host(executor::Command::Report(report), cx);
             }
-            Command::Ask(ask, question) => {
-                let question = views::question(question);
-                self.community(collective::Command::Ask { ask, question }, cx);
-            }
+            Command::Ask(ask, question) => match views::question(question) {
+                Ok(question) => self.community(collective::Command::Ask { ask, question }, cx),
+                Err(own) => self.on_own_question(ask, own, cx),
+            },
             Command::Limits { ceilings, takes_work } => {
                 self.host(executor::Command::Limits { ceilings, takes_work }, cx);
             }
@@ -334,6 +339,9 @@ impl Node {
             }
             connectivity::Event::Found { call, .. } if self.deferred.waits_for(call) => {
                 self.on_address_found(call, cx);
+            }
+            connectivity::Event::Found { call, found } if self.asked.waits_for(call) => {
+                self.on_asked_found(call, found, cx);
             }
             connectivity::Event::Found { call, found } if call & EXECUTOR_CALL != 0 => {
                 if let Some(service) = self.finding.remove(&call) {

@@ -8,7 +8,7 @@ use dugnad_collective::deployment::client::{ClientQuestion, ClientReply};
 use dugnad_collective::deployment::manager::View;
 use dugnad_collective::deployment::service::{Desired, SlotState};
 use dugnad_fabric::Amounts;
-use dugnad_kernel::{Cx, NodeId};
+use dugnad_kernel::{Cx, Key, NodeId};
 use dugnad_resource::describe::Description;
 use dugnad_resource::execute::{HostState, ReplicaId};
 use dugnad_resource::spec::Kind;
@@ -21,8 +21,9 @@ use crate::{
 /// The node's own question after it joined; no person waits for it.
 pub(crate) const PORTS_ASK: AskId = AskId::MAX;
 
-pub(crate) fn question(question: Question) -> ClientQuestion {
-    match question {
+/// What the collective layer answers; the rest the node answers itself.
+pub(crate) fn question(question: Question) -> Result<ClientQuestion, Own> {
+    Ok(match question {
         Question::Nodes => ClientQuestion::Nodes,
         Question::Plan(spec) => ClientQuestion::Plan(spec),
         Question::Deploy(spec) => ClientQuestion::Deploy(spec),
@@ -31,7 +32,15 @@ pub(crate) fn question(question: Question) -> ClientQuestion {
         Question::Resolve(name) => ClientQuestion::Resolve(name),
         Question::Stop(name) => ClientQuestion::Stop(name),
         Question::Remove(name) => ClientQuestion::Remove(name),
-    }
+        Question::Lookup(key) => return Err(Own::Lookup(key)),
+        Question::Announce(text) => return Err(Own::Announce(text)),
+    })
+}
+
+/// Questions to the overlay, which the node answers itself.
+pub(crate) enum Own {
+    Lookup(Key),
+    Announce(String),
 }
 
 impl Node {

@@ -6,6 +6,8 @@
 
 mod idle;
 mod netns;
+mod overlay;
+mod serf;
 mod speed;
 
 use std::fmt::Write as _;
@@ -64,6 +66,9 @@ fn main() {
     }
     if wanted("silent") {
         rows.push(netns::silent());
+    }
+    if wanted("overlay") {
+        rows.extend(overlay::rows());
     }
     println!("\n{}", table(&rows));
 }

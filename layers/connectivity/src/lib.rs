@@ -167,12 +167,19 @@ impl Component for Overlay {
 impl Overlay {
     #[must_use]
     pub fn new(me: Peer) -> Self {
+        Self::with_ring(Ring::new(me))
+    }
+
+    /// Around a ring that was not entered yet.
+    #[must_use]
+    pub fn with_ring(ring: Ring) -> Self {
+        let me = ring.me().clone();
         Self {
             table: Table::new(me.id),
             routes: Routes::of_life(me.inc),
             casts: Casts::of_life(me.inc),
             bulks: Bulks::default(),
-            ring: Ring::new(me),
+            ring,
             detector: Detector::default(),
             entry: Entry::default(),
             book: BTreeMap::new(),
@@ -221,7 +228,7 @@ impl Overlay {
             return 1;
         }
         let count = u64::try_from(succs.len()).unwrap_or(u64::MAX);
-        if succs.len() < SUCCESSORS {
+        if !self.ring.list_full() {
             return count + 1;
         }
         let span = succs.last().map_or(u128::MAX, |last| me.distance(last.id)).max(1);
@@ -439,7 +446,7 @@ impl Overlay {
     /// Looks up the slots that miss a contact, if the successor list does not reach around.
     fn fill(&mut self, cx: &mut Cx<'_, Self>) {
         let succs = self.ring.succs();
-        let beyond = self.ring.status() == Status::Inside && succs.len() == SUCCESSORS;
+        let beyond = self.ring.status() == Status::Inside && self.ring.list_full();
         let Some(last) = succs.last().filter(|_| beyond).map(|p| p.id) else { return };
         let wanted = self.table.wanted(last);
         let missing = self.table.retain(&wanted);
@@ -456,7 +463,7 @@ impl Overlay {
     fn on_refresh(&mut self, cx: &mut Cx<'_, Self>) {
         self.refreshing = false;
         let succs = self.ring.succs();
-        if succs.len() == SUCCESSORS {
+        if self.ring.list_full() {
             let wanted = succs.last().map(|p| self.table.wanted(p.id)).unwrap_or_default();
             self.refreshed = self.refreshed.wrapping_add(1);
             if let Some(start) = wanted.get(self.refreshed % wanted.len().max(1)) {

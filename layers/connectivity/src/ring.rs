@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use dugnad_kernel::arc::in_oc;
 use dugnad_kernel::{Arc, Component, Cx, Duration, Input, NodeId, Peer, Time};
 
-use crate::config::{BACKOFF, BACKOFF_DOUBLINGS, LEAVE_LIMIT, T_LOCK};
+use crate::config::{BACKOFF, BACKOFF_DOUBLINGS, LEAVE_LIMIT, SUCCESSORS, T_LOCK};
 
 pub use messages::{Command, Event, Msg, Status, Timer};
 
@@ -28,6 +28,8 @@ pub struct Ring {
     pred_suspect: bool,
     old_pred: Option<NodeId>,
     succs: Vec<Peer>,
+    /// How long the list may be: r of overlay.md 2.8. A node's own choice.
+    length: usize,
     lock: Option<u64>,
     join_forward: bool,
     leave_forward: bool,
@@ -76,7 +78,14 @@ impl Component for Ring {
 impl Ring {
     #[must_use]
     pub fn new(me: Peer) -> Self {
+        Self::with_length(me, SUCCESSORS)
+    }
+
+    /// With a successor list of `length`, 1 to [`SUCCESSORS`]. Rings of mixed lengths work.
+    #[must_use]
+    pub fn with_length(me: Peer, length: usize) -> Self {
         Self {
+            length: length.clamp(1, SUCCESSORS),
             pred: me.clone(),
             succs: Vec::from([me.clone()]),
             me,
@@ -163,6 +172,30 @@ impl Ring {
     #[must_use]
     pub const fn locked(&self) -> bool {
         self.lock.is_some()
+    }
+
+    /// The operation that holds the lock hosted here.
+    #[must_use]
+    pub const fn lock(&self) -> Option<u64> {
+        self.lock
+    }
+
+    /// The operation of my own join or leave.
+    #[must_use]
+    pub const fn op(&self) -> Option<u64> {
+        self.my_op
+    }
+
+    /// How long the successor list may be.
+    #[must_use]
+    pub const fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Whether the successor list is full: then there may be nodes beyond it.
+    #[must_use]
+    pub fn list_full(&self) -> bool {
+        self.succs.len() >= self.length
     }
 
     #[must_use]

@@ -9,7 +9,7 @@ use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Cx, Duration, NodeId, Peer};
 
 use super::{Event, Msg, Ring, Status, Timer, backoff_ms};
-use crate::config::{BACKOFF_DOUBLINGS, JOIN_ANSWER, STABILIZE_FAST, SUCCESSORS};
+use crate::config::{BACKOFF_DOUBLINGS, JOIN_ANSWER, STABILIZE_FAST};
 
 impl Ring {
     pub(super) fn create(&mut self, cx: &mut Cx<'_, Self>) {
@@ -60,7 +60,7 @@ impl Ring {
         self.old_pred = Some(self.pred.id);
         let mut succs = Vec::from([self.me.clone()]);
         succs.extend(self.succs.iter().filter(|s| s.id != self.me.id).cloned());
-        succs.truncate(SUCCESSORS);
+        succs.truncate(self.length);
         let point = Msg::JoinPoint { op, pred: self.pred.clone(), succs };
         cx.send(joiner.id, point);
         // The join point: (old pred, joiner] moves in this step.

@@ -6,14 +6,14 @@ use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Arc, Cx, NodeId, Peer};
 
 use super::{Event, Msg, Ring};
-use crate::config::{STABILIZE_FAST, SUCCESSORS, T_UNSURE, UNSURE_MAX};
+use crate::config::{STABILIZE_FAST, T_UNSURE, UNSURE_MAX};
 
 impl Ring {
     /// Drops everything from myself on, duplicates, and what is beyond the length.
     pub(crate) fn trim(&self, list: Vec<Peer>) -> Vec<Peer> {
         let mut out: Vec<Peer> = Vec::new();
         for peer in list {
-            if peer.id == self.me.id || out.len() == SUCCESSORS {
+            if peer.id == self.me.id || out.len() == self.length {
                 break;
             }
             let ordered = out.last().is_none_or(|last| in_oo(last.id, peer.id, self.me.id));

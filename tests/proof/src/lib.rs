@@ -1,0 +1,7 @@
+//! The claims of overlay.md section 2, checked on the component that ships.
+//!
+//! - [`schedule`]: joins, leaves and lookups in any order the links allow; who owns what is checked
+//!   after every step (T2.1-T2.3). - [`check`]: the invariants.
+
+pub mod check;
+pub mod schedule;

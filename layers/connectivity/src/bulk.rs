@@ -295,6 +295,11 @@ impl Overlay {
 
     /// The set cannot be cut further as it is: each half on its own (overlay.md 1.1).
     fn split(&mut self, bulk: &Bulk, cx: &mut Cx<'_, Self>) {
+        // One arc is never too much to cut, unless somebody claims to have told it in splinters.
+        if bulk.arcs.runs().len() <= 1 && bulk.own.runs().len() <= 1 {
+            self.count("bulk_overflow");
+            return;
+        }
         let ((a, b), (own_a, own_b)) = (bulk.arcs.halves(), bulk.own.halves());
         for (arcs, own) in [(a, own_a), (b, own_b)] {
             self.take_bulk(Bulk { arcs, own, ..bulk.clone() }, cx);

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use dugnad_kernel::{Arc, ArcSet, Id, NodeId};
+use alloc::boxed::Box;
+
+use dugnad_kernel::{Arc, ArcSet, Component, Cx, Effect, Id, Input, NodeId, Peer, Time};
 use fastrand::Rng;
 
-use super::{Leg, Reach, pack, plan};
+use super::{Bulk, BulkMsg, Leg, Load, Reach, pack, plan};
+use crate::broadcast::CastId;
 use crate::config::FANOUT;
+use crate::{Command, Event, Msg, Overlay};
 
 /// A correct ring. Everybody knows its successor and some others.
 struct World {
@@ -129,4 +133,38 @@ fn many_arcs_are_packed_into_sets_with_room() {
     for arc in arcs {
         assert_eq!(sets.iter().filter(|set| set.covers(&ArcSet::of(arc))).count(), 1);
     }
+}
+
+/// A member claims to have told a range in so many splinters that what is left has more runs than
+/// a set holds: the operation is dropped and counted, the node lives.
+#[test]
+fn splinters_of_a_hostile_member_are_dropped() {
+    let (mut rng, mut effects) = (Rng::with_seed(1), Vec::new());
+    let mut overlay = Overlay::new(Peer::new(Id(1 << 100)));
+    let mut put = |input| {
+        overlay.handle(input, &mut Cx::new(Time(1), &mut rng, &mut effects));
+    };
+    put(Input::Command(Command::Boot { alone: true }));
+    let mut splinters = ArcSet::empty();
+    for n in 1..=40_u128 {
+        let splinter = ArcSet::of(Arc::new(Id(n * 10), Id(n * 10 + 3)));
+        splinters = splinters.or(&splinter).unwrap_or(splinters);
+    }
+    let (from, id) = (Id(7), CastId { origin: Id(7), number: 1 });
+    let arcs = Box::new(splinters);
+    put(Input::Message { from, msg: Msg::Bulk(BulkMsg::Served { id, arcs }) });
+    let whole = ArcSet::whole();
+    let down = Bulk {
+        id,
+        reach: Reach::Owners,
+        arcs: whole.clone(),
+        own: whole,
+        next: from,
+        load: Load::Above(Vec::new()),
+        hops: 0,
+    };
+    put(Input::Message { from, msg: Msg::Bulk(BulkMsg::Down(Box::new(down))) });
+    assert!(overlay.counters().any(|(name, count)| name == "bulk_overflow" && count > 0));
+    let told = |e: &Effect<Overlay>| matches!(e, Effect::Emit(Event::Bulk { .. }));
+    assert_eq!(effects.iter().filter(|e| told(e)).count(), 0);
 }

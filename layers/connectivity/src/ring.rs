@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use dugnad_kernel::arc::in_oc;
 use dugnad_kernel::{Arc, Component, Cx, Duration, Input, NodeId, Peer, Time};
 
-use crate::config::{BACKOFF, BACKOFF_DOUBLINGS, LEAVE_LIMIT, SUCCESSORS, T_LOCK};
+use crate::config::{BACKOFF, BACKOFF_DOUBLINGS, SUCCESSORS, T_LOCK};
 
 pub use messages::{Command, Event, Msg, Status, Timer};
 
@@ -34,6 +34,9 @@ pub struct Ring {
     join_forward: bool,
     leave_forward: bool,
     my_op: Option<u64>,
+    /// Joins I gave up or that were refused: a copy may have come another way, and its point may
+    /// be on its way still. Oldest first, [`GIVEN_UP_MAX`] of them.
+    given_up: Vec<u64>,
     /// The last join I gave a point to, and the last one my predecessor should not have asked for.
     joined_op: Option<u64>,
     stray_op: Option<u64>,
@@ -96,6 +99,7 @@ impl Ring {
             join_forward: false,
             leave_forward: false,
             my_op: None,
+            given_up: Vec::new(),
             joined_op: None,
             stray_op: None,
             via: None,
@@ -257,11 +261,7 @@ impl Ring {
                 }
             }
             Command::JoinReq { op, joiner } => self.on_join_req(op, joiner, cx),
-            Command::Leave => {
-                self.leave_wanted = true;
-                cx.after(LEAVE_LIMIT, Timer::LeaveLimit);
-                self.leave(cx);
-            }
+            Command::Leave => self.on_leave(cx),
             Command::Dead(id) => self.on_dead(id, cx),
             Command::Closed(id) => self.on_closed(id, cx),
             Command::Candidate(peer) => self.on_candidate(peer, cx),

@@ -9,7 +9,7 @@ use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Cx, Duration, NodeId, Peer};
 
 use super::{Event, Msg, Ring, Status, Timer, backoff_ms};
-use crate::config::{BACKOFF_DOUBLINGS, JOIN_ANSWER, STABILIZE_FAST};
+use crate::config::{BACKOFF_DOUBLINGS, GIVEN_UP_MAX, JOIN_ANSWER, STABILIZE_FAST};
 
 impl Ring {
     pub(super) fn create(&mut self, cx: &mut Cx<'_, Self>) {
@@ -27,9 +27,10 @@ impl Ring {
     /// From `Out`, or from a ring of my own that nobody else is in.
     pub(super) fn join(&mut self, via: NodeId, cx: &mut Cx<'_, Self>) {
         let lone = self.status == Status::Inside && self.alone() && self.lock.is_none();
-        if self.status != Status::Out && !lone {
+        if self.leave_wanted || (self.status != Status::Out && !lone) {
             return;
         }
+        self.give_up_op();
         let op = cx.rng.u64(..);
         self.status = Status::JoinReq;
         self.my_op = Some(op);
@@ -95,9 +96,13 @@ impl Ring {
         let valid = succs.first().is_some_and(|s| s.id == from);
         // `Out` under the same operation: refused by one way, let in by another.
         let waits = matches!(self.status, Status::JoinReq | Status::Out);
-        if !waits || self.my_op != Some(op) || !valid {
+        // Given up or not: the range is nobody's until I take it.
+        let mine = self.my_op == Some(op) || self.given_up.contains(&op);
+        if !waits || !mine || !valid {
             return;
         }
+        self.my_op = Some(op);
+        self.given_up.clear();
         self.pred = pred;
         self.pred_suspect = false;
         self.succs = self.trim(succs);
@@ -182,9 +187,17 @@ impl Ring {
         }
     }
 
+    /// Its point may come after all.
+    pub(super) fn give_up_op(&mut self) {
+        if self.given_up.len() == GIVEN_UP_MAX {
+            self.given_up.remove(0);
+        }
+        self.given_up.extend(self.my_op.take());
+    }
+
     pub(super) fn give_up_join(&mut self, cx: &mut Cx<'_, Self>) {
         self.status = Status::Out;
-        self.my_op = None;
+        self.give_up_op();
         self.via = None;
         self.tries = 0;
         cx.emit(Event::JoinFailed);

@@ -8,9 +8,24 @@ use alloc::vec::Vec;
 use dugnad_kernel::{Cx, Duration, NodeId, Peer};
 
 use super::{Event, Msg, Ring, Status, Timer, backoff_ms};
-use crate::config::T_GRACE;
+use crate::config::{JOIN_ANSWER, LEAVE_LIMIT, T_GRACE};
 
 impl Ring {
+    /// Wants to leave from now on. Who asked to join waits until that would have been answered:
+    /// a range handed to a node that went would be nobody's until the lease ends.
+    pub(super) fn on_leave(&mut self, cx: &mut Cx<'_, Self>) {
+        self.leave_wanted = true;
+        cx.after(LEAVE_LIMIT, Timer::LeaveLimit);
+        let asked = self.my_op.is_some() || !self.given_up.is_empty();
+        if asked && matches!(self.status, Status::Out | Status::JoinReq) {
+            self.status = Status::Out;
+            self.give_up_op();
+            cx.after(JOIN_ANSWER, Timer::LeaveAgain);
+        } else {
+            self.leave(cx);
+        }
+    }
+
     pub(super) fn leave(&mut self, cx: &mut Cx<'_, Self>) {
         match self.status {
             Status::Out | Status::JoinReq => {

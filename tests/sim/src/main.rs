@@ -6,8 +6,9 @@ use dugnad_kernel::Duration;
 use dugnad_sim::net::{Latency, NetOptions};
 use dugnad_sim::overlay::Watch;
 use dugnad_sim::overlay::profile::{Plan, Profile, run};
+use dugnad_sim::overlay::swarm::{self as swarm, Part, nodes_of};
 use dugnad_sim::report::{community, crash_many, deploy, heal, idle, traffic};
-use dugnad_sim::swarm::swarm;
+
 use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World, check};
 
@@ -15,9 +16,9 @@ use dugnad_sim::{Options, World, check};
 /// with --profile, overlays alone.
 #[derive(FromArgs)]
 struct Args {
-    /// nodes (default 100)
-    #[argh(option, default = "100")]
-    nodes: usize,
+    /// nodes (default 100; with --profile swarm, as the seed says)
+    #[argh(option)]
+    nodes: Option<usize>,
     /// services of three replicas (default 20)
     #[argh(option, default = "20")]
     services: usize,
@@ -33,9 +34,9 @@ struct Args {
     /// seed (default 1)
     #[argh(option, default = "1")]
     seed: u64,
-    /// overlays alone: idle, churn, graceful, kill-half, growth, merge or storm
+    /// overlays alone: idle, churn, graceful, kill-half, growth, merge, storm or swarm
     #[argh(option)]
-    profile: Option<Profile>,
+    profile: Option<Run>,
     /// simulated minutes that are measured, with --profile (default 10)
     #[argh(option, default = "10")]
     minutes: u64,
@@ -54,6 +55,18 @@ struct Args {
     /// percent of the pairs that can never connect, with --profile (default 0)
     #[argh(option, default = "0.0")]
     blocked: f64,
+    /// how many seeds from --seed on, with --profile swarm (default 1)
+    #[argh(option, default = "1")]
+    count: u64,
+    /// only these faults, by number, with --profile swarm
+    #[argh(option, from_str_fn(numbers))]
+    only: Option<Vec<usize>>,
+    /// these nodes never start, with --profile swarm
+    #[argh(option, from_str_fn(numbers))]
+    without: Option<Vec<usize>>,
+    /// do not look for a smaller schedule that fails, with --profile swarm
+    #[argh(switch)]
+    no_shrink: bool,
     /// check the whole ring after every step that changed one, with --profile
     #[argh(switch)]
     check: bool,
@@ -62,6 +75,26 @@ struct Args {
     verbose: bool,
     #[argh(subcommand)]
     scenario: Option<Scenario>,
+}
+
+/// What to do with overlays alone.
+enum Run {
+    Profile(Profile),
+    Swarm,
+}
+
+impl std::str::FromStr for Run {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        if name == "swarm" { Ok(Self::Swarm) } else { name.parse().map(Self::Profile) }
+    }
+}
+
+/// `3,7,12`, or `none`.
+fn numbers(list: &str) -> Result<Vec<usize>, String> {
+    let parse = |n: &str| n.parse().map_err(|_| format!("{n} is no number"));
+    list.split(',').filter(|n| *n != "none").map(parse).collect()
 }
 
 fn latency(name: &str) -> Result<Latency, String> {
@@ -116,7 +149,8 @@ struct Idle {}
 fn main() {
     let args: Args = argh::from_env();
     match args.scenario {
-        None if args.profile.is_some() => overlays(&args),
+        None if matches!(args.profile, Some(Run::Profile(_))) => overlays(&args),
+        None if matches!(args.profile, Some(Run::Swarm)) => overlay_swarms(&args),
         None => mass_crash(&args),
         Some(Scenario::Heal(heal)) => heal_times(&heal),
         Some(Scenario::Swarm(args)) => swarms(&args),
@@ -132,8 +166,8 @@ fn main() {
 }
 
 fn overlays(args: &Args) {
-    let Some(profile) = args.profile else { return };
-    let nodes = u32::try_from(args.nodes).unwrap_or(u32::MAX);
+    let Some(Run::Profile(profile)) = args.profile else { return };
+    let nodes = u32::try_from(args.nodes.unwrap_or(100)).unwrap_or(u32::MAX);
     let net = NetOptions {
         latency: args.latency.clone().unwrap_or(NetOptions::default().latency),
         loss: args.loss / 100.0,
@@ -156,10 +190,55 @@ fn overlays(args: &Args) {
     std::process::exit(i32::from(report.wrong.is_some()));
 }
 
+fn overlay_swarms(args: &Args) {
+    let mut failed = 0;
+    let mut settled = Vec::new();
+    let mut rare = std::collections::BTreeMap::new();
+    for seed in args.seed..args.seed + args.count {
+        let nodes = args.nodes.and_then(|n| u32::try_from(n).ok()).unwrap_or(nodes_of(seed));
+        let swarm = swarm::Swarm::of(seed, nodes);
+        let without = args.without.iter().flatten().filter_map(|n| u32::try_from(*n).ok());
+        let part = Part {
+            only: args.only.clone().map(|only| only.into_iter().collect()),
+            without: without.collect(),
+        };
+        match swarm.play(&part, args.verbose) {
+            Ok(world) => {
+                settled.push((world.settled_after, seed));
+                for (name, count) in world.rare() {
+                    *rare.entry(name).or_insert(0) += count;
+                }
+                if args.count == 1 {
+                    let (lines, trace) = (swarm.faults.len(), world.trace());
+                    say(&format!("{}: fine, {lines} faults, trace {trace}", swarm.line(&part)));
+                }
+            }
+            Err(failure) => {
+                failed += 1;
+                say(&format!("{}: {failure}", swarm.line(&part)));
+                if !args.no_shrink && !args.verbose {
+                    let (part, failure) = swarm.shrink(&part, failure, 300);
+                    say(&format!("{}: {failure}\n{}", swarm.line(&part), swarm.story(&part)));
+                }
+            }
+        }
+    }
+    settled.sort_unstable();
+    let at = |share: usize| settled.get(settled.len().saturating_sub(1) * share / 100);
+    say(&format!(
+        "{failed} of {} failed; in order after: median {:?}, longest {:?}",
+        args.count,
+        at(50),
+        at(100)
+    ));
+    say(&format!("rare things: {rare:?}"));
+    std::process::exit(i32::from(failed > 0));
+}
+
 fn swarms(args: &Swarm) {
     let mut failed = 0;
     for seed in args.seed..args.seed + args.count {
-        if let Err(wrong) = swarm(seed, args.verbose) {
+        if let Err(wrong) = dugnad_sim::swarm::swarm(seed, args.verbose) {
             failed += 1;
             say(&format!("cargo sim swarm --seed {seed}: {wrong}"));
         }
@@ -191,8 +270,9 @@ fn heal_times(args: &Heal) {
 fn mass_crash(args: &Args) {
     let net = NetOptions { loss: args.loss / 100.0, ..NetOptions::default() };
     let mut world = World::new(Options { net, ..Options::seed(args.seed) });
-    community(&mut world, args.nodes);
-    say(&format!("{:7.1} s  {} nodes in one ring", seconds(&world), args.nodes));
+    let nodes = args.nodes.unwrap_or(100);
+    community(&mut world, nodes);
+    say(&format!("{:7.1} s  {nodes} nodes in one ring", seconds(&world)));
     let wanted = deploy(&mut world, args.services, 3);
     say(&format!("{:7.1} s  {} services ready", seconds(&world), wanted.len()));
     let kind = if args.power { Crash::Power } else { Crash::Process };

@@ -43,7 +43,7 @@ impl Latency {
             Self::Home => (45_000.0 * (0.737 * normal(rng)).exp()) as u64,
             Self::Mobile => (80_000.0 * (1.041 * normal(rng)).exp()) as u64,
         };
-        micros.clamp(100, 3_000_000)
+        micros.clamp(100, 1_500_000)
     }
 }
 
@@ -241,10 +241,22 @@ impl Net {
         self.cut.clear();
     }
 
+    /// This share of the pairs cannot connect from now on.
+    pub fn block(&mut self, share: f64) {
+        self.options.blocked = share;
+    }
+
+    /// No packet is lost from now on, and all pairs can connect.
+    pub fn calm(&mut self) {
+        self.options.loss = 0.0;
+        self.options.bursts = false;
+        self.options.blocked = 0.0;
+    }
+
     /// Whether anything is cut at the moment.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.groups.is_empty() && self.cut.is_empty()
+        self.groups.is_empty() && self.cut.is_empty() && self.options.blocked == 0.0
     }
 
     fn place(&self, a: NodeId, b: NodeId) -> Option<u32> {

@@ -1,7 +1,20 @@
 //! Overlays alone, in the hundreds and thousands (overlay.md 12). A failure prints the line that
 //! repeats it.
 
+use std::collections::BTreeMap;
+
 use dugnad_sim::overlay::profile::{Plan, Profile, run};
+use dugnad_sim::overlay::swarm::{Part, Swarm, nodes_of};
+
+/// The seeds of a test: a fixed range, and what `tests/seeds.txt` remembers.
+fn seeds(name: &str, count: u64) -> Vec<u64> {
+    let past = include_str!("../../seeds.txt");
+    let of_test = |line: &str| {
+        let (test, seed) = line.split_once(' ')?;
+        (test == name).then(|| seed.split(' ').next()?.parse().ok())?
+    };
+    (1..=count).chain(past.lines().filter_map(of_test)).collect()
+}
 
 /// T12.1: the same arguments are the same run, bit for bit.
 #[test]
@@ -19,3 +32,40 @@ fn the_same_arguments_are_the_same_run() {
         assert_ne!(trace(1), trace(2), "{name}");
     }
 }
+
+/// Random faults: safety at every step, then order; and the faults are wild enough that every
+/// rare branch is taken (overlay.md 12.1).
+#[test]
+fn every_swarm_is_safe_and_comes_into_order() {
+    let mut rare: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut failed = Vec::new();
+    for seed in seeds("overlay", 21) {
+        let swarm = Swarm::of(seed, nodes_of(seed));
+        match swarm.play(&Part::default(), false) {
+            Ok(world) => {
+                for (name, count) in world.rare() {
+                    *rare.entry(name).or_default() += count;
+                }
+            }
+            Err(failure) => failed.push(format!("{}: {failure}", swarm.line(&Part::default()))),
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    for name in SOMETIMES {
+        assert!(rare.get(name).is_some_and(|count| *count > 0), "{name} never happened: {rare:?}");
+    }
+}
+
+/// What must happen in the corpus now and then, or it is too tame.
+const SOMETIMES: [&str; 10] = [
+    "join_retry",
+    "leave_retry",
+    "moved",
+    "lock_expired",
+    "second_ring",
+    "unsure_answer",
+    "stranded",
+    "hop_timeout",
+    "late_answer",
+    "false_death",
+];

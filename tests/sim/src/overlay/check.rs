@@ -45,13 +45,18 @@ pub struct Checks {
     calm_at: Time,
     parted: bool,
     pub steps: u64,
+    pub changes_seen: u64,
+    pub last_change: Option<(Time, NodeId)>,
+    /// Rare things that happened, by name.
+    pub sometimes: BTreeMap<&'static str, u64>,
 }
 
 /// What a node's ring looked like after its last step, and since when its lock is held.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
     print: u64,
-    locked: Option<Time>,
+    /// The operation, and since when it has the lock.
+    locked: Option<(u64, Time)>,
 }
 
 impl Checks {
@@ -70,6 +75,9 @@ impl Checks {
             calm_at: Time(0),
             parted: false,
             steps: 0,
+            changes_seen: 0,
+            last_change: None,
+            sometimes: BTreeMap::new(),
         }
     }
 
@@ -161,10 +169,26 @@ impl Checks {
         matches!((entry.as_slice(), before), ([(_, lo)], Some((before, _))) if lo == before)
     }
 
+    pub fn happened(&mut self, what: &'static str) {
+        *self.sometimes.entry(what).or_default() += 1;
+    }
+
+    fn rare(&mut self, msg: &ring::Msg) {
+        match msg {
+            ring::Msg::JoinRetry { .. } => self.happened("join_retry"),
+            ring::Msg::LeaveRetry { .. } => self.happened("leave_retry"),
+            ring::Msg::Moved { .. } => self.happened("moved"),
+            _ => {}
+        }
+    }
+
     /// A point that is on its way carries a claim.
     pub(super) fn sent(&mut self, from: NodeId, to: NodeId, msg: &Msg, now: Time) {
         if self.watch == Watch::Off {
             return;
+        }
+        if let Msg::Ring(msg) = msg {
+            self.rare(msg);
         }
         match msg {
             Msg::Ring(ring::Msg::JoinPoint { op, pred, .. }) => {
@@ -214,6 +238,11 @@ impl Checks {
             Some(_) => self.members.insert(id),
             None => self.members.remove(&id),
         };
+        if claim == Some(id) && changed && self.members.len() > 1 {
+            // Nobody let it in, or it knew nobody: a second ring until they are merged.
+            self.happened("second_ring");
+            self.parted(now);
+        }
         if changed {
             self.changes.push_back((now, id, claim.is_some()));
             while self.changes.front().is_some_and(|(at, _, _)| now.since(*at) > MEMORY) {
@@ -227,7 +256,8 @@ impl Checks {
 fn print(ring: &Ring) -> u64 {
     let word = |id: NodeId| id.0 as u64 ^ (id.0 >> 64) as u64;
     let (jf, lf) = ring.forwards();
-    let flags = [ring.locked(), jf, lf, ring.pred_suspect()].map(u64::from);
+    let flags = [jf, lf, ring.pred_suspect()].map(u64::from);
+    let flags = flags.into_iter().chain([ring.lock().unwrap_or(0)]);
     let head = [ring.status() as u64, word(ring.pred().id)];
     let succs = ring.succs().iter().map(|peer| word(peer.id));
     head.into_iter().chain(flags).chain(succs).fold(7, mix)
@@ -242,7 +272,16 @@ impl World {
         let print = print(ring);
         let seen = machine.seen;
         if print != seen.print {
-            let locked = ring.locked().then(|| seen.locked.unwrap_or(self.now));
+            self.checks.changes_seen += 1;
+            self.checks.last_change = Some((self.now, id));
+            let held = ring.lock();
+            let known = seen.locked.filter(|(op, _)| held == Some(*op));
+            let locked = known.or(held.map(|op| (op, self.now)));
+            // A lease ends to the microsecond; nothing else does.
+            if known.is_none() && seen.locked.is_some_and(|(_, at)| self.now == at + T_LOCK) {
+                self.checks.happened("lock_expired");
+                self.checks.disturbed(self.now);
+            }
             let claim = ring.claim().map(|_| ring.pred().id);
             let wrong = list_order(ring).or_else(|| forwards(ring));
             self.nodes[number as usize].seen = Seen { print, locked };
@@ -268,7 +307,7 @@ impl World {
 
     fn check_lock(&mut self, number: u32) {
         let machine = &self.nodes[number as usize];
-        let Some(since) = machine.seen.locked else { return };
+        let Some((_, since)) = machine.seen.locked else { return };
         // What a paused node did not get to do is not its fault.
         let busy = machine.slow_us > 0 || machine.busy_until > since;
         if !busy && self.now.since(since) > T_LOCK + Duration::from_millis(1) {
@@ -385,7 +424,7 @@ impl World {
                 return Err(format!("{name}: predecessor {pred}, not {real}"));
             }
             let list = ring.succs().iter().map(|peer| peer.id);
-            let reach = dugnad_connectivity::config::SUCCESSORS.min(count - 1).max(1);
+            let reach = ring.length().min(count - 1).max(1);
             if !list.clone().eq((1..=reach).map(at)) {
                 let list: Vec<String> = list.map(|id| id.short().to_string()).collect();
                 return Err(format!("{name}: successors {list:?}, not {}..", at(1).short()));

@@ -3,7 +3,8 @@
 //!
 //! - [`world`]: nodes, time, the carrying out of effects. - [`fault`]: what can go wrong.
 //! - [`check`]: what must hold after every event. - [`measure`]: traffic, lookups, the trace.
-//! - [`profile`]: whole runs with a report, `cargo sim -- --profile P`.
+//! - [`profile`]: whole runs with a report, `cargo sim -- --profile P`. - [`swarm`]: random faults
+//!   from a seed, and the smaller schedule of one that failed.
 //!
 //! Nodes are called by number, in the order in which they were added; their ids are random. One
 //! seed decides everything: each node, each link and the workload have a generator of their own.
@@ -13,6 +14,7 @@ pub mod fault;
 pub mod measure;
 pub mod profile;
 pub mod queue;
+pub mod swarm;
 pub mod world;
 
 pub use fault::Gone;

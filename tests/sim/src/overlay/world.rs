@@ -58,6 +58,8 @@ pub struct Machine {
     pub(super) slow_us: u64,
     pub(super) deferred: VecDeque<Todo>,
     pub(super) seen: Seen,
+    /// Whether it is dialling seeds.
+    dialling: bool,
 }
 
 /// What a node is given.
@@ -144,10 +146,12 @@ pub struct World {
     /// Deaths declared of nodes that lived, by nodes that lived.
     pub false_deaths: u64,
     pub deaths: u64,
-    /// Broadcast deliveries: by broadcast, who got it.
-    pub casts: BTreeMap<(NodeId, u32), Vec<u32>>,
+    /// Broadcasts: who got them, in which life.
+    pub casts: BTreeMap<(NodeId, u32), Vec<(u32, u32)>>,
     /// Ended broadcasts with feedback: call, whether complete.
     pub feedbacks: Vec<(u32, bool)>,
+    /// How long a world that was made whole took to be in order.
+    pub settled_after: Duration,
     /// Counters of overlays that are gone.
     counters: BTreeMap<&'static str, u64>,
 }
@@ -177,6 +181,7 @@ impl World {
             deaths: 0,
             casts: BTreeMap::new(),
             feedbacks: Vec::new(),
+            settled_after: Duration::ZERO,
             counters: BTreeMap::new(),
             options,
         }
@@ -218,6 +223,7 @@ impl World {
             slow_us: 0,
             deferred: VecDeque::new(),
             seen: Seen::default(),
+            dialling: false,
         });
         number
     }
@@ -296,6 +302,7 @@ impl World {
         machine.busy_until = self.now;
         machine.slow_us = 0;
         machine.seen = Seen::default();
+        machine.dialling = false;
         self.peer(number)
     }
 
@@ -402,6 +409,7 @@ impl World {
                 // A newer session may stand already.
                 if self.lives(node, life) && self.net.epoch(self.id(node), peer).is_none() {
                     self.command(node, Command::LinkDown(peer));
+                    self.dial_again(node);
                 }
             }
             Happening::Redial { node, life, tries } => self.redial(node, life, tries),
@@ -506,7 +514,14 @@ impl World {
         match event {
             Event::Found { call, found } => self.found(call, found.as_ref()),
             Event::Cast { id, feedback, .. } => {
-                self.casts.entry((id.origin, id.number)).or_default().push(number);
+                let life = self.nodes[number as usize].life;
+                let reached = self.casts.entry((id.origin, id.number)).or_default();
+                if reached.contains(&(number, life)) {
+                    let name = self.nodes[number as usize].id.short();
+                    self.checks.is_wrong(self.now, format!("I6: {name} got {id:?} twice"));
+                } else {
+                    reached.push((number, life));
+                }
                 if feedback {
                     // In the same step, before anything else.
                     self.input(number, Input::Command(Command::AnswerCast { id, part: None }));
@@ -582,11 +597,19 @@ impl World {
                 self.queue.push(time, Happening::Deliver { from, to: number, epoch, msg });
             }
             Sent::Refused { time } => {
-                self.checks.lost(&msg);
+                self.dropped(&msg);
                 let life = self.nodes[from as usize].life;
                 self.queue.push(time, Happening::LinkDown { node: from, peer: to, life });
             }
-            Sent::Lost => self.checks.lost(&msg),
+            Sent::Lost => self.dropped(&msg),
+        }
+    }
+
+    /// The links did not take it, because they leave its addressee alone for now.
+    fn dropped(&mut self, msg: &Msg) {
+        self.checks.lost(msg);
+        if matches!(msg, Msg::Ring(_)) {
+            self.checks.disturbed(self.now);
         }
     }
 
@@ -614,12 +637,35 @@ impl World {
         }
     }
 
-    /// As the agent does: seeds are dialled, with back-off, until there is a session.
-    fn redial(&mut self, number: u32, life: u32, tries: u32) {
-        if !self.lives(number, life) || !self.net.peers(self.id(number)).is_empty() {
+    /// A node without any session dials its seeds again.
+    fn dial_again(&mut self, number: u32) {
+        let id = self.id(number);
+        let machine = &mut self.nodes[number as usize];
+        if machine.dialling || machine.overlay.is_none() || !self.net.peers(id).is_empty() {
             return;
         }
-        for seed in self.nodes[number as usize].seeds.clone() {
+        machine.dialling = true;
+        let (life, wait) = (machine.life, Duration::from_secs(1));
+        self.queue.push(self.now + wait, Happening::Redial { node: number, life, tries: 1 });
+    }
+
+    /// As the agent does: seeds, and some peers it met, are dialled, with back-off, until there
+    /// is a session.
+    fn redial(&mut self, number: u32, life: u32, tries: u32) {
+        if !self.lives(number, life) {
+            return;
+        }
+        let linked = !self.net.peers(self.id(number)).is_empty();
+        self.nodes[number as usize].dialling = !linked;
+        if linked {
+            return;
+        }
+        let book: Vec<NodeId> =
+            self.overlay(number).into_iter().flat_map(Overlay::book).map(|p| p.id).collect();
+        let start = tries as usize * 4 % book.len().max(1);
+        let met = book.iter().cycle().skip(start).take(book.len().min(4));
+        let met: Vec<u32> = met.filter_map(|id| self.index.get(id).copied()).collect();
+        for seed in self.nodes[number as usize].seeds.clone().into_iter().chain(met) {
             let (listener, me, to) = (self.listener(seed), self.id(number), self.id(seed));
             if let Sent::Opens { time, epoch } = self.net.send(self.now, me, to, listener) {
                 self.queue.push(time, Happening::LinkUp { a: number, b: seed, epoch });
@@ -628,6 +674,18 @@ impl World {
         let wait = Duration::from_millis(500 << tries.min(6));
         let again = Happening::Redial { node: number, life, tries: tries + 1 };
         self.queue.push(self.now + wait, again);
+    }
+
+    /// Dials the seeds of a node that has no session.
+    pub(super) fn redial_now(&mut self, number: u32) {
+        let life = self.nodes[number as usize].life;
+        self.redial(number, life, 0);
+    }
+
+    /// How often any node's ring changed.
+    #[must_use]
+    pub const fn ring_changes(&self) -> u64 {
+        self.checks.changes_seen
     }
 
     /// The counters of all overlays that ever ran, summed.
@@ -639,6 +697,16 @@ impl World {
                 *all.entry(name).or_default() += count;
             }
         }
+        all
+    }
+
+    /// What the overlays counted, and what the world saw of rare things.
+    #[must_use]
+    pub fn rare(&self) -> BTreeMap<&'static str, u64> {
+        let mut all = self.counters();
+        all.extend(self.checks.sometimes.iter().map(|(name, count)| (*name, *count)));
+        all.insert("unsure_answer", self.lookups.unsure);
+        all.insert("false_death", self.false_deaths);
         all
     }
 

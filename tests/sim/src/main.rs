@@ -4,9 +4,9 @@
 use argh::FromArgs;
 use dugnad_kernel::Duration;
 use dugnad_sim::net::{Latency, NetOptions};
-use dugnad_sim::overlay::Watch;
 use dugnad_sim::overlay::profile::{Plan, Profile, run};
 use dugnad_sim::overlay::swarm::{self as swarm, Part, nodes_of};
+use dugnad_sim::overlay::{Watch, figures};
 use dugnad_sim::report::{community, crash_many, deploy, heal, idle, traffic};
 
 use dugnad_sim::world::Crash;
@@ -112,6 +112,19 @@ enum Scenario {
     Heal(Heal),
     Idle(Idle),
     Swarm(Swarm),
+    Figures(Figures),
+}
+
+/// Measures what is asked of the overlay in numbers; all of it takes a while.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "figures")]
+struct Figures {
+    /// as small as the tests do
+    #[argh(switch)]
+    small: bool,
+    /// which; all if none is named
+    #[argh(positional)]
+    names: Vec<String>,
 }
 
 /// Random communities under random faults.
@@ -152,6 +165,7 @@ fn main() {
         None if matches!(args.profile, Some(Run::Profile(_))) => overlays(&args),
         None if matches!(args.profile, Some(Run::Swarm)) => overlay_swarms(&args),
         None => mass_crash(&args),
+        Some(Scenario::Figures(figures)) => measure(&figures),
         Some(Scenario::Heal(heal)) => heal_times(&heal),
         Some(Scenario::Swarm(args)) => swarms(&args),
         Some(Scenario::Idle(Idle {})) => {
@@ -188,6 +202,25 @@ fn overlays(args: &Args) {
     say(report.text.trim_end());
     say(&format!("  took {:.1} s of this machine", started.elapsed().as_secs_f64()));
     std::process::exit(i32::from(report.wrong.is_some()));
+}
+
+fn measure(args: &Figures) {
+    let mut missed = 0;
+    for (name, what, measure) in figures::ALL {
+        if !args.names.is_empty() && !args.names.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        say(&format!("{name}: {what}"));
+        for figure in measure(!args.small) {
+            let verdict = if figure.met { "" } else { "  MISSED" };
+            missed += i32::from(!figure.met);
+            say(&format!(
+                "  {:<50} {:10.3}  ({}){verdict}",
+                figure.what, figure.value, figure.gate
+            ));
+        }
+    }
+    std::process::exit(i32::from(missed > 0));
 }
 
 fn overlay_swarms(args: &Args) {

@@ -51,6 +51,7 @@ impl World {
         let life = self.nodes[number as usize].life;
         if self.lives(number, life) {
             self.stop(number, Gone::Closed);
+            self.nodes[number as usize].left = true;
         }
     }
 

@@ -60,7 +60,11 @@ pub fn kind(msg: &Msg) -> &'static str {
             _ => "ring",
         },
         Msg::Route(msg) => match msg {
-            route::RouteMsg::Hop(_) => "hop",
+            route::RouteMsg::Hop(hop) => match hop.purpose {
+                route::Purpose::Join { .. } => "join-hop",
+                route::Purpose::Merge => "merge",
+                _ => "hop",
+            },
             route::RouteMsg::Ack { .. } => "ack",
             route::RouteMsg::Found { .. } => "found",
             _ => "route",

@@ -4,13 +4,15 @@
 //! - [`world`]: nodes, time, the carrying out of effects. - [`fault`]: what can go wrong.
 //! - [`check`]: what must hold after every event. - [`measure`]: traffic, lookups, the trace.
 //! - [`profile`]: whole runs with a report, `cargo sim -- --profile P`. - [`swarm`]: random faults
-//!   from a seed, and the smaller schedule of one that failed.
+//!   from a seed, and the smaller schedule of one that failed. - [`figures`]: what is asked of
+//!   the overlay in numbers, measured.
 //!
 //! Nodes are called by number, in the order in which they were added; their ids are random. One
 //! seed decides everything: each node, each link and the workload have a generator of their own.
 
 pub mod check;
 pub mod fault;
+pub mod figures;
 pub mod measure;
 pub mod profile;
 pub mod queue;

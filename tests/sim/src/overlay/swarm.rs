@@ -457,13 +457,9 @@ impl World {
                 return true;
             };
             let alone = ring.succ().id == ring.me().id;
-            let live = |id| self.index.get(&id).is_some_and(|n| self.is_member(*n));
+            let live = |id| self.index.get(&id).is_some_and(|n| self.is_inside(*n));
             !ring.is_member() || alone || ring.succs().iter().any(|p| p.id != gone && live(p.id))
         })
-    }
-
-    fn is_member(&self, number: u32) -> bool {
-        self.overlay(number).is_some_and(|overlay| overlay.ring().is_member())
     }
 
     /// Nothing is cut, lossy, slow or asleep any more; who crashed stays away. If nobody is left,

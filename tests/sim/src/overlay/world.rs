@@ -48,6 +48,8 @@ pub struct Machine {
     /// Changes at every start and stop: timers of an earlier life are void.
     pub(super) life: u32,
     pub(super) gone: Gone,
+    /// It ended because it left.
+    pub left: bool,
     /// Nodes that are dialled at every start until one answers.
     pub seeds: Vec<u32>,
     pub sent: u64,
@@ -141,6 +143,8 @@ pub struct World {
     pub(super) unacked: BTreeSet<(u32, u32)>,
     pub(super) recent: VecDeque<(u32, u32, Box<Msg>)>,
     pub delivered: u64,
+    /// Messages to nodes that had left.
+    pub to_gone: u64,
     /// Messages to peers whose address the sender does not know: lost.
     pub unknown: u64,
     /// Deaths declared of nodes that lived, by nodes that lived.
@@ -176,6 +180,7 @@ impl World {
             unacked: BTreeSet::new(),
             recent: VecDeque::new(),
             delivered: 0,
+            to_gone: 0,
             unknown: 0,
             false_deaths: 0,
             deaths: 0,
@@ -216,6 +221,7 @@ impl World {
             inc: 0,
             life: 0,
             gone: Gone::Closed,
+            left: false,
             seeds: seeds.to_vec(),
             sent: 0,
             bytes: 0,
@@ -250,6 +256,17 @@ impl World {
     #[must_use]
     pub fn overlay(&self, number: u32) -> Option<&Overlay> {
         self.nodes.get(number as usize)?.overlay.as_deref()
+    }
+
+    #[must_use]
+    pub fn number(&self, id: NodeId) -> Option<u32> {
+        self.index.get(&id).copied()
+    }
+
+    /// Whether the node runs and is a member of a ring.
+    #[must_use]
+    pub fn is_inside(&self, number: u32) -> bool {
+        self.overlay(number).is_some_and(|overlay| overlay.ring().is_member())
     }
 
     /// Numbers of the nodes that run.
@@ -302,6 +319,7 @@ impl World {
         machine.busy_until = self.now;
         machine.slow_us = 0;
         machine.seen = Seen::default();
+        machine.left = false;
         machine.dialling = false;
         self.peer(number)
     }
@@ -313,6 +331,11 @@ impl World {
 
     /// A ring of `count` nodes that stands, as if all had joined long ago.
     pub fn plant(&mut self, count: u32) {
+        self.plant_thinned(count, 100);
+    }
+
+    /// The same, but only this percentage of the table slots has a contact.
+    pub fn plant_thinned(&mut self, count: u32, percent: u64) {
         let first = self.nodes.len() as u32;
         for _ in 0..count {
             self.add(&[]);
@@ -330,7 +353,11 @@ impl World {
         for (place, (me, number)) in peers.iter().enumerate() {
             let succs = (1..=reach).map(|step| at(place + step)).collect();
             let pred = at(place + peers.len() - 1);
-            let overlay = Overlay::planted(me.clone(), pred, succs, owner);
+            let kept = |key: Key| {
+                let lot = mix(me.id.0 as u64, key.0 as u64 ^ (key.0 >> 64) as u64) % 100;
+                if lot < percent { owner(key) } else { me.clone() }
+            };
+            let overlay = Overlay::planted(me.clone(), pred, succs, kept);
             self.install(*number, overlay);
         }
         for (_, number) in &peers {
@@ -584,6 +611,7 @@ impl World {
             self.unknown += 1;
             return;
         };
+        self.to_gone += u64::from(self.nodes[number as usize].left);
         self.checks.sent(id, to, &msg, self.now);
         let listener = self.listener(number);
         match self.net.send(self.now, id, to, listener) {

@@ -251,6 +251,9 @@ impl Ring {
                 cx.emit(Event::Stranded);
             } else {
                 self.set_succs(Vec::from([self.pred().clone()]), cx);
+                // Right, but from there it is a walk around the whole ring: a contact of the
+                // table is nearer.
+                cx.emit(Event::Stranded);
             }
         }
         self.neighbours_changed(cx);

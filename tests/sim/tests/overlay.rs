@@ -40,7 +40,7 @@ fn the_same_arguments_are_the_same_run() {
 fn every_swarm_is_safe_and_comes_into_order() {
     let mut rare: BTreeMap<&str, u64> = BTreeMap::new();
     let mut failed = Vec::new();
-    for seed in seeds("overlay", 21) {
+    for seed in seeds("overlay", 40) {
         let swarm = Swarm::of(seed, nodes_of(seed));
         match swarm.play(&Part::default(), false) {
             Ok(world) => {
@@ -72,8 +72,7 @@ const SOMETIMES: [&str; 10] = [
 ];
 
 /// Figures that the overlay does not reach yet; `cargo sim figures` says by how much.
-const NOT_YET: [&str; 3] =
-    ["12 of 12 successors dead", "200 nodes, pairs blocked", "messages to nodes that left"];
+const NOT_YET: [&str; 2] = ["200 nodes, pairs blocked", "messages to nodes that left"];
 
 /// What is asked of the overlay in numbers, at a size that fits a test: T1.5, T1.6, T2.4, T2.6,
 /// T2.8, T3.1, T3.3, T3.4, T3.6, T3.7, T12.4 and rows of 12.7. `cargo sim figures` for the whole.

@@ -43,6 +43,7 @@ pub struct Checks {
     changes: VecDeque<(Time, NodeId, bool)>,
     /// Ownership may be doubtful until then.
     calm_at: Time,
+    principals: BTreeSet<NodeId>,
     parted: bool,
     pub steps: u64,
     pub changes_seen: u64,
@@ -73,6 +74,7 @@ impl Checks {
             members: BTreeSet::new(),
             changes: VecDeque::new(),
             calm_at: Time(0),
+            principals: BTreeSet::new(),
             parted: false,
             steps: 0,
             changes_seen: 0,
@@ -328,13 +330,23 @@ impl World {
     }
 
     /// Z1, Z4, Z5: everybody has a live successor, there is one ring, and all are on it or lead
-    /// to it.
+    /// to it. Z6, principals only become fewer by going, is counted only: a list put together
+    /// from a leaver's and one's own, or from others' that know less, can skip somebody for a
+    /// round. (Z2, at least r + 1 of them, is what the faults must leave.)
     fn check_rings(&mut self) {
         if !self.checks.one_ring || self.checks.parted {
+            self.checks.principals.clear();
             return;
         }
         if let Err(wrong) = self.one_ring() {
             self.checks.is_wrong(self.now, wrong);
+        }
+        let principals = self.principals();
+        let before = std::mem::replace(&mut self.checks.principals, principals);
+        let gone =
+            |id: &NodeId| !self.checks.principals.contains(id) && self.checks.members.contains(id);
+        if before.iter().any(gone) {
+            self.checks.happened("principal_skipped");
         }
     }
 
@@ -387,7 +399,7 @@ impl World {
 
     /// Members that no list skips (Zave's principals).
     #[must_use]
-    pub fn principals(&self) -> usize {
+    pub fn principals(&self) -> BTreeSet<NodeId> {
         let alive = self.alive();
         let rings = alive.iter().filter_map(|n| Some(self.overlay(*n)?.ring()));
         let lists: Vec<Vec<NodeId>> = rings
@@ -402,7 +414,7 @@ impl World {
                 list.windows(2).any(|two| in_oo(two[0], id, two[1]) && two[0] != two[1])
             })
         };
-        lists.iter().filter(|list| !skipped(list[0])).count()
+        lists.iter().map(|list| list[0]).filter(|id| !skipped(*id)).collect()
     }
 
     /// Everybody inside, neighbours and lists exact, nobody suspected or locked (overlay.md 2.8).

@@ -270,8 +270,9 @@ fn pointers(whole: bool) -> Vec<Figure> {
                     world.run_for(Duration::from_secs_f64(pause));
                     let Some(number) = world.some() else { break };
                     world.crash(number, how);
-                    if let Some(seed) = world.some() {
-                        world.replace(number, &[seed]);
+                    let seeds = world.ways_in();
+                    if !seeds.is_empty() {
+                        world.replace(number, &seeds);
                         world.start(number);
                     }
                 }

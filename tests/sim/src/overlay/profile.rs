@@ -303,8 +303,9 @@ fn churn(plan: &Plan, world: &mut World) -> Start {
         }
         let how = if world.rng.bool() { Gone::Closed } else { Gone::Silent };
         world.crash(number, how);
-        if let Some(seed) = world.some() {
-            world.replace(number, &[seed]);
+        let seeds = world.ways_in();
+        if !seeds.is_empty() {
+            world.replace(number, &seeds);
             world.start(number);
         }
         let stays = session(world, plan.session);
@@ -321,15 +322,16 @@ fn graceful(plan: &Plan, world: &mut World) -> Start {
     while world.now < end && world.checks.wrong().is_none() {
         let pause = Duration::from_secs_f64(-mean * (1.0 - world.rng.f64()).ln());
         run_with_lookups(world, pause.min(end - world.now), plan.lookups);
-        let (Some(leaver), Some(seed)) = (world.some(), world.some()) else { break };
+        let Some(leaver) = world.some() else { break };
         world.leave(leaver);
+        let seeds = world.ways_in();
         let free = world.nodes.iter().position(|m| m.overlay.is_none()).map(|n| n as u32);
         let number = match free {
             Some(number) => {
-                world.replace(number, &[seed]);
+                world.replace(number, &seeds);
                 number
             }
-            None => world.add(&[seed]),
+            None => world.add(&seeds),
         };
         world.start(number);
     }

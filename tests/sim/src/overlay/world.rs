@@ -28,14 +28,19 @@ pub struct Options {
     pub seed: u64,
     pub net: NetOptions,
     pub watch: Watch,
-    /// Prints every message to stderr.
+    /// Prints every message to stderr; so does `SIM_VERBOSE=1`.
     pub verbose: bool,
 }
 
 impl Options {
     #[must_use]
     pub fn seed(seed: u64) -> Self {
-        Self { seed, net: NetOptions::default(), watch: Watch::Every, verbose: false }
+        Self {
+            seed,
+            net: NetOptions::default(),
+            watch: Watch::Every,
+            verbose: std::env::var_os("SIM_VERBOSE").is_some(),
+        }
     }
 }
 
@@ -294,6 +299,15 @@ impl World {
             }
         }
         self.alive().first().copied()
+    }
+
+    /// A few members, through which a newcomer joins.
+    pub fn ways_in(&mut self) -> Vec<u32> {
+        let mut some: Vec<u32> = (0..12).filter_map(|_| self.some()).collect();
+        some.retain(|number| self.is_inside(*number));
+        some.dedup();
+        some.truncate(3);
+        some
     }
 
     pub(super) fn peer(&self, number: u32) -> Peer {

@@ -267,7 +267,13 @@ fn pointers(whole: bool) -> Vec<Figure> {
                 let end = world.now + Duration::from_secs(5);
                 while world.now < end {
                     let pause = -mean / f64::from(nodes) * (1.0 - world.rng.f64()).ln();
-                    world.run_for(Duration::from_secs_f64(pause));
+                    let pause = Duration::from_secs_f64(pause);
+                    if world.now + pause >= end {
+                        // Memoryless: what is left of the pause begins anew.
+                        world.run_for(end - world.now);
+                        break;
+                    }
+                    world.run_for(pause);
                     let Some(number) = world.some() else { break };
                     world.crash(number, how);
                     let seeds = world.ways_in();

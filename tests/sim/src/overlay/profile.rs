@@ -251,11 +251,12 @@ pub fn run_with_lookups(world: &mut World, span: Duration, per_second: f64) {
     }
 }
 
-/// Random nodes look up random keys, now.
+/// Random members look up random keys, now. (Who is not inside yet cannot ask.)
 pub fn ask_some(world: &mut World, count: usize) {
     for _ in 0..count {
         let key = Id(world.rng.u128(..));
-        if let Some(from) = world.some() {
+        let from = (0..8).find_map(|_| world.some().filter(|n| world.is_inside(*n)));
+        if let Some(from) = from {
             world.lookup(from, key);
         }
     }

@@ -13,6 +13,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use dugnad_connectivity::group::directory::{DirectoryAnswer, DirectoryAsk};
 use dugnad_connectivity::route::Found;
 use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::ops::{CallId, Ops, Step};
@@ -25,6 +26,7 @@ use cast::CastBody;
 use deployment::client::{ClientQuestion, ClientReply};
 use deployment::manager::{Manager, View};
 use deployment::trees::Waiting;
+use persistence::directory::{self, Decide, Decided, Directory};
 use persistence::record::{Name, Record, disk_key};
 use persistence::store::{Place, Store, encode};
 use persistence::sync::{ANTI_ENTROPY, SyncMsg};
@@ -45,6 +47,11 @@ pub enum Request {
     Why {
         service: Key,
     },
+    /// To the owner of the key: read or change the record of a group.
+    Decide {
+        key: Key,
+        decide: Decide,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +69,7 @@ pub enum Response {
     Unknown,
     NotManager,
     Why(Vec<String>),
+    Decided(Decided),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +159,12 @@ pub enum Command {
         ask: u64,
         question: ClientQuestion,
     },
+    /// Of the directory of groups; [`Event::Directory`] follows under `call`.
+    Directory {
+        call: u32,
+        key: Key,
+        ask: DirectoryAsk,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -178,6 +192,10 @@ pub enum Event {
     Answer {
         ask: u64,
         reply: ClientReply,
+    },
+    Directory {
+        call: u32,
+        answer: DirectoryAnswer,
     },
 }
 
@@ -208,6 +226,8 @@ pub(crate) enum Ask {
         limit: Duration,
     },
     Sleep(Duration),
+    /// Also to the other places of its class; does not wait for them.
+    Spread(Record),
 }
 
 #[derive(Clone, Debug)]
@@ -239,6 +259,8 @@ pub(crate) enum Outcome {
     Answer { ask: u64, reply: ClientReply },
     Placed(deployment::manager::Placed),
     PlanStored { service: Key, term: u64, stored: bool },
+    Directory { call: u32, answer: DirectoryAnswer },
+    Decided { key: Key, record: Option<Record>, to: NodeId, call: u32, response: Response },
 }
 
 /// What of `old` is not in `new`, while both end at the same node.
@@ -304,6 +326,7 @@ pub struct Collective {
     pub(crate) hold_until: Option<Time>,
     /// Who was linked while that lasts: when they go, they are gone.
     pub(crate) met: BTreeSet<NodeId>,
+    pub(crate) directory: Directory,
     counters: BTreeMap<&'static str, u64>,
     ticking: bool,
 }
@@ -342,6 +365,7 @@ impl Collective {
             met: BTreeSet::new(),
             managers: BTreeMap::new(),
             dead: BTreeMap::new(),
+            directory: Directory::default(),
             counters: BTreeMap::new(),
             ticking: false,
         }
@@ -372,6 +396,7 @@ impl Collective {
             ("managers", self.managers.len(), RECORDS_MAX),
             ("fetching", self.fetching.len(), RECORDS_MAX),
             ("holders_awaited", self.held.len(), OPS_MAX),
+            ("directory_waiting", self.directory.waiting(), directory::WAITING_MAX),
         ]
         .into_iter()
     }
@@ -421,6 +446,7 @@ impl Collective {
             }
             Command::LinkDown(node) => self.on_link_down(node, cx),
             Command::Ask { ask, question } => self.on_ask(ask, question, cx),
+            Command::Directory { call, key, ask } => self.ask_directory(call, key, ask, cx),
         }
     }
 
@@ -469,6 +495,7 @@ impl Collective {
             self.plan_sync(cx);
         }
         if moved {
+            self.directory.moved();
             self.refresh_managers(cx);
         }
         if moved || next_moved {
@@ -549,26 +576,6 @@ impl Collective {
         self.answer(call, reply, cx);
     }
 
-    /// The answer of a host to a reservation.
-    pub(crate) fn on_reserved(
-        &mut self,
-        from: NodeId,
-        service: Key,
-        number: u32,
-        result: Result<(), String>,
-        cx: &mut Cx<'_, Self>,
-    ) {
-        let call = self.out.iter().find_map(|(call, out)| match out {
-            Out::Reserve { to, service: s, number: n } => {
-                (*to == from && *s == service && *n == number).then_some(*call)
-            }
-            _ => None,
-        });
-        if let Some(call) = call {
-            self.answer(call, Reply::Reserved(result), cx);
-        }
-    }
-
     pub(crate) fn respond(&self, to: NodeId, call: u32, response: Response, cx: &mut Cx<'_, Self>) {
         cx.send(to, Msg::Response { call, response });
     }
@@ -608,6 +615,13 @@ impl Collective {
                 Outcome::Placed(placed) => self.on_placed(placed, cx),
                 Outcome::PlanStored { service, term, stored } => {
                     self.on_plan_stored(service, term, stored, cx);
+                }
+                Outcome::Directory { call, answer } => {
+                    cx.emit(Event::Directory { call, answer });
+                }
+                Outcome::Decided { key, record, to, call, response } => {
+                    self.respond(to, call, response, cx);
+                    self.on_decided(key, record.as_ref(), cx);
                 }
             }
         }
@@ -655,6 +669,11 @@ impl Collective {
                 (Out::Holders, Some(limit))
             }
             Ask::Sleep(limit) => (Out::Other, Some(limit)),
+            Ask::Spread(record) => {
+                let me = self.me;
+                self.start("spread", move |asker| directory::spread(asker, me, record), cx);
+                (Out::Other, Some(Duration::ZERO))
+            }
         };
         self.out.insert(call, out);
         if let Some(limit) = limit {

@@ -105,3 +105,64 @@ pub const LIFE_BITS: u32 = 20;
 pub const PATIENCE: Duration = Duration::from_millis(2_500);
 /// Further wait for every linked peer with a lower id, so that one starts and the others join.
 pub const PATIENCE_RANK: Duration = Duration::from_millis(1_500);
+
+/// Groups one node can be in (overlay.md 11.4).
+pub const GROUPS_MAX: usize = 16;
+/// Members of the record's sample (overlay.md 4.5).
+pub const GROUP_SAMPLE: usize = 16;
+/// Fewer members of the sample known to live than this, and it is written anew at once.
+pub const GROUP_SAMPLE_LOW: usize = 4;
+/// A mesh of this many others becomes a ring, a ring of this many members a mesh (overlay.md 4.5:
+/// above 32, back at 16).
+pub const GROUP_MESH: usize = 32;
+pub const GROUP_SHRINK: usize = 16;
+/// A ring that seems to have less than twice as many is counted again after this.
+pub const GROUP_RECOUNT: Duration = Duration::from_secs(600);
+/// Others in a mesh that is about to become a ring; more wait until it is one.
+pub const GROUP_MESH_MAX: usize = 64;
+/// Members of a mesh each member has watched: one would do, but it may die together with its own.
+pub const GROUP_WATCHED: usize = 2;
+/// Bytes of one message (overlay.md 4.8).
+pub const GROUP_BODY_MAX: usize = 16 * 1024;
+/// Messages remembered against duplicates, a group.
+pub const GROUP_SEEN: usize = 1_024;
+/// Messages of outsiders one member passes on, a second.
+pub const GROUP_RATE: u32 = 50;
+/// Members lost from a mesh that are remembered, how often one of them is greeted, and how many
+/// times each: half an hour and more for the cut to heal.
+pub const GROUP_LOST_MAX: usize = 32;
+pub const GROUP_LOST: Duration = Duration::from_secs(60);
+pub const GROUP_LOST_TRIES: u8 = 30;
+/// The record is written this long after the members changed (overlay.md 4.8), sooner if hardly
+/// anybody it names is there any more; and now and then, because it ends after a day.
+pub const GROUP_REFRESH: Duration = Duration::from_secs(60);
+pub const GROUP_URGENT: Duration = Duration::from_millis(500);
+pub const GROUP_RENEW: Duration = Duration::from_secs(3_600);
+/// How long the way into a ring, and a change of form, may take.
+pub const GROUP_SETTLE: Duration = Duration::from_secs(30);
+/// One member's answer, the directory's answer, and the pause after none.
+pub const GROUP_CALL: Duration = Duration::from_secs(2);
+pub const GROUP_DIRECTORY: Duration = Duration::from_secs(10);
+pub const GROUP_PAUSE: Duration = Duration::from_millis(500);
+pub const GROUP_TRIES: u32 = 20;
+/// Operations under way, and questions that wait for one membership. Further ones are refused.
+pub const GROUP_OPS_MAX: usize = 128;
+pub const GROUP_ASKS: usize = 64;
+/// Reliable messages (overlay.md 4.7): members keep so many, and so many bytes; that is also what a
+/// sender may have under way.
+pub const GROUP_KEPT: usize = 256;
+pub const GROUP_KEPT_BYTES: usize = 1 << 20;
+/// Senders a member follows in one group; the one silent longest is forgotten.
+pub const GROUP_STREAMS: usize = 256;
+/// Whether all have everything is asked after so many messages, or so long after one. Someone who
+/// does not answer is given up after a minute; the detector is quicker.
+pub const GROUP_CHECK_EVERY: u32 = 16;
+pub const GROUP_CHECK: Duration = Duration::from_secs(2);
+pub const GROUP_CHECK_TRIES: u32 = 30;
+/// A gap is asked for after this, and up to as much more (overlay.md 4.8); then again.
+pub const GROUP_NACK: Duration = Duration::from_millis(200);
+pub const GROUP_NACK_JITTER: Duration = Duration::from_millis(300);
+pub const GROUP_NACK_AGAIN: Duration = Duration::from_millis(500);
+pub const GROUP_NACK_TRIES: u32 = 12;
+/// Messages one answer to that has.
+pub const GROUP_REPAIR: usize = 32;

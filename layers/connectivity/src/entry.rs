@@ -162,6 +162,11 @@ impl Overlay {
         self.probe_later(cx);
     }
 
+    /// It will not come back to this ring.
+    pub(crate) fn forget_dead(&mut self, id: NodeId) {
+        self.entry.passive.retain(|dead| dead.id != id);
+    }
+
     /// A node on its own that knows others keeps asking them, too.
     pub(crate) fn probe_later(&mut self, cx: &mut Cx<'_, Self>) {
         let lone = self.ring.is_member() && self.ring.alone() && !self.book.is_empty();

@@ -5,6 +5,8 @@
 //! - [`table`]: k-ary table. - [`route`]: forwarding rule and lookups. - [`broadcast`]: delegated
 //!   broadcast with feedback. - [`bulk`]: everybody in a set of arcs. - [`detector`]: who is dead.
 //! - [`entry`]: the way in, and merging.
+//!
+//! Beside it stands [`group::Groups`]: members under a name, and for large groups an overlay each.
 
 #![cfg_attr(not(test), no_std)]
 
@@ -15,6 +17,8 @@ pub mod bulk;
 pub mod config;
 pub mod detector;
 pub mod entry;
+pub mod group;
+mod nested;
 mod planted;
 pub mod ring;
 pub mod route;
@@ -91,6 +95,16 @@ pub enum Command {
     /// Watch these, too, besides the neighbours.
     Watch(BTreeSet<NodeId>),
     Leave,
+    /// Where a peer can be dialled.
+    Learn(Peer),
+    /// It did not do what it should have done by now.
+    Doubt(NodeId),
+    /// To a nested overlay: the main one found it dead.
+    Dead(NodeId),
+    /// It says that it is in no ring with me.
+    Outside(NodeId),
+    /// A peer that may come back, or lives on the other side of a cut.
+    Remember(Peer),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +139,8 @@ pub enum Event {
     /// It lives, but not the life that was known: what it promised it may have forgotten.
     Restarted(NodeId),
     Left,
+    /// From a nested overlay: it did not do what it should have done by now.
+    Doubt(NodeId),
 }
 
 /// Peers remembered with their addresses (overlay.md 11.4).
@@ -147,6 +163,7 @@ pub struct Overlay {
     refreshing: bool,
     refreshed: usize,
     counters: BTreeMap<&'static str, u64>,
+    pub(crate) nested: Option<nested::Nested>,
 }
 
 impl Component for Overlay {
@@ -188,6 +205,7 @@ impl Overlay {
             refreshing: false,
             refreshed: 0,
             counters: BTreeMap::new(),
+            nested: None,
         }
     }
 
@@ -281,6 +299,16 @@ impl Overlay {
                 self.update_watch(cx);
             }
             Command::Leave => self.ring_input(ring::Command::Leave, cx),
+            Command::Learn(peer) => self.contact(&peer, cx),
+            Command::Doubt(id) => {
+                self.detect(Input::Command(detector::Command::Hint(id)), cx);
+            }
+            Command::Dead(id) => self.on_told_dead(id, cx),
+            Command::Outside(id) => self.on_outside(id, cx),
+            Command::Remember(peer) => {
+                self.contact(&peer, cx);
+                self.remember_dead(peer.id, cx);
+            }
         }
     }
 
@@ -375,6 +403,7 @@ impl Overlay {
     }
 
     pub(crate) fn detect(&mut self, input: Input<Detector>, cx: &mut Cx<'_, Self>) {
+        let Some(input) = self.judged_here(input, cx) else { return };
         for event in cx.child(&mut self.detector, input, Msg::Detect, Timer::Detect) {
             match event {
                 detector::Event::Suspect(id) => cx.emit(Event::Suspect(id)),
@@ -384,7 +413,7 @@ impl Overlay {
         }
     }
 
-    fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+    pub(crate) fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         self.count("deaths");
         self.remember_dead(id, cx);
         self.leave_out(id, cx);
@@ -392,7 +421,7 @@ impl Overlay {
     }
 
     /// The ring goes on without this node, or without its earlier life.
-    fn leave_out(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+    pub(crate) fn leave_out(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         let was_pred = self.ring.pred().id == id;
         self.table.remove(id);
         self.ring_input(ring::Command::Dead(id), cx);

@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+pub use dugnad_connectivity::group::directory::{Mode as GroupMode, Policy as GroupPolicy};
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Duration, Key, NodeId, Peer};
 use dugnad_resource::describe::Profile;
@@ -60,6 +61,13 @@ pub enum Event {
     Happened(Happened),
     /// TCP ports of services, whole list, when it changed.
     Ports(Vec<(String, u16)>),
+    /// Somebody said something in a group this node is in.
+    GroupMessage {
+        group: String,
+        from: NodeId,
+        from_name: String,
+        body: Vec<u8>,
+    },
     /// The ring no longer counts on this node.
     Left,
 }
@@ -84,6 +92,41 @@ pub enum Question {
     Lookup(Key),
     /// Tell everybody; answers [`Answer::Done`] when it is on its way.
     Announce(String),
+    /// Answers [`Answer::Groups`] to a list, else [`Answer::Done`].
+    Group(GroupQuestion),
+}
+
+/// What people and services do with groups.
+#[derive(Clone, Debug)]
+pub enum GroupQuestion {
+    /// Those this node is in.
+    List,
+    /// Be its first member.
+    Create { name: String, policy: GroupPolicy },
+    /// `keep`: until somebody says otherwise, restarts included; else as long as somebody listens.
+    Join { name: String, keep: bool },
+    /// Takes back what a join with the same `keep` did.
+    Leave { name: String, keep: bool },
+    /// To all members, from anybody.
+    /// `reliable`: in order for each sender and exactly once, also if messages are lost.
+    Send { name: String, body: Vec<u8>, reliable: bool },
+}
+
+/// A membership of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupView {
+    pub name: String,
+    pub mode: GroupMode,
+    pub policy: GroupPolicy,
+    pub epoch: u32,
+    /// Members, this node included; an estimate where there are many.
+    pub members: u64,
+    /// False while it is still on its way in.
+    pub joined: bool,
+    pub kept: bool,
+    pub listeners: u32,
+    /// Messages this node heard.
+    pub delivered: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +156,7 @@ pub enum Answer {
         /// From the question to the answer.
         took: Duration,
     },
+    Groups(Vec<GroupView>),
     Done,
     /// It cannot be met now; one line a reason (exit 3).
     Unmet(Vec<String>),

@@ -32,6 +32,9 @@ impl Asked {
 
 impl Node {
     pub(crate) fn on_own_question(&mut self, ask: AskId, question: Own, cx: &mut Cx<'_, Self>) {
+        if let Own::Group(question) = question {
+            return self.ask_group(ask, question, cx);
+        }
         let refused = if !self.overlay.ring().is_member() {
             "this node is not in the ring yet; see `dugnad status`"
         } else if self.asked.len() >= ASKED_MAX {
@@ -49,6 +52,7 @@ impl Node {
                 self.announce(None, bounded(&text), cx);
                 cx.emit(Event::Answer(ask, Answer::Done));
             }
+            Own::Group(_) => {}
         }
     }
 

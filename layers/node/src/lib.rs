@@ -10,6 +10,7 @@ extern crate alloc;
 mod api;
 mod asked;
 mod casts;
+mod groups;
 mod known;
 mod views;
 
@@ -24,7 +25,7 @@ use dugnad_collective::Collective;
 use dugnad_collective::persistence::record::Record;
 use dugnad_collective::persistence::store::Place;
 use dugnad_connectivity as connectivity;
-use dugnad_connectivity::Overlay;
+use dugnad_connectivity::{Overlay, group};
 use dugnad_fabric::Ceilings;
 use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Arc, Component, Cx, Effect, Input, Key, NodeId, Peer};
@@ -35,6 +36,7 @@ use dugnad_resource::spec::valid_name;
 use serde::{Deserialize, Serialize};
 
 use asked::Asked;
+use groups::GroupState;
 use known::Deferred;
 
 /// Everything one node can say to another. The position of a variant is its number on the wire.
@@ -44,6 +46,7 @@ pub enum Msg {
     Collective(collective::Msg),
     ToHost(ToHost),
     ToManager(ToManager),
+    Group(group::Msg),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,11 @@ pub enum Timer {
     Overlay(connectivity::Timer),
     Collective(collective::Timer),
     Executor(executor::Timer),
+    Group(group::Timer),
+    /// Try once more to take up a kept membership.
+    Rejoin {
+        name: String,
+    },
 }
 
 /// What does not change while the node runs.
@@ -75,6 +83,7 @@ pub struct Node {
     overlay: Overlay,
     executor: Executor,
     collective: Collective,
+    groups: GroupState,
     profile: Profile,
     programs: Vec<u32>,
     started: Option<dugnad_kernel::Time>,
@@ -134,6 +143,7 @@ impl Node {
         let executor = Executor::new(me.id, profile.name.clone(), profile.arch, config.ceilings);
         Self {
             collective: Collective::new(me.id),
+            groups: GroupState::new(me.clone()),
             overlay: Overlay::new(me),
             executor,
             profile,
@@ -162,6 +172,11 @@ impl Node {
     }
 
     #[must_use]
+    pub const fn groups(&self) -> &group::Groups {
+        &self.groups.groups
+    }
+
+    #[must_use]
     pub const fn executor(&self) -> &Executor {
         &self.executor
     }
@@ -181,7 +196,7 @@ impl Node {
             ("runs_written", self.keeping.len(), 2 * executor::REPLICAS_MAX),
         ];
         let layers = self.overlay.sizes().chain(self.collective.sizes());
-        own.into_iter().chain(layers).chain(self.executor.sizes())
+        own.into_iter().chain(layers).chain(self.executor.sizes()).chain(self.groups.sizes())
     }
 
     fn step(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
@@ -194,10 +209,13 @@ impl Node {
                     self.community(collective::Command::ToManager { from, msg }, cx);
                 }
                 Msg::ToHost(msg) => self.tell_host(from, msg, cx),
+                Msg::Group(msg) => self.feed_groups(Input::Message { from, msg }, cx),
             },
             Input::Timer(Timer::Overlay(timer)) => self.feed_overlay(Input::Timer(timer), cx),
             Input::Timer(Timer::Collective(timer)) => self.feed_collective(Input::Timer(timer), cx),
             Input::Timer(Timer::Executor(timer)) => self.feed_executor(Input::Timer(timer), cx),
+            Input::Timer(Timer::Group(timer)) => self.feed_groups(Input::Timer(timer), cx),
+            Input::Timer(Timer::Rejoin { name }) => self.rejoin_group(name, cx),
         }
     }
 
@@ -206,11 +224,13 @@ impl Node {
             Command::Boot { records, trees, alone } => self.boot(records, trees, alone, cx),
             Command::LinkUp(peer) => {
                 self.community(collective::Command::LinkUp(peer.id), cx);
-                self.ring(connectivity::Command::LinkUp(peer), cx);
+                self.ring(connectivity::Command::LinkUp(peer.clone()), cx);
+                self.feed_groups(Input::Command(group::Command::LinkUp(peer)), cx);
             }
             Command::LinkDown(id) => {
                 self.ring(connectivity::Command::LinkDown(id), cx);
                 self.community(collective::Command::LinkDown(id), cx);
+                self.feed_groups(Input::Command(group::Command::LinkDown(id)), cx);
             }
             Command::Persisted(token) if token & EXECUTOR_TOKEN != 0 => {
                 if let Some(id) = self.keeping.remove(&token) {
@@ -239,7 +259,10 @@ impl Node {
             Command::Limits { ceilings, takes_work } => {
                 self.host(executor::Command::Limits { ceilings, takes_work }, cx);
             }
-            Command::Leave => self.ring(connectivity::Command::Leave, cx),
+            Command::Leave => {
+                self.feed_groups(Input::Command(group::Command::Depart), cx);
+                self.ring(connectivity::Command::Leave, cx);
+            }
         }
     }
 
@@ -257,6 +280,7 @@ impl Node {
             let taken = match key.first() {
                 Some(b'x') => postcard::from_bytes::<Run>(&value).map(|run| runs.push(run)),
                 Some(b'r') => postcard::from_bytes::<Record>(&value).map(|r| stored.push(r)),
+                Some(b'g') if self.groups.restore(&key) => Ok(()),
                 _ => Err(postcard::Error::DeserializeBadEncoding),
             };
             if taken.is_err() {
@@ -372,11 +396,13 @@ impl Node {
                 self.community(collective::Command::Restarted(id), cx);
             }
             connectivity::Event::Left => cx.emit(Event::Left),
+            connectivity::Event::Doubt(_) => {}
         }
     }
 
     fn on_joined(&mut self, cx: &mut Cx<'_, Self>) {
         self.place_changed(cx);
+        self.rejoin_groups(cx);
         self.host(executor::Command::Joined, cx);
         if self.overlay.ring().alone() {
             return;
@@ -414,6 +440,7 @@ impl Node {
         self.place_changed(cx);
         self.host(executor::Command::Dead(id), cx);
         self.community(collective::Command::Dead(id), cx);
+        self.feed_groups(Input::Command(group::Command::Dead(id)), cx);
     }
 
     fn community(&mut self, command: collective::Command, cx: &mut Cx<'_, Self>) {
@@ -435,7 +462,12 @@ impl Node {
                 collective::Event::Order(order) => self.on_order(order, cx),
                 collective::Event::ToHost { to, msg } => cx.send(to, Msg::ToHost(msg)),
                 collective::Event::Watch(set) => {
-                    self.ring(connectivity::Command::Watch(set), cx);
+                    self.groups.watched_above = set;
+                    self.watch_all(cx);
+                }
+                collective::Event::Directory { call, answer } => {
+                    let command = group::Command::Directory { call, answer };
+                    self.feed_groups(Input::Command(command), cx);
                 }
                 collective::Event::Answer { ask, reply } => self.on_reply(ask, reply, cx),
             }

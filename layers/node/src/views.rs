@@ -14,8 +14,8 @@ use dugnad_resource::execute::{HostState, ReplicaId};
 use dugnad_resource::spec::Kind;
 
 use crate::{
-    Answer, AskId, Node, NodeState, NodeView, PlanView, Question, ReplicaState, ReplicaView,
-    ServiceView, Status,
+    Answer, AskId, GroupQuestion, Node, NodeState, NodeView, PlanView, Question, ReplicaState,
+    ReplicaView, ServiceView, Status,
 };
 
 /// The node's own question after it joined; no person waits for it.
@@ -34,13 +34,15 @@ pub(crate) fn question(question: Question) -> Result<ClientQuestion, Own> {
         Question::Remove(name) => ClientQuestion::Remove(name),
         Question::Lookup(key) => return Err(Own::Lookup(key)),
         Question::Announce(text) => return Err(Own::Announce(text)),
+        Question::Group(question) => return Err(Own::Group(question)),
     })
 }
 
-/// Questions to the overlay, which the node answers itself.
+/// Questions to the overlay and its groups, which the node answers itself.
 pub(crate) enum Own {
     Lookup(Key),
     Announce(String),
+    Group(GroupQuestion),
 }
 
 impl Node {
@@ -140,6 +142,7 @@ impl Node {
         };
         let mut counters: Vec<(&'static str, u64)> = self.overlay.counters().collect();
         counters.extend(self.collective.counters());
+        counters.extend(self.groups.groups.counters());
         counters.push(("refused_epochs", self.executor.refused_epochs()));
         counters.push(("malformed_records", self.malformed_records));
         Status {

@@ -6,10 +6,12 @@ use dugnad_collective as collective;
 use dugnad_collective::cast::CastPart;
 use dugnad_connectivity::broadcast::CastMsg;
 use dugnad_connectivity::route::{Found, Purpose, RouteMsg};
-use dugnad_connectivity::{self as connectivity, ring};
+use dugnad_connectivity::{self as connectivity, group, ring};
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{ArcSet, Component, Cx, Duration, Effect, Id, Input, NodeId, Peer, Time, wire};
-use dugnad_node::{Command, Config, Event, Msg, Node, Question, Timer};
+use dugnad_node::{
+    Command, Config, Event, GroupMode, GroupPolicy, GroupQuestion, Msg, Node, Question, Timer,
+};
 use dugnad_resource::describe::{Description, Profile};
 use dugnad_resource::execute::{HostState, Order, ReplicaId, Report, ToHost, ToManager};
 use dugnad_resource::spec::{Arch, Check, Health, Kind, Port, Spec, Tree, Want};
@@ -202,6 +204,19 @@ impl Storm {
                 Msg::Collective(collective::Msg::Response { call, response })
             }
             Msg::ToHost(order) => Msg::ToManager(self.host_answer(order)?),
+            Msg::Group(group::Msg::Request { call, .. }) => {
+                let mode = if self.rng.bool() { GroupMode::Mesh } else { GroupMode::Ring };
+                let (epoch, policy) = (self.rng.u32(0..5), GroupPolicy::Open);
+                let welcome = group::Welcome {
+                    epoch,
+                    mode,
+                    policy,
+                    peers: self.some_peers(),
+                    places: Vec::new(),
+                };
+                let response = group::Response::Welcome(welcome);
+                Msg::Group(group::Msg::Response { call, response })
+            }
             _ => return None,
         })
     }
@@ -329,7 +344,8 @@ impl Storm {
 
     fn ask(&mut self) {
         let name = spec(&mut self.rng).name;
-        let question = match self.rng.u8(0..8) {
+        let question = match self.rng.u8(0..10) {
+            8 | 9 => Question::Group(self.group_question()),
             0 => Question::Nodes,
             1 => Question::Ps,
             2 => Question::Why(name),
@@ -341,6 +357,23 @@ impl Storm {
         };
         self.sequence += 1;
         self.command(Command::Ask(self.sequence, question));
+    }
+
+    /// About the group of the golden messages, or one of few others.
+    fn group_question(&mut self) -> GroupQuestion {
+        let names = ["choir", "choir", "wiki", "a", "b"];
+        let name = names[self.rng.usize(0..names.len())].to_owned();
+        let (keep, policy) = (self.rng.bool(), GroupPolicy::Open);
+        match self.rng.u8(0..5) {
+            0 => GroupQuestion::List,
+            1 => GroupQuestion::Create { name, policy },
+            2 => GroupQuestion::Join { name, keep },
+            3 => GroupQuestion::Leave { name, keep },
+            _ => {
+                let body = vec![1; self.rng.usize(0..20_000)];
+                GroupQuestion::Send { name, body, reliable: keep }
+            }
+        }
     }
 
     fn rare(&mut self) {

@@ -59,6 +59,8 @@ pub struct Machine {
     /// Messages to peers whose address it never learned: lost.
     pub unknown: u64,
     pub happened: Vec<(Time, Happened)>,
+    /// Messages of groups, in order: the group, from whom, and what.
+    pub heard: Vec<(String, NodeId, Vec<u8>)>,
     pub left: bool,
     /// On top of what a sync takes anyway.
     slow_sync: Duration,
@@ -167,6 +169,7 @@ impl World {
             book: BTreeSet::new(),
             unknown: 0,
             happened: Vec::new(),
+            heard: Vec::new(),
             left: false,
             slow_sync: Duration::ZERO,
             last_order: Time(0),
@@ -426,6 +429,11 @@ impl World {
                 }
             }
             Event::Ports(_) => {}
+            Event::GroupMessage { group, from, body, .. } => {
+                if let Some(machine) = self.machines.get_mut(&id) {
+                    machine.heard.push((group, from, body));
+                }
+            }
         }
     }
 

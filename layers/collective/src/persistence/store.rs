@@ -201,6 +201,7 @@ impl Collective {
             }
             Request::Query { service, seen } => self.on_query(from, call, service, seen, cx),
             Request::Why { service } => self.on_why(from, call, service, cx),
+            Request::Decide { key, decide } => self.on_decide(from, call, key, decide, cx),
         }
     }
 }

@@ -67,6 +67,7 @@ impl Collective {
         cx.after(ANTI_ENTROPY * jitter / 100, Timer::AntiEntropy);
         self.store.synced.clear();
         self.plan_sync(cx);
+        self.expire_groups(cx);
         if let Some(range) = self.place.range {
             let x = cx.rng.u32(1..DEGREE);
             self.repair(range, &[x], cx);

@@ -4,12 +4,15 @@ use dugnad_collective::cast::{CastBody, CastPart};
 use dugnad_collective::deployment::manager::View;
 use dugnad_collective::deployment::service::{Desired, Plan, Service, Slot, SlotState};
 use dugnad_collective::deployment::trees::Needed;
+use dugnad_collective::persistence::directory::{Decide, Decided};
 use dugnad_collective::persistence::record::{Record, Version};
 use dugnad_collective::persistence::sync::SyncMsg;
 use dugnad_collective::{self as collective, Request, Response};
 use dugnad_connectivity::broadcast::{CastId, CastMsg};
 use dugnad_connectivity::bulk::{Bulk, BulkMsg, Load, Reach, TopoChange, TopoKind};
 use dugnad_connectivity::entry::EntryMsg;
+use dugnad_connectivity::group::directory::{GroupRecord, Mode, Policy, group_id};
+use dugnad_connectivity::group::{self, GroupCast, MsgId, Packet, Place, Refusal, Stream, Welcome};
 use dugnad_connectivity::route::{Found, Hop, Purpose, RouteMsg};
 use dugnad_connectivity::{self as connectivity, detector, ring};
 use dugnad_fabric::Amounts;
@@ -54,7 +57,8 @@ macro_rules! variants {
     (@pattern $variant:ident $inner:ident) => { Self::$variant($inner) };
 }
 
-variants!(Msg, "node": Overlay => inner, Collective => inner, ToHost => inner, ToManager => inner);
+variants!(Msg, "node": Overlay => inner, Collective => inner, ToHost => inner, ToManager => inner,
+    Group => inner);
 variants!(connectivity::Msg, "overlay":
     Ring => inner, Route => inner, Cast => inner, Detect => inner, Entry => inner,
     Bulk => inner);
@@ -70,9 +74,18 @@ variants!(detector::Msg, "detect": Ping, Pong, PingReq, Reached, Gone);
 variants!(EntryMsg, "entry": Probe, ProbeRes, Merge, Hint);
 variants!(collective::Msg, "collective":
     Request => request named, Response => response named, Sync => inner, Held, Mirror, NotHeld);
-variants!(Request, "request": Put, Copy, Get, Query, Why);
+variants!(Request, "request": Put, Copy, Get, Query, Why,
+    Decide => decide named);
 variants!(Response, "response":
-    Put, Copied, Refused, Get, NotOwner, View, Unknown, NotManager, Why);
+    Put, Copied, Refused, Get, NotOwner, View, Unknown, NotManager, Why,
+    Decided => inner);
+variants!(Decide, "decide": Get, Cas);
+variants!(Decided, "decided": Is, Written, Failed);
+variants!(group::Msg, "group": Request => request named, Response => response named, Hello, Members,
+    Gone, Bye, Outside, Cast => cast named, Checked, Nack, Repair, Ring);
+variants!(group::Request, "grouprequest": Join, Send);
+variants!(group::Response, "groupresponse": Welcome, Sent, Refused);
+variants!(GroupCast, "groupcast": Packet, Count, Shrink, Check);
 variants!(SyncMsg, "sync": Digest, Want, Items);
 variants!(ToHost, "tohost": Reserve, Start, Stop, Probe, BeatAck, NotManager);
 variants!(ToManager, "tomanager": Reserved, Refused, Beat, Nothing, Deposed);
@@ -121,6 +134,12 @@ pub(crate) fn all_variants() -> Vec<String> {
         SyncMsg::ALL,
         ToHost::ALL,
         ToManager::ALL,
+        Decide::ALL,
+        Decided::ALL,
+        group::Msg::ALL,
+        group::Request::ALL,
+        group::Response::ALL,
+        GroupCast::ALL,
     ];
     all.concat().into_iter().map(str::to_owned).collect()
 }
@@ -237,7 +256,59 @@ pub(crate) fn messages() -> Vec<Msg> {
     all.extend(entries.into_iter().map(connectivity::Msg::Entry).map(overlay));
     all.extend(collective_messages().into_iter().map(Msg::Collective));
     all.extend(host_messages());
+    all.extend(group_messages().into_iter().map(Msg::Group));
     all
+}
+
+fn group_record() -> GroupRecord {
+    GroupRecord {
+        epoch: 2,
+        mode: Mode::Ring,
+        policy: Policy::Open,
+        creator: id(1),
+        sample: vec![peer(1), peer(2)],
+        size: 40,
+        seq: 9,
+        nonce: u64::MAX,
+    }
+}
+
+fn packet() -> Packet {
+    Packet { id: MsgId { origin: id(3), number: 3 << 32 }, place: None, body: b"hello".to_vec() }
+}
+
+fn place() -> Place {
+    Place { stream: Stream { by: id(3), life: u64::MAX }, seq: 300 }
+}
+
+fn group_messages() -> Vec<group::Msg> {
+    use group::{Msg as M, Request, Response};
+    let (gid, call) = (group_id("choir"), 7);
+    let request = |request| M::Request { call, gid, request };
+    let response = |response| M::Response { call, response };
+    let cast = |cast| M::Cast { gid, cast };
+    let (mode, policy) = (Mode::Mesh, Policy::Members);
+    let welcome = Welcome { epoch: 2, mode, policy, peers: vec![peer(1)], places: vec![place()] };
+    vec![
+        request(Request::Join { peer: peer(2) }),
+        request(Request::Send { packet: packet(), reliable: true }),
+        response(Response::Welcome(welcome)),
+        response(Response::Sent),
+        response(Response::Refused(Refusal::MembersOnly)),
+        M::Hello { gid, me: peer(2), known: vec![id(1), id(3)] },
+        M::Members { gid, epoch: 2, mode: Mode::Ring, peers: vec![peer(1)] },
+        M::Gone { gid, target: id(3) },
+        M::Bye { gid },
+        M::Outside { gid },
+        cast(GroupCast::Packet(packet())),
+        cast(GroupCast::Count),
+        cast(GroupCast::Check { place: place() }),
+        M::Checked { gid, place: place() },
+        M::Nack { gid, stream: place().stream, from: 3, to: 300 },
+        M::Repair { gid, packet: Packet { place: Some(place()), ..packet() } },
+        cast(GroupCast::Shrink { epoch: 3, members: vec![peer(1)] }),
+        M::Ring { gid, msg: Box::new(connectivity::Msg::Entry(EntryMsg::Probe)) },
+    ]
 }
 
 fn bulk_messages(id: CastId) -> Vec<BulkMsg> {
@@ -307,6 +378,8 @@ fn collective_messages() -> Vec<collective::Msg> {
         Request::Get((id(2), b"plan".to_vec())),
         Request::Query { service: id(9), seen: 1 << 33 },
         Request::Why { service: id(9) },
+        Request::Decide { key: id(9), decide: Decide::Get },
+        Request::Decide { key: id(9), decide: Decide::Cas { expected: 1, value: Some(vec![1]) } },
     ];
     let responses = [
         Response::Put { holders: vec![id(1), id(2)] },
@@ -318,6 +391,9 @@ fn collective_messages() -> Vec<collective::Msg> {
         Response::Unknown,
         Response::NotManager,
         Response::Why(vec!["because".into()]),
+        Response::Decided(Decided::Is { version: 300, value: group_record().encode() }),
+        Response::Decided(Decided::Written { version: 300 }),
+        Response::Decided(Decided::Failed),
     ];
     let name = (id(2), b"spec".to_vec());
     let syncs = [
@@ -372,6 +448,7 @@ fn host_messages() -> Vec<Msg> {
 pub(crate) fn stored(lines: &mut Lines) {
     lines.stored("record", &record());
     lines.stored("tombstone", &Record { value: None, ..record() });
+    lines.stored("group", &group_record());
     lines.stored("needed", &Needed { tree: tree(), origin: id(1) });
     lines.stored("run", &Run { id: replica(), generation: 2, spec: spec(), package: Some(tree()) });
     let states = [

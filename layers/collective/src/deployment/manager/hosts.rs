@@ -11,9 +11,29 @@ use dugnad_resource::executor::bounded;
 
 use super::{AVOID, AVOID_DOUBLINGS, TAKE_OVER};
 use crate::deployment::service::{Desired, PLAN, Plan, Slot, SlotState};
-use crate::{Collective, Event};
+use crate::{Collective, Event, Out, Reply};
 
 impl Collective {
+    /// The answer of a host to a reservation.
+    pub(crate) fn on_reserved(
+        &mut self,
+        from: NodeId,
+        service: Key,
+        number: u32,
+        result: Result<(), String>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let call = self.out.iter().find_map(|(call, out)| match out {
+            Out::Reserve { to, service: s, number: n } => {
+                (*to == from && *s == service && *n == number).then_some(*call)
+            }
+            _ => None,
+        });
+        if let Some(call) = call {
+            self.answer(call, Reply::Reserved(result), cx);
+        }
+    }
+
     pub(crate) fn watch_hosts(&self, cx: &mut Cx<'_, Self>) {
         let hosts = self.managers.values().flat_map(|m| m.plan.slots.iter());
         let live = hosts.filter(|slot| slot.state != SlotState::Lost).map(|slot| slot.node);

@@ -1,0 +1,282 @@
+//! What groups say, are told and wait for (overlay.md 4.8).
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use dugnad_kernel::ops::CallId;
+use dugnad_kernel::{Key, NodeId, Peer};
+use serde::{Deserialize, Serialize};
+
+use super::directory::{DirectoryAnswer, DirectoryAsk, Mode, Policy};
+
+/// A group is its key in the directory, and so the same on both sides of a cut.
+pub type GroupId = Key;
+
+/// Names one message everywhere: who said it, and its own number for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MsgId {
+    pub origin: NodeId,
+    pub number: u64,
+}
+
+/// All that one membership says reliably.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Stream {
+    pub by: NodeId,
+    pub life: u64,
+}
+
+/// One message of a stream; they count from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub stream: Stream,
+    pub seq: u32,
+}
+
+/// One message to all members.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packet {
+    pub id: MsgId,
+    /// Where it stands in what a member says reliably; nowhere, if it is best effort.
+    pub place: Option<Place>,
+    /// At most [`crate::config::GROUP_BODY_MAX`] bytes.
+    pub body: Vec<u8>,
+}
+
+/// What goes to every member, directly in a mesh or as a broadcast of the group's ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GroupCast {
+    Packet(Packet),
+    /// Who are you? (With feedback, before a ring that got small becomes a mesh.)
+    Count,
+    /// These few are all: a mesh will do from now on.
+    Shrink {
+        epoch: u32,
+        members: Vec<Peer>,
+    },
+    /// The last one of my stream so far: what is missing? (With feedback in a ring.)
+    Check {
+        place: Place,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Let me in.
+    Join { peer: Peer },
+    /// From somebody outside: tell all members.
+    Send { packet: Packet, reliable: bool },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    Welcome(Welcome),
+    /// The message is on its way to the members.
+    Sent,
+    Refused(Refusal),
+}
+
+/// What a newcomer is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    pub epoch: u32,
+    pub mode: Mode,
+    pub policy: Policy,
+    /// All members of a mesh, without the newcomer; the way in of a ring.
+    pub peers: Vec<Peer>,
+    /// How far each stream is: the newcomer hears what comes after.
+    pub places: Vec<Place>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// It is not in the group (any more).
+    NotMember,
+    /// Not now: ask again.
+    Busy,
+    /// Only members may send.
+    MembersOnly,
+}
+
+/// Between nodes, about one group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Msg {
+    Request {
+        call: CallId,
+        gid: GroupId,
+        request: Request,
+    },
+    Response {
+        call: CallId,
+        response: Response,
+    },
+    /// I am in the mesh; those are the others I know.
+    Hello {
+        gid: GroupId,
+        me: Peer,
+        known: Vec<NodeId>,
+    },
+    /// How it stands with the group. In a mesh: members you did not name; in a ring: ways in.
+    Members {
+        gid: GroupId,
+        epoch: u32,
+        mode: Mode,
+        peers: Vec<Peer>,
+    },
+    /// This member of the mesh is dead.
+    Gone {
+        gid: GroupId,
+        target: NodeId,
+    },
+    /// I leave the mesh.
+    Bye {
+        gid: GroupId,
+    },
+    /// I am not in this group.
+    Outside {
+        gid: GroupId,
+    },
+    /// Straight to one member of a mesh.
+    Cast {
+        gid: GroupId,
+        cast: GroupCast,
+    },
+    /// I have everything of your stream up to here; the answer to a check in a mesh.
+    Checked {
+        gid: GroupId,
+        place: Place,
+    },
+    /// Send me these, both ends included.
+    Nack {
+        gid: GroupId,
+        stream: Stream,
+        from: u32,
+        to: u32,
+    },
+    Repair {
+        gid: GroupId,
+        packet: Packet,
+    },
+    /// The ring of a large group. No group nests in it: the overlay has no such message.
+    Ring {
+        gid: GroupId,
+        msg: Box<crate::Msg>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Timer {
+    /// The answer to this question is overdue, or a pause is over.
+    Expire { call: CallId },
+    /// Of one ring of a group; the next ring of the same group has another number.
+    Ring { gid: GroupId, instance: u32, timer: crate::Timer },
+    /// Compare the record with the members.
+    Refresh { gid: GroupId, life: u32 },
+    /// Say hello to somebody who was lost.
+    Lost { gid: GroupId, life: u32 },
+    /// The change from mesh to ring, or the way into the ring, has had its time.
+    Settle { gid: GroupId, life: u32 },
+    /// The record must not get too old.
+    Renew { gid: GroupId, life: u32 },
+    /// See whether all have what was said reliably.
+    Check { gid: GroupId, life: u32 },
+    /// Something of this stream is missing.
+    Nack { gid: GroupId, life: u32, stream: Stream },
+}
+
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Be the first member. [`Event::Answer`] follows under `call`, as for all that have one.
+    Create {
+        call: u32,
+        name: String,
+        policy: Policy,
+    },
+    /// `found`: begin it if there is none (a member that restarts, and everybody else did, too).
+    Join {
+        call: u32,
+        name: String,
+        found: bool,
+    },
+    Leave {
+        call: u32,
+        name: String,
+    },
+    /// To all members, this node if it is one, too; from anybody.
+    Send {
+        call: u32,
+        name: String,
+        body: Vec<u8>,
+        /// In order for each sender and exactly once, also if messages are lost.
+        reliable: bool,
+    },
+    /// What the directory said to [`Event::Directory`].
+    Directory {
+        call: CallId,
+        answer: DirectoryAnswer,
+    },
+    LinkUp(Peer),
+    LinkDown(NodeId),
+    /// The detector is sure.
+    Dead(NodeId),
+    /// This node goes: tell the members now, and ask nobody.
+    Depart,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Directory {
+        call: CallId,
+        key: Key,
+        ask: DirectoryAsk,
+    },
+    Answer {
+        call: u32,
+        answer: Answer,
+    },
+    /// A message for the people and services of this node.
+    Deliver {
+        name: String,
+        from: NodeId,
+        body: Vec<u8>,
+    },
+    /// Watch these nodes: groups count on them.
+    Watch(BTreeSet<NodeId>),
+    Contact(Peer),
+    /// It did not do what it should have done by now.
+    Doubt(NodeId),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Done,
+    Exists,
+    /// There is no such group.
+    Unknown,
+    /// Only members may.
+    NotMember,
+    /// As many groups as a node can be in.
+    Full,
+    TooLarge,
+    /// Try again later; of a reliable message: others are on their way still.
+    Busy,
+    /// Neither the directory nor a member answered.
+    Unreachable,
+}
+
+/// One membership, for people to see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    pub name: String,
+    pub epoch: u32,
+    pub mode: Mode,
+    pub policy: Policy,
+    /// Members, this node included; an estimate in a ring.
+    pub members: u64,
+    /// Whether it is inside already.
+    pub joined: bool,
+    /// Messages delivered here.
+    pub delivered: u64,
+}

@@ -1,0 +1,645 @@
+//! Groups (overlay.md 4.5-4.8): some nodes under a name, told things together.
+//!
+//! A group is found through its record in the directory ([`directory`]). Up to 32 members know each
+//! other all (`mesh`); more have a ring of their own (`own_ring`), the same overlay once more.
+//! Only members forward and keep state. What takes several round trips is an operation
+//! (`enter`). [`Groups`] stands beside the main [`Overlay`] and not in it: so its messages may
+//! carry those of an overlay, and those cannot carry groups again.
+
+pub mod directory;
+mod enter;
+mod leave;
+mod mesh;
+mod messages;
+mod multicast;
+mod own_ring;
+mod record;
+mod reliable;
+mod seen;
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use dugnad_kernel::ops::{CallId, Ops, Step};
+use dugnad_kernel::{Component, Cx, Duration, Input, NodeId, Peer, Time};
+
+use crate::Overlay;
+use crate::config::{GROUP_ASKS, GROUP_DIRECTORY, GROUP_OPS_MAX, GROUPS_MAX, LIFE_BITS};
+use directory::{DirectoryAnswer, DirectoryAsk, GroupRecord, Mode, Policy, group_id};
+use enter::{Entry, How, Who};
+use reliable::Reliable;
+use seen::Seen;
+
+pub use messages::{
+    Answer, Command, Event, GroupCast, GroupId, Msg, MsgId, Packet, Place, Refusal, Request,
+    Response, Stream, Timer, View, Welcome,
+};
+
+/// What an operation may wait for.
+#[derive(Clone, Debug)]
+pub(crate) enum Ask {
+    Directory { gid: GroupId, ask: DirectoryAsk },
+    Call { to: Peer, gid: GroupId, request: Request, limit: Duration },
+    Sleep(Duration),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    Directory(DirectoryAnswer),
+    Response(Option<Response>),
+    Over,
+}
+
+/// What an operation ends with.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    Entered {
+        gid: GroupId,
+        life: u32,
+        result: Result<Entry, Answer>,
+    },
+    MayGo {
+        gid: GroupId,
+        life: u32,
+    },
+    /// The record as it is; `wrote`: it is what this node wrote.
+    Record {
+        gid: GroupId,
+        life: u32,
+        version: u64,
+        record: Option<GroupRecord>,
+        wrote: bool,
+    },
+    NoRecord {
+        gid: GroupId,
+        life: u32,
+    },
+    Answer {
+        ask: u32,
+        answer: Answer,
+    },
+}
+
+/// A question that is out.
+#[derive(Clone, Copy, Debug)]
+enum Out {
+    Call(NodeId),
+    Directory,
+    Sleep,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Entering,
+    In,
+    Leaving,
+}
+
+/// One membership.
+pub(crate) struct Group {
+    name: String,
+    /// Timers and operations of an earlier membership are stale.
+    life: u32,
+    phase: Phase,
+    /// Nothing keeps a leaving member any more but its neighbours in the ring.
+    going: bool,
+    epoch: u32,
+    mode: Mode,
+    policy: Policy,
+    /// The others of a mesh; kept for a while when it becomes a ring.
+    members: BTreeMap<NodeId, Peer>,
+    /// Who may come back, and how often it was greeted in vain.
+    lost: Vec<(Peer, u8)>,
+    greeting: bool,
+    ring: Option<Box<Overlay>>,
+    /// Which ring it is: timers of an earlier one are stale.
+    instance: u32,
+    /// Questions of people that wait for this membership to begin or end.
+    waiting: Vec<u32>,
+    seen: Seen,
+    delivered: u64,
+    /// The record as this node last saw it, with its version.
+    record: Option<(u64, Option<GroupRecord>)>,
+    writing: bool,
+    /// The members changed since the record was written.
+    changed: bool,
+    refresh: Option<Time>,
+    /// Everybody was asked who they are, and nothing changed since.
+    counting: bool,
+    counted: Vec<Peer>,
+    /// Since when, and how many messages of outsiders were passed on.
+    passed: (Time, u32),
+    reliable: Reliable,
+}
+
+/// The groups of one node.
+pub struct Groups {
+    me: Peer,
+    groups: BTreeMap<GroupId, Group>,
+    ops: Ops<Ask, Reply, Outcome>,
+    out: BTreeMap<CallId, Out>,
+    instances: u32,
+    messages: u64,
+    watched: BTreeSet<NodeId>,
+    counters: BTreeMap<&'static str, u64>,
+}
+
+impl Component for Groups {
+    type Command = Command;
+    type Msg = Msg;
+    type Timer = Timer;
+    type Event = Event;
+
+    fn handle(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
+        match input {
+            Input::Command(command) => self.on_command(command, cx),
+            Input::Message { from, msg } => self.on_message(from, msg, cx),
+            Input::Timer(timer) => self.on_timer(timer, cx),
+        }
+    }
+}
+
+impl Groups {
+    #[must_use]
+    pub fn new(me: Peer) -> Self {
+        Self {
+            messages: u64::from(me.inc) << 32,
+            instances: me.inc.wrapping_mul(64),
+            me,
+            groups: BTreeMap::new(),
+            ops: Ops::default(),
+            out: BTreeMap::new(),
+            watched: BTreeSet::new(),
+            counters: BTreeMap::new(),
+        }
+    }
+
+    /// The memberships of this node.
+    pub fn views(&self) -> impl Iterator<Item = View> + '_ {
+        self.groups.values().map(|group| View {
+            name: group.name.clone(),
+            epoch: group.epoch,
+            mode: group.mode,
+            policy: group.policy,
+            members: group.size(),
+            joined: group.phase == Phase::In,
+            delivered: group.delivered,
+        })
+    }
+
+    /// Members of a group this node knows, itself not among them.
+    #[must_use]
+    pub fn known_members(&self, name: &str) -> Vec<NodeId> {
+        let known = self.groups.get(&group_id(name)).map(|group| group.known(self.me.id));
+        known.unwrap_or_default().into_iter().map(|peer| peer.id).collect()
+    }
+
+    /// The own ring of a large group.
+    #[must_use]
+    pub fn ring_of(&self, name: &str) -> Option<&Overlay> {
+        self.groups.get(&group_id(name))?.ring.as_deref()
+    }
+
+    /// What grows with what others say: name, how many there are, how many at most.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        let members = self.groups.values().map(|group| group.members.len()).max().unwrap_or(0);
+        let lost = self.groups.values().map(|group| group.lost.len()).max().unwrap_or(0);
+        let reliable = self.groups.values().map(|group| group.reliable.sizes());
+        let streams = reliable.clone().map(|(streams, _, _)| streams).max().unwrap_or(0);
+        let kept = reliable.map(|(_, kept, _)| kept).max().unwrap_or(0);
+        [
+            ("group_streams", streams, crate::config::GROUP_STREAMS),
+            ("group_kept", kept, crate::config::GROUP_KEPT),
+            ("groups", self.groups.len(), GROUPS_MAX),
+            ("group_operations", self.ops.len(), GROUP_OPS_MAX),
+            ("group_members", members, crate::config::GROUP_MESH_MAX),
+            ("group_lost", lost, crate::config::GROUP_LOST_MAX),
+        ]
+        .into_iter()
+    }
+
+    pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.counters.iter().map(|(name, count)| (*name, *count))
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counters.entry(what).or_default() += 1;
+    }
+
+    const fn next_instance(&mut self) -> u32 {
+        self.instances = self.instances.wrapping_add(1);
+        self.instances % (1 << (32 - LIFE_BITS))
+    }
+
+    fn who(&self, gid: GroupId, cx: &mut Cx<'_, Self>) -> Who {
+        let life = self.groups.get(&gid).map_or(0, |group| group.life);
+        Who { me: self.me.clone(), gid, life, seed: cx.rng.u64(..) }
+    }
+
+    fn contact(&self, peer: &Peer, cx: &mut Cx<'_, Self>) {
+        if peer.id != self.me.id {
+            cx.emit(Event::Contact(peer.clone()));
+        }
+    }
+
+    /// The group, if this node is in it; whoever believes so wrongly is told.
+    fn inside(&mut self, gid: GroupId, from: NodeId, cx: &mut Cx<'_, Self>) -> Option<&mut Group> {
+        if !self.groups.contains_key(&gid) && from != self.me.id {
+            cx.send(from, Msg::Outside { gid });
+        }
+        let group = self.groups.get_mut(&gid)?;
+        (group.phase != Phase::Entering || group.ring.is_some()).then_some(group)
+    }
+
+    fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {
+        match command {
+            Command::Create { call, name, policy } => {
+                self.enter(call, name, How::Create(policy), cx)
+            }
+            Command::Join { call, name, found } => {
+                let how = if found { How::Either } else { How::Join };
+                self.enter(call, name, how, cx);
+            }
+            Command::Leave { call, name } => self.leave(call, &name, cx),
+            Command::Send { call, name, body, reliable } => {
+                self.send(call, &name, body, reliable, cx);
+            }
+            Command::Directory { call, answer } => {
+                self.answer_op(call, Reply::Directory(answer), cx);
+            }
+            Command::LinkUp(peer) => self.on_link_up(&peer, cx),
+            Command::LinkDown(id) => self.on_link_down(id, cx),
+            Command::Dead(id) => self.on_dead(id, cx),
+            Command::Depart => self.depart(cx),
+        }
+    }
+
+    fn on_message(&mut self, from: NodeId, msg: Msg, cx: &mut Cx<'_, Self>) {
+        match msg {
+            Msg::Request { call, gid, request } => self.on_request(from, call, gid, request, cx),
+            Msg::Response { call, response } => {
+                if matches!(self.out.get(&call), Some(Out::Call(to)) if *to == from) {
+                    self.answer_op(call, Reply::Response(Some(response)), cx);
+                }
+            }
+            Msg::Hello { gid, me, known } => self.on_hello(gid, from, &me, &known, cx),
+            Msg::Members { gid, epoch, mode, peers } => {
+                self.on_members(gid, from, epoch, mode, peers, cx);
+            }
+            Msg::Gone { gid, target } => self.on_gone(gid, from, target, cx),
+            Msg::Bye { gid } => self.on_left(gid, from, cx),
+            Msg::Outside { gid } => {
+                self.on_left(gid, from, cx);
+                self.feed(gid, Input::Command(crate::Command::Outside(from)), cx);
+            }
+            Msg::Cast { gid, cast } => {
+                if self.inside(gid, from, cx).is_some() {
+                    self.on_direct_cast(gid, from, cast, cx);
+                }
+            }
+            Msg::Checked { gid, place } => self.on_checked(gid, from, place, cx),
+            Msg::Nack { gid, stream, from: first, to } => {
+                self.on_nack(gid, from, stream, first, to, cx);
+            }
+            Msg::Repair { gid, packet } => {
+                if self.inside(gid, from, cx).is_some() {
+                    self.on_packet(gid, from, packet, cx);
+                }
+            }
+            Msg::Ring { gid, msg } => self.on_ring_message(gid, from, *msg, cx),
+        }
+    }
+
+    fn on_timer(&mut self, timer: Timer, cx: &mut Cx<'_, Self>) {
+        let lives = |gid, life| self.groups.get(&gid).is_some_and(|g: &Group| g.life == life);
+        match timer {
+            Timer::Expire { call } => {
+                let reply = match self.out.get(&call) {
+                    Some(Out::Call(_)) => Reply::Response(None),
+                    Some(Out::Directory) => Reply::Directory(DirectoryAnswer::Failed),
+                    Some(Out::Sleep) => Reply::Over,
+                    None => return,
+                };
+                self.answer_op(call, reply, cx);
+            }
+            Timer::Ring { gid, instance, timer } => {
+                if self.groups.get(&gid).is_some_and(|group| group.instance == instance) {
+                    self.feed(gid, Input::Timer(timer), cx);
+                }
+            }
+            Timer::Refresh { gid, life } if lives(gid, life) => self.on_refresh(gid, cx),
+            Timer::Lost { gid, life } if lives(gid, life) => self.on_greet_lost(gid, cx),
+            Timer::Settle { gid, life } if lives(gid, life) => self.on_settled(gid, cx),
+            Timer::Renew { gid, life } if lives(gid, life) => {
+                self.renew_later(gid, cx);
+                if let Some(group) = self.groups.get_mut(&gid) {
+                    group.changed = true;
+                }
+                self.review(gid, cx);
+            }
+            Timer::Check { gid, life } if lives(gid, life) => self.on_check_due(gid, cx),
+            Timer::Nack { gid, life, stream } if lives(gid, life) => {
+                self.on_nack_due(gid, stream, cx);
+            }
+            Timer::Check { .. }
+            | Timer::Nack { .. }
+            | Timer::Refresh { .. }
+            | Timer::Lost { .. }
+            | Timer::Settle { .. }
+            | Timer::Renew { .. } => {}
+        }
+    }
+
+    fn enter(&mut self, call: u32, name: String, how: How, cx: &mut Cx<'_, Self>) {
+        let gid = group_id(&name);
+        if let Some(group) = self.groups.get_mut(&gid) {
+            let answer = match (group.phase, how) {
+                (Phase::Entering, How::Join | How::Either) if group.waiting.len() < GROUP_ASKS => {
+                    group.waiting.push(call);
+                    return;
+                }
+                (Phase::Entering | Phase::Leaving, _) => Answer::Busy,
+                (Phase::In, How::Create(_)) => Answer::Exists,
+                (Phase::In, How::Join | How::Either) => Answer::Done,
+            };
+            cx.emit(Event::Answer { call, answer });
+            return;
+        }
+        if self.groups.len() >= GROUPS_MAX {
+            cx.emit(Event::Answer { call, answer: Answer::Full });
+            return;
+        }
+        let life = self.next_instance();
+        self.groups.insert(gid, Group::new(name, life, call, cx.now));
+        let who = self.who(gid, cx);
+        self.start("enter a group", |asker| enter::enter(asker, who, how), cx);
+    }
+
+    fn on_request(
+        &mut self,
+        from: NodeId,
+        call: CallId,
+        gid: GroupId,
+        request: Request,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let response = match self.groups.get(&gid) {
+            None => Response::Refused(Refusal::NotMember),
+            Some(group) if group.phase != Phase::In => Response::Refused(Refusal::Busy),
+            Some(_) => match request {
+                Request::Join { peer } if peer.id == from => self.welcome(gid, &peer, cx),
+                Request::Join { .. } => Response::Refused(Refusal::NotMember),
+                Request::Send { packet, reliable } => self.on_send(gid, from, packet, reliable, cx),
+            },
+        };
+        cx.send(from, Msg::Response { call, response });
+    }
+
+    fn welcome(&mut self, gid: GroupId, peer: &Peer, cx: &mut Cx<'_, Self>) -> Response {
+        let Some(group) = self.groups.get(&gid) else {
+            return Response::Refused(Refusal::NotMember);
+        };
+        let (epoch, mode, policy) = (group.epoch, group.mode, group.policy);
+        let places = group.reliable.places(self.me.id);
+        let peers = match mode {
+            Mode::Ring if group.ring_stands() => Vec::from([self.me.clone()]),
+            Mode::Ring => return Response::Refused(Refusal::Busy),
+            Mode::Mesh => {
+                let mut peers: Vec<Peer> = group.members.values().cloned().collect();
+                peers.retain(|known| known.id != peer.id);
+                peers.push(self.me.clone());
+                self.add_member(gid, peer, cx);
+                let group = self.groups.get(&gid);
+                if group.is_none_or(|group| !group.members.contains_key(&peer.id)) {
+                    return Response::Refused(Refusal::Busy);
+                }
+                peers
+            }
+        };
+        Response::Welcome(Welcome { epoch, mode, policy, peers, places })
+    }
+
+    fn on_link_up(&mut self, peer: &Peer, cx: &mut Cx<'_, Self>) {
+        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
+        for gid in ids {
+            let Some(group) = self.groups.get(&gid) else { continue };
+            let member = group.members.contains_key(&peer.id);
+            let lost = group.lost.iter().any(|(lost, _)| lost.id == peer.id);
+            // What was said on an earlier session may be lost; the two compare.
+            if group.mode == Mode::Mesh && (member || lost) {
+                self.say_hello(gid, peer.id, cx);
+            }
+            let Some(group) = self.groups.get(&gid) else { continue };
+            if group.ring.as_ref().is_some_and(|ring| ring.peer(peer.id).is_some()) {
+                self.feed(gid, Input::Command(crate::Command::LinkUp(peer.clone())), cx);
+            }
+        }
+    }
+
+    fn on_link_down(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        self.fail_calls(id, cx);
+        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
+        for gid in ids {
+            self.feed(gid, Input::Command(crate::Command::LinkDown(id)), cx);
+        }
+    }
+
+    fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        self.fail_calls(id, cx);
+        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
+        for gid in ids {
+            self.on_member_dead(gid, id, cx);
+            self.feed(gid, Input::Command(crate::Command::Dead(id)), cx);
+        }
+    }
+
+    fn update_watch(&mut self, cx: &mut Cx<'_, Self>) {
+        let mut set = BTreeSet::new();
+        for group in self.groups.values().filter(|group| group.phase != Phase::Entering) {
+            match &group.ring {
+                Some(ring) if group.mode == Mode::Ring => set.extend(ring.wants_watched()),
+                _ => set.extend(group.mesh_watched(self.me.id)),
+            }
+        }
+        set.remove(&self.me.id);
+        if set != self.watched {
+            self.watched.clone_from(&set);
+            cx.emit(Event::Watch(set));
+        }
+    }
+
+    fn answer_waiting(&mut self, gid: GroupId, answer: Answer, cx: &mut Cx<'_, Self>) {
+        let Some(group) = self.groups.get_mut(&gid) else { return };
+        for call in core::mem::take(&mut group.waiting) {
+            cx.emit(Event::Answer { call, answer });
+        }
+    }
+
+    fn forget(&mut self, gid: GroupId, cx: &mut Cx<'_, Self>) {
+        self.groups.remove(&gid);
+        self.update_watch(cx);
+    }
+
+    fn on_entered(&mut self, gid: GroupId, result: Result<Entry, Answer>, cx: &mut Cx<'_, Self>) {
+        let me = self.me.id;
+        let Some(group) = self.groups.get_mut(&gid) else { return };
+        match result {
+            Err(answer) => {
+                self.answer_waiting(gid, answer, cx);
+                self.forget(gid, cx);
+            }
+            Ok(Entry::Founded { version, record, lost }) => {
+                (group.epoch, group.policy) = (record.epoch, record.policy);
+                group.reliable.begin(cx.rng.u64(..), &[], me, cx.now);
+                let mode = record.mode;
+                group.phase = Phase::In;
+                group.record = Some((version, Some(record)));
+                lost.iter().filter(|p| p.id != me).for_each(|p| group.remember_lost(p.clone()));
+                if mode == Mode::Ring {
+                    self.begin_ring(gid, true, &[], cx);
+                    for peer in lost.into_iter().filter(|peer| peer.id != me) {
+                        self.feed(gid, Input::Command(crate::Command::Remember(peer)), cx);
+                    }
+                }
+                self.greet_lost_later(gid, cx);
+                self.renew_later(gid, cx);
+                self.answer_waiting(gid, Answer::Done, cx);
+                self.review(gid, cx);
+            }
+            Ok(Entry::Welcomed { by, welcome }) => {
+                (group.epoch, group.policy) = (welcome.epoch, welcome.policy);
+                group.reliable.begin(cx.rng.u64(..), &welcome.places, by.id, cx.now);
+                self.renew_later(gid, cx);
+                let Some(group) = self.groups.get_mut(&gid) else { return };
+                match welcome.mode {
+                    Mode::Ring => self.begin_ring(gid, false, &[by], cx),
+                    Mode::Mesh => {
+                        group.phase = Phase::In;
+                        self.enter_mesh(gid, &by, &welcome.peers, cx);
+                        self.answer_waiting(gid, Answer::Done, cx);
+                    }
+                }
+            }
+        }
+    }
+
+    fn enter_mesh(&mut self, gid: GroupId, by: &Peer, peers: &[Peer], cx: &mut Cx<'_, Self>) {
+        for peer in peers.iter().take(crate::config::GROUP_MESH_MAX) {
+            self.add_member(gid, peer, cx);
+        }
+        let Some(group) = self.groups.get(&gid) else { return };
+        let others: Vec<NodeId> = group.members.keys().copied().filter(|id| *id != by.id).collect();
+        others.into_iter().for_each(|id| self.say_hello(gid, id, cx));
+    }
+
+    fn fail_calls(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        let to_node = |out: &Out| matches!(out, Out::Call(to) if *to == node);
+        let calls: Vec<CallId> =
+            self.out.iter().filter(|(_, out)| to_node(out)).map(|(call, _)| *call).collect();
+        for call in calls {
+            self.answer_op(call, Reply::Response(None), cx);
+        }
+    }
+
+    fn start<F>(
+        &mut self,
+        name: &'static str,
+        op: impl FnOnce(enter::Asker) -> F,
+        cx: &mut Cx<'_, Self>,
+    ) where
+        F: Future<Output = Outcome> + 'static,
+    {
+        let step = self.ops.start(name, op);
+        self.carry_out(step, cx);
+    }
+
+    fn answer_op(&mut self, call: CallId, reply: Reply, cx: &mut Cx<'_, Self>) {
+        self.out.remove(&call);
+        let step = self.ops.answer(call, reply);
+        self.carry_out(step, cx);
+    }
+
+    fn carry_out(&mut self, step: Step<Ask, Outcome>, cx: &mut Cx<'_, Self>) {
+        for (call, ask) in step.asks {
+            let (out, limit) = match ask {
+                Ask::Directory { gid, ask } => {
+                    let key = directory::directory_key(gid);
+                    cx.emit(Event::Directory { call, key, ask });
+                    (Out::Directory, GROUP_DIRECTORY)
+                }
+                Ask::Call { to, gid, request, limit } => {
+                    self.contact(&to, cx);
+                    cx.send(to.id, Msg::Request { call, gid, request });
+                    (Out::Call(to.id), limit)
+                }
+                Ask::Sleep(limit) => (Out::Sleep, limit),
+            };
+            self.out.insert(call, out);
+            cx.after(limit, Timer::Expire { call });
+        }
+        for outcome in step.done {
+            self.on_outcome(outcome, cx);
+        }
+    }
+
+    fn on_outcome(&mut self, outcome: Outcome, cx: &mut Cx<'_, Self>) {
+        let (gid, life) = match &outcome {
+            Outcome::Answer { ask, answer } => {
+                cx.emit(Event::Answer { call: *ask, answer: *answer });
+                return;
+            }
+            Outcome::Entered { gid, life, .. }
+            | Outcome::MayGo { gid, life }
+            | Outcome::Record { gid, life, .. }
+            | Outcome::NoRecord { gid, life } => (*gid, *life),
+        };
+        let Some(group) = self.groups.get_mut(&gid).filter(|group| group.life == life) else {
+            return;
+        };
+        match outcome {
+            Outcome::Entered { result, .. } => self.on_entered(gid, result, cx),
+            Outcome::MayGo { .. } => self.on_may_go(gid, cx),
+            Outcome::Record { version, record, wrote, .. } => {
+                group.writing = false;
+                self.on_record(gid, version, record, wrote, cx);
+            }
+            Outcome::NoRecord { .. } => {
+                (group.writing, group.changed) = (false, true);
+                self.review(gid, cx);
+            }
+            Outcome::Answer { .. } => {}
+        }
+    }
+}
+
+impl Group {
+    fn new(name: String, life: u32, call: u32, now: Time) -> Self {
+        Self {
+            name,
+            life,
+            phase: Phase::Entering,
+            going: false,
+            epoch: 0,
+            mode: Mode::Mesh,
+            policy: Policy::Open,
+            members: BTreeMap::new(),
+            lost: Vec::new(),
+            greeting: false,
+            ring: None,
+            instance: 0,
+            waiting: Vec::from([call]),
+            seen: Seen::default(),
+            delivered: 0,
+            record: None,
+            writing: false,
+            changed: false,
+            refresh: None,
+            counting: false,
+            counted: Vec::new(),
+            passed: (now, 0),
+            reliable: Reliable::default(),
+        }
+    }
+}

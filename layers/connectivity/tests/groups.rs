@@ -1,0 +1,718 @@
+//! Groups, with the directory, the links and the failure detector played by the test.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dugnad_connectivity::config::GROUPS_MAX;
+use dugnad_connectivity::group::directory::{
+    DirectoryAnswer, DirectoryAsk, GroupRecord, Mode, Policy, directory_key, group_id,
+};
+use dugnad_connectivity::group::{Answer, Command, Event, GroupCast, Groups, Msg};
+use dugnad_kernel::{Component, Cx, Duration, Effect, Id, Input, Key, NodeId, Peer, Time};
+
+const SECOND: Duration = Duration::from_secs(1);
+const NAME: &str = "choir";
+
+struct Member {
+    /// `None` while it is dead.
+    groups: Option<Groups>,
+    inc: u32,
+    watch: BTreeSet<NodeId>,
+    /// What was delivered, in order: from whom, and what.
+    heard: Vec<(NodeId, Vec<u8>)>,
+}
+
+enum Happening {
+    Input(NodeId, u32, Input<Groups>),
+    /// The directory decides when the question reaches it.
+    Directory {
+        node: NodeId,
+        call: u32,
+        key: Key,
+        ask: DirectoryAsk,
+    },
+    /// Whoever watches `dead` finds out.
+    Detect {
+        by: NodeId,
+        dead: NodeId,
+    },
+}
+
+/// Many nodes, one honest directory.
+struct World {
+    now: Time,
+    members: BTreeMap<NodeId, Member>,
+    queue: BTreeMap<(Time, u64), Happening>,
+    sequence: u64,
+    /// Last arrival by pair: links are first in, first out.
+    last: BTreeMap<(NodeId, NodeId), u64>,
+    directory: BTreeMap<Key, (u64, Option<Vec<u8>>)>,
+    answers: BTreeMap<u32, Answer>,
+    calls: u32,
+    side: BTreeMap<NodeId, u32>,
+    /// One message of so many is lost.
+    loss: Option<u32>,
+    sent: usize,
+    packets: usize,
+    writes: usize,
+    rng: fastrand::Rng,
+}
+
+impl World {
+    fn new(seed: u64, count: usize) -> Self {
+        let mut world = Self {
+            now: Time(0),
+            members: BTreeMap::new(),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            last: BTreeMap::new(),
+            directory: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            calls: 0,
+            side: BTreeMap::new(),
+            loss: None,
+            sent: 0,
+            packets: 0,
+            writes: 0,
+            rng: fastrand::Rng::with_seed(seed),
+        };
+        for _ in 0..count {
+            let id = Id(world.rng.u128(..));
+            let (watch, heard) = (BTreeSet::new(), Vec::new());
+            world.members.insert(id, Member { groups: None, inc: 0, watch, heard });
+            world.start(id);
+        }
+        world
+    }
+
+    fn start(&mut self, id: NodeId) {
+        let member = self.members.get_mut(&id).unwrap();
+        member.inc += 1;
+        let peer = Peer { inc: member.inc, ..Peer::new(id) };
+        member.groups = Some(Groups::new(peer));
+        member.watch.clear();
+    }
+
+    /// Its agent is started again; the others see a session with a new life.
+    fn restart(&mut self, id: NodeId) {
+        self.start(id);
+        let inc = self.members[&id].inc;
+        for other in self.ids().into_iter().filter(|other| *other != id) {
+            let peer = Peer { inc, ..Peer::new(id) };
+            self.put(other, Input::Command(Command::LinkUp(peer)));
+        }
+    }
+
+    fn ids(&self) -> Vec<NodeId> {
+        self.members.keys().copied().collect()
+    }
+
+    fn at(&mut self, after: Duration, happening: Happening) {
+        self.sequence += 1;
+        self.queue.insert((self.now + after, self.sequence), happening);
+    }
+
+    fn put(&mut self, id: NodeId, input: Input<Groups>) {
+        let inc = self.members[&id].inc;
+        self.at(Duration::ZERO, Happening::Input(id, inc, input));
+    }
+
+    /// Asks one node for something that is answered under the number returned.
+    fn ask(&mut self, id: NodeId, command: impl FnOnce(u32) -> Command) -> u32 {
+        self.calls += 1;
+        let command = command(self.calls);
+        self.put(id, Input::Command(command));
+        self.calls
+    }
+
+    fn create(&mut self, id: NodeId) -> u32 {
+        let (name, policy) = (NAME.to_owned(), Policy::Open);
+        self.ask(id, |call| Command::Create { call, name, policy })
+    }
+
+    fn join(&mut self, id: NodeId) -> u32 {
+        self.ask(id, |call| Command::Join { call, name: NAME.to_owned(), found: false })
+    }
+
+    fn leave(&mut self, id: NodeId) -> u32 {
+        self.ask(id, |call| Command::Leave { call, name: NAME.to_owned() })
+    }
+
+    fn send(&mut self, id: NodeId, body: &[u8]) -> u32 {
+        let (name, body) = (NAME.to_owned(), body.to_vec());
+        self.ask(id, |call| Command::Send { call, name, body, reliable: false })
+    }
+
+    fn send_reliably(&mut self, id: NodeId, body: &[u8]) -> u32 {
+        let (name, body) = (NAME.to_owned(), body.to_vec());
+        self.ask(id, |call| Command::Send { call, name, body, reliable: true })
+    }
+
+    fn crash(&mut self, id: NodeId) {
+        self.members.get_mut(&id).unwrap().groups = None;
+        self.lose(id);
+    }
+
+    /// Whoever watches it finds out after the time the detector takes.
+    fn lose(&mut self, dead: NodeId) {
+        for by in self.ids() {
+            let after = Duration::from_millis(self.rng.u64(1_500..14_000));
+            self.at(after, Happening::Detect { by, dead });
+        }
+    }
+
+    fn cut(&mut self, sides: impl Fn(usize) -> u32) {
+        let ids = self.ids();
+        for (number, id) in ids.iter().enumerate() {
+            self.side.insert(*id, sides(number));
+        }
+        ids.into_iter().for_each(|id| self.lose(id));
+    }
+
+    fn reach(&self, a: NodeId, b: NodeId) -> bool {
+        self.side.get(&a).unwrap_or(&0) == self.side.get(&b).unwrap_or(&0)
+    }
+
+    fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        while self.queue.first_key_value().is_some_and(|((due, _), _)| *due <= end) {
+            let ((due, _), happening) = self.queue.pop_first().unwrap();
+            self.now = due;
+            match happening {
+                Happening::Input(id, inc, input) => self.step(id, inc, input),
+                Happening::Directory { node, call, key, ask } => {
+                    self.on_directory(node, call, key, ask);
+                }
+                Happening::Detect { by, dead } => {
+                    let gone = self.members[&dead].groups.is_none() || !self.reach(by, dead);
+                    if gone && self.members[&by].watch.contains(&dead) {
+                        self.put(by, Input::Command(Command::Dead(dead)));
+                    }
+                }
+            }
+        }
+        self.now = end;
+    }
+
+    fn on_directory(&mut self, node: NodeId, call: u32, key: Key, ask: DirectoryAsk) {
+        let (version, value) = self.directory.entry(key).or_default();
+        let answer = match ask {
+            DirectoryAsk::Cas { expected, value: new } if expected == *version => {
+                (*version, *value) = (*version + 1, new);
+                self.writes += 1;
+                DirectoryAnswer::Written { version: *version }
+            }
+            DirectoryAsk::Cas { .. } | DirectoryAsk::Get => {
+                DirectoryAnswer::Is { version: *version, value: value.clone() }
+            }
+        };
+        let after = Duration::from_millis(self.rng.u64(1..100));
+        let command = Input::Command(Command::Directory { call, answer });
+        let inc = self.members[&node].inc;
+        self.at(after, Happening::Input(node, inc, command));
+    }
+
+    fn step(&mut self, id: NodeId, inc: u32, input: Input<Groups>) {
+        let member = self.members.get_mut(&id).unwrap();
+        let Some(groups) = member.groups.as_mut().filter(|_| member.inc == inc) else { return };
+        let mut effects = Vec::new();
+        groups.handle(input, &mut Cx::new(self.now, &mut self.rng, &mut effects));
+        for (_, size, most) in groups.sizes() {
+            assert!(size <= most);
+        }
+        for effect in effects {
+            match effect {
+                Effect::Send { to, msg } => self.carry(id, to, msg),
+                Effect::After { delay, timer } => {
+                    self.at(delay, Happening::Input(id, inc, Input::<Groups>::Timer(timer)));
+                }
+                Effect::Emit(event) => self.event(id, event),
+            }
+        }
+    }
+
+    fn carry(&mut self, from: NodeId, to: NodeId, msg: Msg) {
+        let inc = self.members.get(&to).map_or(0, |member| member.inc);
+        if from == to {
+            self.at(Duration::ZERO, Happening::Input(to, inc, Input::Message { from, msg }));
+            return;
+        }
+        self.sent += 1;
+        let cast = match &msg {
+            Msg::Cast { cast: GroupCast::Packet(_), .. } => true,
+            Msg::Ring { msg, .. } => matches!(
+                **msg,
+                dugnad_connectivity::Msg::Cast(
+                    dugnad_connectivity::broadcast::CastMsg::Down { .. }
+                )
+            ),
+            _ => false,
+        };
+        self.packets += usize::from(cast);
+        let delay = self.rng.u64(1_000..40_000);
+        let live = self.members.get(&to).is_some_and(|member| member.groups.is_some());
+        if !live || !self.reach(from, to) {
+            let sender = self.members[&from].inc;
+            let down = Input::Command(Command::LinkDown(to));
+            self.at(Duration::from_micros(delay), Happening::Input(from, sender, down));
+            return;
+        }
+        if self.loss.is_some_and(|one_of| self.rng.u32(0..one_of) == 0) {
+            return;
+        }
+        let last = self.last.entry((from, to)).or_default();
+        let at = (self.now.0 + delay).max(*last + 1);
+        *last = at;
+        let after = Duration::from_micros(at - self.now.0);
+        self.at(after, Happening::Input(to, inc, Input::Message { from, msg }));
+    }
+
+    fn event(&mut self, id: NodeId, event: Event) {
+        match event {
+            Event::Directory { call, key, ask } => {
+                let after = Duration::from_millis(self.rng.u64(1..100));
+                self.at(after, Happening::Directory { node: id, call, key, ask });
+            }
+            Event::Answer { call, answer } => {
+                assert_eq!(self.answers.insert(call, answer), None, "answered twice");
+            }
+            Event::Deliver { from, body, .. } => {
+                self.members.get_mut(&id).unwrap().heard.push((from, body));
+            }
+            Event::Watch(set) => {
+                for news in &set {
+                    let dead = self.members[news].groups.is_none() || !self.reach(id, *news);
+                    if dead {
+                        let after = Duration::from_secs(9);
+                        self.at(after, Happening::Detect { by: id, dead: *news });
+                    }
+                }
+                self.members.get_mut(&id).unwrap().watch = set;
+            }
+            Event::Contact(_) | Event::Doubt(_) => {}
+        }
+    }
+
+    fn record(&self) -> Option<GroupRecord> {
+        let (_, value) = self.directory.get(&directory_key(group_id(NAME)))?;
+        GroupRecord::decode(value.as_ref()?)
+    }
+
+    /// Who is inside, as each says of itself.
+    fn inside(&self) -> BTreeSet<NodeId> {
+        let joined = |groups: &Groups| groups.views().any(|v| v.name == NAME && v.joined);
+        let of = |(id, m): (&NodeId, &Member)| m.groups.as_ref().filter(|g| joined(g)).map(|_| *id);
+        self.members.iter().filter_map(of).collect()
+    }
+
+    fn modes(&self) -> BTreeSet<bool> {
+        let views = self.members.values().filter_map(|m| m.groups.as_ref());
+        views.flat_map(Groups::views).map(|view| view.mode == Mode::Ring).collect()
+    }
+
+    /// All inside have heard exactly these, each once, in any order.
+    fn all_heard(&self, bodies: &[&[u8]]) -> Result<(), String> {
+        for id in self.inside() {
+            let heard = &self.members[&id].heard;
+            for body in bodies {
+                let count = heard.iter().filter(|(_, heard)| heard == body).count();
+                if count != 1 {
+                    return Err(format!("{id:?} heard {body:?} {count} times"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sample_lives(&self) -> bool {
+        let inside = self.inside();
+        self.record().is_some_and(|r| r.sample.iter().any(|peer| inside.contains(&peer.id)))
+    }
+}
+
+/// A group of `count` of the nodes.
+fn group_of(seed: u64, count: usize, nodes: usize) -> World {
+    let mut world = World::new(seed, nodes);
+    let ids = world.ids();
+    let call = world.create(ids[0]);
+    world.run(SECOND);
+    assert_eq!(world.answers.get(&call), Some(&Answer::Done));
+    for id in ids.into_iter().take(count).skip(1) {
+        world.join(id);
+        world.run(SECOND / 10);
+    }
+    world.run(SECOND * 90);
+    assert_eq!(world.inside().len(), count, "seed {seed}");
+    world
+}
+
+#[test]
+fn a_message_costs_one_less_than_there_are_members() {
+    for (count, seed) in [(1, 1), (2, 2), (3, 3), (20, 4), (32, 5), (40, 6), (60, 7)] {
+        let mut world = group_of(seed, count, count + 2);
+        assert_eq!(world.modes(), BTreeSet::from([count > 32]), "{count} members");
+        let ids = world.ids();
+        let from = ids[world.rng.usize(0..count)];
+        world.packets = 0;
+        world.send(from, b"one");
+        world.run(SECOND);
+        assert_eq!(world.packets, count - 1, "{count} members");
+        assert_eq!(world.all_heard(&[b"one"]), Ok(()), "{count} members");
+        // From outside: once more in and back.
+        let outside = ids[count];
+        let call = world.send(outside, b"two");
+        world.run(SECOND);
+        assert_eq!(world.answers[&call], Answer::Done);
+        assert_eq!(world.packets, 2 * (count - 1), "{count} members");
+        assert_eq!(world.all_heard(&[b"two"]), Ok(()), "{count} members");
+        assert!(world.members[&outside].heard.is_empty());
+    }
+}
+
+/// T4.5: of fifty that create one name at once, one does; 200 join, 100 leave, and the record names
+/// at every moment somebody who is inside.
+#[test]
+fn one_of_fifty_creators_wins_and_the_record_always_names_a_member() {
+    for seed in 1..=3 {
+        let mut world = World::new(seed, 260);
+        let ids = world.ids();
+        let calls: Vec<u32> = ids[..50].iter().map(|id| world.create(*id)).collect();
+        world.run(SECOND * 5);
+        let made = |answer| calls.iter().filter(|call| world.answers[call] == answer).count();
+        assert_eq!((made(Answer::Done), made(Answer::Exists)), (1, 49), "seed {seed}");
+        assert_eq!(world.inside().len(), 1, "seed {seed}");
+        let inside = world.inside();
+        let mut joins = Vec::new();
+        for id in ids.iter().filter(|id| !inside.contains(id)).take(200) {
+            joins.push(world.join(*id));
+            let pause = Duration::from_millis(world.rng.u64(0..200));
+            world.run(pause);
+            assert!(world.sample_lives(), "seed {seed}: while they join");
+        }
+        world.run(SECOND * 90);
+        let failed = joins.iter().filter(|call| world.answers.get(call) != Some(&Answer::Done));
+        assert_eq!(failed.count(), 0, "seed {seed}");
+        assert_eq!(world.inside().len(), 201, "seed {seed}");
+        let mut leavers: Vec<NodeId> = world.inside().into_iter().collect();
+        world.rng.shuffle(&mut leavers);
+        for id in &leavers[..100] {
+            world.leave(*id);
+            let pause = Duration::from_millis(world.rng.u64(0..200));
+            world.run(pause);
+            assert!(world.sample_lives(), "seed {seed}: while they leave");
+        }
+        for _ in 0..60 {
+            world.run(SECOND);
+            assert!(world.sample_lives(), "seed {seed}: afterwards");
+        }
+        assert_eq!(world.inside().len(), 101, "seed {seed}");
+        let inside: Vec<NodeId> = world.inside().into_iter().collect();
+        let from = inside[0];
+        world.members.values_mut().for_each(|member| member.heard.clear());
+        // Best effort loses what it passes to somebody who left a moment ago.
+        world.send_reliably(from, b"still here");
+        world.run(SECOND * 20);
+        assert_eq!(world.all_heard(&[b"still here"]), Ok(()), "seed {seed}");
+    }
+}
+
+#[test]
+fn the_last_member_takes_the_record_away() {
+    let mut world = group_of(11, 3, 4);
+    let ids = world.ids();
+    for id in &ids[..3] {
+        assert!(world.record().is_some());
+        let call = world.leave(*id);
+        world.run(SECOND * 5);
+        assert_eq!(world.answers[&call], Answer::Done);
+    }
+    assert_eq!(world.record(), None);
+    let call = world.send(ids[3], b"anybody?");
+    world.run(SECOND * 5);
+    assert_eq!(world.answers[&call], Answer::Unknown);
+    let call = world.join(ids[3]);
+    world.run(SECOND * 5);
+    assert_eq!(world.answers[&call], Answer::Unknown);
+    let call = world.create(ids[3]);
+    world.run(SECOND * 5);
+    assert_eq!(world.answers[&call], Answer::Done);
+}
+
+/// All at once, however many: who is left takes everything over, the last one the record away.
+#[test]
+fn all_may_leave_at_once() {
+    for (seed, count) in [(1, 2), (2, 5), (3, 20), (4, 40)] {
+        let mut world = group_of(seed, count, count);
+        world.ids().into_iter().for_each(|id| _ = world.leave(id));
+        world.run(SECOND * 60);
+        assert_eq!(world.inside(), BTreeSet::new(), "{count} members");
+        let record = world.record();
+        let newcomer = world.ids()[0];
+        let call = if record.is_some() { world.join(newcomer) } else { world.create(newcomer) };
+        world.run(SECOND * 60);
+        assert_eq!(world.answers[&call], Answer::Done, "{count} members, {record:?}");
+    }
+}
+
+#[test]
+fn a_group_outlives_all_whom_its_record_names() {
+    for seed in 1..=5 {
+        let mut world = group_of(seed, 24, 25);
+        let named: Vec<NodeId> = world.record().unwrap().sample.iter().map(|p| p.id).collect();
+        assert_eq!(named.len(), 16, "seed {seed}");
+        named.iter().for_each(|id| world.crash(*id));
+        world.run(SECOND * 120);
+        assert!(world.sample_lives(), "seed {seed}");
+        let newcomer = world.ids()[24];
+        let call = world.join(newcomer);
+        world.run(SECOND * 5);
+        assert_eq!(world.answers[&call], Answer::Done, "seed {seed}");
+        assert_eq!(world.inside().len(), 9, "seed {seed}");
+        world.packets = 0;
+        world.send(newcomer, b"after");
+        world.run(SECOND);
+        assert_eq!((world.packets, world.all_heard(&[b"after"])), (8, Ok(())), "seed {seed}");
+    }
+}
+
+/// Everybody in it died: who comes next begins it anew, under the next epoch.
+#[test]
+fn a_dead_group_is_taken_over() {
+    let mut world = group_of(5, 3, 4);
+    let ids = world.ids();
+    let epoch = world.record().unwrap().epoch;
+    ids[..3].iter().for_each(|id| world.crash(*id));
+    let call = world.join(ids[3]);
+    world.run(SECOND * 60);
+    assert_eq!(world.answers[&call], Answer::Done);
+    assert_eq!(world.record().unwrap().epoch, epoch + 1);
+    assert!(world.sample_lives());
+}
+
+/// 33 members: a ring. 15: a mesh again. What is said meanwhile reaches all who stay, once.
+#[test]
+fn a_mesh_becomes_a_ring_and_a_ring_a_mesh() {
+    for seed in 1..=20 {
+        let mut world = group_of(seed, 30, 36);
+        assert_eq!(world.modes(), BTreeSet::from([false]), "seed {seed}");
+        let ids = world.ids();
+        let mut said: Vec<Vec<u8>> = Vec::new();
+        for (number, id) in ids[30..].iter().enumerate() {
+            world.join(*id);
+            for part in 0..20u8 {
+                let body = vec![u8::try_from(number).unwrap(), part];
+                world.send(ids[usize::from(part) % 30], &body);
+                said.push(body);
+                world.run(SECOND / 10);
+            }
+        }
+        world.run(SECOND * 60);
+        assert_eq!(world.modes(), BTreeSet::from([true]), "seed {seed}");
+        for id in &ids[..30] {
+            for body in &said {
+                let heard = world.members[id].heard.iter().filter(|(_, heard)| heard == body);
+                assert_eq!(heard.count(), 1, "seed {seed}: {id:?} {body:?}");
+            }
+        }
+        // Ids are spread evenly, whoever leaves.
+        let mut leavers = ids.clone();
+        world.rng.shuffle(&mut leavers);
+        for id in &leavers[15..] {
+            world.leave(*id);
+            world.run(SECOND / 2);
+        }
+        world.run(SECOND * 720);
+        assert_eq!(world.modes(), BTreeSet::from([false]), "seed {seed}");
+        assert_eq!(world.inside().len(), 15, "seed {seed}");
+        world.packets = 0;
+        world.send(leavers[3], b"small again");
+        world.run(SECOND);
+        assert_eq!(world.packets, 14, "seed {seed}");
+        assert_eq!(world.all_heard(&[b"small again"]), Ok(()), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_group_that_was_cut_in_two_becomes_one() {
+    for (seed, count) in [(1, 6), (2, 20), (3, 40), (4, 60)] {
+        let mut world = group_of(seed, count, count);
+        world.cut(|number| u32::from(number % 3 == 0));
+        world.run(SECOND * 120);
+        world.send(world.ids()[0], b"here");
+        world.run(SECOND);
+        let heard = |w: &World| w.members.values().filter(|m| !m.heard.is_empty()).count();
+        assert!(heard(&world) < count, "{count} members, cut");
+        world.side.clear();
+        world.run(SECOND * 900);
+        world.send(world.ids()[0], b"together");
+        world.run(SECOND);
+        assert_eq!(world.all_heard(&[b"together"]), Ok(()), "{count} members, seed {seed}");
+    }
+}
+
+/// Nothing is periodic below a minute, whatever the size; no write without a change.
+#[test]
+fn a_quiet_group_says_nothing() {
+    for (count, allowed) in [(2, 0), (20, 0), (40, 40 * 10 * 12)] {
+        let mut world = group_of(9, count, count);
+        world.run(SECOND * 300);
+        (world.sent, world.writes) = (0, 0);
+        world.run(SECOND * 600);
+        assert_eq!(world.writes, 0, "{count} members");
+        assert!(world.sent <= allowed, "{count} members sent {} in ten minutes", world.sent);
+        // The record must not end while the group lives.
+        world.run(SECOND * 2 * 3_600);
+        assert!((1..=3).contains(&world.writes), "{} writes in two hours", world.writes);
+    }
+}
+
+/// A member that came back without its memberships is not one.
+#[test]
+fn who_restarts_outside_is_outside() {
+    for (seed, count) in [(1, 5), (2, 40)] {
+        let mut world = group_of(seed, count, count);
+        let id = world.ids()[1];
+        world.crash(id);
+        world.restart(id);
+        world.send(world.ids()[0], b"hear me");
+        world.run(SECOND * 120);
+        let known = |id: NodeId| world.members[&id].groups.as_ref().unwrap().known_members(NAME);
+        for other in world.inside() {
+            assert!(!known(other).contains(&id), "{count} members");
+        }
+        assert!(world.members[&id].heard.is_empty());
+    }
+}
+
+#[test]
+fn a_node_is_in_so_many_groups_and_no_more() {
+    let mut world = World::new(3, 1);
+    let id = world.ids()[0];
+    let calls: Vec<u32> = (0..=GROUPS_MAX)
+        .map(|number| {
+            let (name, policy) = (format!("g{number}"), Policy::Open);
+            world.ask(id, |call| Command::Create { call, name, policy })
+        })
+        .collect();
+    world.run(SECOND * 5);
+    let answers: Vec<Answer> = calls.iter().map(|call| world.answers[call]).collect();
+    assert_eq!(answers.iter().filter(|answer| **answer == Answer::Done).count(), GROUPS_MAX);
+    assert_eq!(answers[GROUPS_MAX], Answer::Full);
+}
+
+/// What each said, as `number` of so many, in order.
+fn said_in_order(heard: &[(NodeId, Vec<u8>)], by: NodeId) -> Vec<u32> {
+    let of = |(from, body): &(NodeId, Vec<u8>)| {
+        let number = <[u8; 4]>::try_from(body.as_slice()).ok()?;
+        (*from == by).then(|| u32::from_be_bytes(number))
+    };
+    heard.iter().filter_map(of).collect()
+}
+
+/// Every member hears every sender in order, each message once, whatever is lost: one message of
+/// ten here, checks, answers and repairs among them.
+#[test]
+fn reliable_messages_arrive_once_and_in_order_though_messages_are_lost() {
+    for (seed, count) in [(1, 5), (2, 20), (3, 32), (4, 40), (5, 60), (6, 2)] {
+        let mut world = group_of(seed, count, count + 1);
+        world.loss = Some(10);
+        let ids = world.ids();
+        let senders: Vec<NodeId> = ids[..count.min(4)].to_vec();
+        for number in 0..60u32 {
+            for sender in &senders {
+                world.send_reliably(*sender, &number.to_be_bytes());
+            }
+            world.run(SECOND / 4);
+        }
+        world.run(SECOND * 60);
+        let all: Vec<u32> = (0..60).collect();
+        for id in &ids[..count] {
+            for sender in &senders {
+                let heard = said_in_order(&world.members[id].heard, *sender);
+                assert_eq!(heard, all, "{count} members, seed {seed}: {id:?} of {sender:?}");
+            }
+        }
+        world.loss = None;
+        world.run(SECOND * 120);
+        // When all is said, nothing is repeated.
+        world.sent = 0;
+        world.run(SECOND * 60);
+        assert!(world.sent <= count * 12, "{count} members still say {}", world.sent);
+    }
+}
+
+/// Without loss: n-1 messages each, and a check of all for every sixteen.
+#[test]
+fn being_sure_costs_an_eighth_more() {
+    let mut world = group_of(3, 20, 20);
+    let id = world.ids()[0];
+    world.sent = 0;
+    for number in 0..64u32 {
+        world.send_reliably(id, &number.to_be_bytes());
+        world.run(SECOND / 20);
+    }
+    world.run(SECOND * 10);
+    let (members, checks) = (19, 64 / 16 + 1);
+    let most = 64 * members + checks * 2 * members;
+    assert!((64 * members..=most).contains(&world.sent), "{} messages, {most} at most", world.sent);
+}
+
+/// Senders and members die in the middle; those who stay hear every sender that stays in full, and
+/// of one that died a beginning without holes. Newcomers hear everything from some point on.
+#[test]
+fn reliable_messages_survive_deaths_and_newcomers() {
+    for seed in 1..=6 {
+        let count = if seed % 2 == 0 { 24 } else { 44 };
+        let mut world = group_of(seed, count, count + 4);
+        world.loss = Some(50);
+        let ids = world.ids();
+        let (stays, dies) = (ids[1], ids[2]);
+        for number in 0..100u32 {
+            world.send_reliably(stays, &number.to_be_bytes());
+            if number < 50 {
+                world.send_reliably(dies, &number.to_be_bytes());
+            }
+            match number {
+                50 => world.crash(dies),
+                20 | 40 => world.crash(ids[number as usize / 10 + 5]),
+                30 => _ = world.join(ids[count]),
+                60 => _ = world.join(ids[count + 1]),
+                _ => {}
+            }
+            world.run(SECOND / 4);
+        }
+        world.run(SECOND * 120);
+        let inside = world.inside();
+        assert_eq!(inside.len(), count - 3 + 2, "seed {seed}");
+        for id in &inside {
+            let heard = &world.members[id].heard;
+            let (all, some) = (said_in_order(heard, stays), said_in_order(heard, dies));
+            let first = *all.first().unwrap();
+            assert_eq!(all, (first..100).collect::<Vec<_>>(), "seed {seed}: {id:?}");
+            let newcomer = *id == ids[count] || *id == ids[count + 1];
+            assert_eq!(first == 0, !newcomer, "seed {seed}: {id:?} begins with {first}");
+            let from = some.first().copied().unwrap_or(0);
+            let until = u32::try_from(some.len()).unwrap() + from;
+            assert_eq!(some, (from..until).collect::<Vec<_>>(), "seed {seed}: {id:?} of the dead");
+        }
+    }
+}
+
+/// A sender that is faster than the slowest member is told to wait, and loses nothing.
+#[test]
+fn a_full_window_refuses_and_opens_again() {
+    let mut world = group_of(8, 10, 10);
+    let id = world.ids()[0];
+    let calls: Vec<u32> =
+        (0..400u32).map(|number| world.send_reliably(id, &number.to_be_bytes())).collect();
+    world.run(SECOND * 20);
+    let busy = calls.iter().filter(|call| world.answers[call] == Answer::Busy).count();
+    assert!(busy > 0, "the window never closed");
+    let call = world.send_reliably(id, b"room again");
+    world.run(SECOND * 5);
+    assert_eq!(world.answers[&call], Answer::Done);
+    let heard = &world.members[&world.ids()[5]].heard;
+    assert_eq!(said_in_order(heard, id).len(), 400 - busy);
+    assert!(heard.iter().any(|(_, body)| body == b"room again"));
+}

@@ -6,6 +6,7 @@
 //! [`people`]; what it does for other nodes' streams and for the gateway in [`serve`].
 
 mod boot;
+mod groups;
 mod people;
 mod serve;
 
@@ -106,6 +107,7 @@ pub(crate) struct Agent {
     routes: serve::Routes,
     events: RefCell<VecDeque<Value>>,
     followers: RefCell<Vec<Sender<Value>>>,
+    listeners: RefCell<groups::Listeners>,
     warnings: RefCell<VecDeque<String>>,
     leaving: Cell<bool>,
     /// Services are stopped when the node has left, not only the agent.
@@ -172,6 +174,9 @@ impl Agent {
                 if let Some(gateway) = self.gateway.borrow().as_ref() {
                     gateway.set_ports(ports);
                 }
+            }
+            Event::GroupMessage { group, from, from_name, body } => {
+                self.group_message(&group, from, &from_name, &body);
             }
             Event::Left => self.left.set(true),
         }

@@ -43,6 +43,7 @@ pub(super) enum Command {
     Logs(Logs),
     Events(Events),
     Announce(Announce),
+    Group(Group),
     Stop(Stop),
     Rm(Rm),
     Reload(Reload),
@@ -54,12 +55,15 @@ pub(super) enum Command {
 /// Every command, for suggestions and `help`.
 pub(super) const COMMANDS: &[&str] = &[
     "init", "invite", "join", "agent", "status", "nodes", "plan", "deploy", "ps", "why", "lookup",
-    "logs", "events", "announce", "stop", "rm", "reload", "leave", "demo", "version", "help",
+    "logs", "events", "announce", "group", "stop", "rm", "reload", "leave", "demo", "version",
+    "help",
 ];
 
 /// Commands that tell something, so that `-o json` means something.
-pub(super) const TELLING: &[&str] =
-    &["status", "nodes", "plan", "deploy", "ps", "why", "lookup", "logs", "events", "version"];
+pub(super) const TELLING: &[&str] = &[
+    "status", "nodes", "plan", "deploy", "ps", "why", "lookup", "logs", "events", "group",
+    "version",
+];
 
 /// begin a new community with this machine as its first node
 #[derive(FromArgs, Debug)]
@@ -208,6 +212,87 @@ pub(super) struct Events {
     #[argh(switch, short = 'f')]
     pub(super) follow: bool,
 }
+
+/// tell things to several nodes together
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "group",
+    example = "{command_name} create choir\n{command_name} listen choir\n\
+               {command_name} send choir 'we sing at eight'"
+)]
+pub(super) struct Group {
+    #[argh(subcommand)]
+    pub(super) command: GroupCommand,
+}
+
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+pub(super) enum GroupCommand {
+    Create(GroupCreate),
+    Join(GroupJoin),
+    Leave(GroupLeave),
+    Send(GroupSend),
+    Listen(GroupListen),
+    List(GroupList),
+}
+
+/// begin a group with this node as its first member
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "create", example = "{command_name} choir --members-only")]
+pub(super) struct GroupCreate {
+    #[argh(positional)]
+    pub(super) group: String,
+    /// only members may send
+    #[argh(switch)]
+    pub(super) members_only: bool,
+}
+
+/// make this node a member, until it leaves
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "join", example = "{command_name} choir")]
+pub(super) struct GroupJoin {
+    #[argh(positional)]
+    pub(super) group: String,
+}
+
+/// make this node a member no longer
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "leave", example = "{command_name} choir")]
+pub(super) struct GroupLeave {
+    #[argh(positional)]
+    pub(super) group: String,
+}
+
+/// tell all members something; from any node
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "send", example = "{command_name} choir 'we sing at eight'")]
+pub(super) struct GroupSend {
+    #[argh(positional)]
+    pub(super) group: String,
+    /// what to tell, at most 16 KiB; - reads it from stdin
+    #[argh(positional)]
+    pub(super) text: String,
+    /// in order for each sender and exactly once, also if messages are lost
+    #[argh(switch)]
+    pub(super) reliable: bool,
+}
+
+/// print what is said in a group; this node is a member while it lasts
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "listen", example = "{command_name} choir --count 1")]
+pub(super) struct GroupListen {
+    #[argh(positional)]
+    pub(super) group: String,
+    /// end after so many messages
+    #[argh(option, arg_name = "messages")]
+    pub(super) count: Option<u64>,
+}
+
+/// the groups this node is in
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "list", example = "{command_name} -o json")]
+pub(super) struct GroupList {}
 
 /// stop a service; it stays known
 #[derive(FromArgs, Debug)]

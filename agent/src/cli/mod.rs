@@ -6,6 +6,7 @@
 
 mod args;
 mod demo;
+mod group;
 mod read;
 mod services;
 mod setup;
@@ -220,6 +221,7 @@ fn dispatch(command: Command, cx: &mut Cx<'_>) -> Outcome {
         Command::Lookup(args) => read::lookup(&args, cx),
         Command::Plan(args) => services::plan(&args, cx),
         Command::Deploy(args) => services::deploy(&args, cx),
+        Command::Group(args) => group::group(&args, cx),
         Command::Stop(args) => services::stop(&args, cx),
         Command::Rm(args) => services::rm(&args, cx),
         Command::Logs(args) => stream::logs(&args, cx),

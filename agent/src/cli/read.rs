@@ -11,7 +11,7 @@ use super::{ASK_LIMIT, Cx, Failure, Outcome, args, within};
 use crate::control::exit;
 
 /// Asks for one value; prints it if it was wanted as JSON, returns it otherwise.
-fn tell(cx: &mut Cx<'_>, path: &str) -> Result<Option<Value>, Failure> {
+pub(super) fn tell(cx: &mut Cx<'_>, path: &str) -> Result<Option<Value>, Failure> {
     let client = cx.client()?;
     let answered = smol::block_on(within(ASK_LIMIT, client.get(path)))?;
     let value = cx.whole(answered);

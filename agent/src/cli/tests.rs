@@ -290,6 +290,31 @@ fn streams_are_printed_line_by_line() {
 }
 
 #[test]
+fn groups_are_told_and_listened_to() {
+    let agent = Running::start();
+    let ran = agent.run(&["group", "create", "choir", "--members-only"]);
+    assert_eq!((ran.exit, ran.err.as_str()), (0, "choir created; this node is its first member\n"));
+    assert_eq!(agent.run(&["group", "join", "choir"]).err, "joined choir\n");
+    assert_eq!(agent.run(&["group", "leave", "choir"]).err, "left choir\n");
+    assert_eq!(agent.run(&["group", "send", "choir", "at eight"]).exit, 0);
+    let ran = agent.run(&["group", "send", "nowhere", "x"]);
+    assert_eq!((ran.exit, ran.err.as_str()), (1, "dugnad: there is no group nowhere\n"));
+    let ran = agent.run(&["group", "listen", "choir", "--count", "1"]);
+    assert_eq!(
+        (ran.out.as_str(), ran.err.as_str()),
+        ("0000-attic hello\n", "listening to choir\n")
+    );
+    let list = agent.run(&["group", "list"]).out;
+    let line = "choir  3        mesh  member  yes   2          7";
+    assert_eq!(list.lines().nth(1), Some(line), "{list}");
+    let list: Value =
+        serde_json::from_str(&agent.run(&["group", "list", "-o", "json"]).out).unwrap();
+    assert_eq!(list[0]["form"], "mesh");
+    assert_eq!(agent.run(&["group", "join", "No Such"]).exit, 2);
+    assert_eq!(agent.run(&["group"]).exit, 2);
+}
+
+#[test]
 fn waiting_has_an_end() {
     let never = smol::future::pending::<Result<(), Failure>>();
     let failure = smol::block_on(within(Duration::from_millis(1), never)).unwrap_err();

@@ -121,6 +121,18 @@ impl Client {
         self.whole(Method::POST, path, body).await
     }
 
+    /// Sends bytes as they are.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn post_bytes(
+        &self,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<Answered, ClientError> {
+        self.whole(Method::POST, path, Payload::whole(body)).await
+    }
+
     /// Lines of JSON as they come.
     ///
     /// # Errors

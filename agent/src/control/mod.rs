@@ -15,9 +15,15 @@
 //! | `POST /v1/stop/NAME`, `/v1/rm/NAME` | one JSON value |
 //! | `POST /v1/leave`, `/v1/reload`, `/v1/invite?secs=N` | one JSON value |
 //! | `GET /v1/logs/NAME?tail=N&follow=1`, `/v1/events?follow=1` | one JSON object a line |
+//! | `GET /v1/groups` | one JSON value |
+//! | `POST /v1/groups/NAME/create?members_only=1`, `.../join`, `.../leave` | one JSON value |
+//! | `POST /v1/groups/NAME/send?reliable=1`, body: the message | one JSON value |
+//! | `GET /v1/groups/NAME/messages` | one JSON object a line |
 //! | `GET /healthz`, `/metrics` | text |
 //!
 //! An error is `{"error": TEXT, "exit": CODE, "reasons": [..]}`; the code is the command line's.
+//!
+//! Services have a door of their own, with less behind it: [`door`].
 //!
 //! A package travels over the socket as a stream of its files instead of as a path: the agent may
 //! run as another user who cannot read the caller's files, and an agent that opens any path it is
@@ -25,6 +31,8 @@
 
 mod body;
 mod client;
+mod door;
+mod groups;
 mod metrics;
 mod server;
 pub(crate) mod shape;
@@ -45,6 +53,8 @@ use serde_json::Value;
 use smol::channel::Receiver;
 
 pub(crate) use client::{Answered, Client, ClientError};
+pub(crate) use door::ServiceDoor;
+pub(crate) use groups::message as group_message;
 pub(crate) use metrics::Metrics;
 pub(crate) use server::Control;
 
@@ -77,6 +87,23 @@ pub(crate) struct Wanted {
     pub(crate) follow: bool,
 }
 
+/// Something that ends when nobody holds it any more.
+pub(crate) struct Hold(Option<Box<dyn FnOnce()>>);
+
+impl Hold {
+    pub(crate) fn new(end: impl FnOnce() + 'static) -> Self {
+        Self(Some(Box::new(end)))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(end) = self.0.take() {
+            end();
+        }
+    }
+}
+
 /// What the agent does for its own people. Object safe; everything stays on the agent's thread.
 pub(crate) trait AgentApi {
     /// See [`shape::status`].
@@ -101,6 +128,12 @@ pub(crate) trait AgentApi {
 
     /// Events as [`shape::event`] makes them, through a bounded channel.
     fn events(&self, wanted: Wanted) -> Receiver<Value>;
+
+    /// What is said in a group from now on, as [`group_message`] makes it; the channel is bounded.
+    fn heard(&self, group: &str) -> Receiver<Value>;
+
+    /// Makes this node a member for as long as the result lives.
+    fn hold(&self, group: String) -> Local<Result<Hold, Answer>>;
 
     /// Hands everything over and leaves the community.
     fn leave(&self) -> Local<Result<(), String>>;

@@ -25,7 +25,7 @@ use smol_hyper::rt::{FuturesIo, SmolTimer};
 
 use super::body::Payload;
 use super::shape::{self, Told, Trouble};
-use super::{AgentApi, Wanted, exit, socket, upload};
+use super::{AgentApi, Wanted, exit, groups, socket, upload};
 
 /// Connections at a time; people and scripts of one machine need few.
 const CONNECTIONS_MAX: usize = 32;
@@ -106,7 +106,7 @@ impl Drop for Open {
     }
 }
 
-type Reply = Result<Response<Payload>, Trouble>;
+pub(super) type Reply = Result<Response<Payload>, Trouble>;
 
 impl Door {
     fn admit(self: &Rc<Self>, stream: UnixStream) {
@@ -134,12 +134,7 @@ impl Door {
         self: Rc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<Payload>, Infallible> {
-        Ok(self.route(request).await.unwrap_or_else(|trouble| {
-            let mut response = json_response(&trouble.json());
-            *response.status_mut() =
-                hyper::StatusCode::from_u16(trouble.status).unwrap_or_default();
-            response
-        }))
+        Ok(self.route(request).await.unwrap_or_else(|trouble| failed(&trouble)))
     }
 
     async fn route(self: Rc<Self>, request: Request<Incoming>) -> Reply {
@@ -192,6 +187,9 @@ impl Door {
             (false, ("v1", Some("deploy"), None, None)) => {
                 let spec = read_spec(request).await?;
                 Ok(self.deploy(spec))
+            }
+            (_, ("v1", Some("groups"), name, verb)) => {
+                groups::route(&self.backend, get, (name, verb), &query, request).await
             }
             (false, ("v1", Some("ingest"), None, None)) => self.ingest(request).await,
             (false, ("v1", Some("leave"), None, None)) => {
@@ -370,7 +368,7 @@ async fn next_about(events: &mut Receiver<Value>, service: &str) -> Value {
     }
 }
 
-struct Query(String);
+pub(super) struct Query(pub(super) String);
 
 impl Query {
     fn get(&self, name: &str) -> Option<&str> {
@@ -378,7 +376,7 @@ impl Query {
         pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
     }
 
-    fn has(&self, name: &str) -> bool {
+    pub(super) fn has(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| value != "0")
     }
 
@@ -423,7 +421,13 @@ async fn read_spec(request: Request<Incoming>) -> Result<Spec, Trouble> {
     Ok(spec)
 }
 
-fn json_response(value: &Value) -> Response<Payload> {
+pub(super) fn failed(trouble: &Trouble) -> Response<Payload> {
+    let mut response = json_response(&trouble.json());
+    *response.status_mut() = hyper::StatusCode::from_u16(trouble.status).unwrap_or_default();
+    response
+}
+
+pub(super) fn json_response(value: &Value) -> Response<Payload> {
     typed(Payload::whole(format!("{value}\n")), "application/json")
 }
 
@@ -431,7 +435,7 @@ fn text(text: String) -> Response<Payload> {
     typed(Payload::whole(text), "text/plain; version=0.0.4")
 }
 
-fn lines(values: impl Stream<Item = Value> + 'static) -> Response<Payload> {
+pub(super) fn lines(values: impl Stream<Item = Value> + 'static) -> Response<Payload> {
     let lines = values.map(|value| Bytes::from(format!("{value}\n")));
     typed(Payload::stream(lines), "application/x-ndjson")
 }

@@ -5,7 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use dugnad_fabric::Amounts;
 use dugnad_kernel::NodeId;
 use dugnad_node::{
-    Answer, Happened, NodeState, NodeView, PlanView, ReplicaState, ReplicaView, ServiceView, Status,
+    Answer, GroupMode, GroupPolicy, GroupView, Happened, NodeState, NodeView, PlanView,
+    ReplicaState, ReplicaView, ServiceView, Status,
 };
 use dugnad_resource::spec::{Arch, Port, Tree};
 use serde_json::{Value, json};
@@ -198,6 +199,21 @@ pub(crate) fn event(at: SystemTime, happened: &Happened) -> Value {
     })
 }
 
+/// One membership of this node.
+fn group(view: &GroupView) -> Value {
+    json!({
+        "group": view.name,
+        "members": view.members,
+        "form": match view.mode { GroupMode::Mesh => "mesh", GroupMode::Ring => "ring" },
+        "members_only": view.policy == GroupPolicy::Members,
+        "epoch": view.epoch,
+        "state": if view.joined { "member" } else { "joining" },
+        "kept": view.kept,
+        "listeners": view.listeners,
+        "heard": view.delivered,
+    })
+}
+
 /// What did not work: HTTP status and body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Trouble {
@@ -260,6 +276,7 @@ pub(super) fn answer(answer: Answer, about: &str) -> Result<Told, Trouble> {
             "certain": certain,
             "micros": u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         })),
+        Answer::Groups(groups) => told(groups.iter().map(group).collect()),
         Answer::Done => told(json!({})),
         Answer::Unmet(reasons) => {
             let text = "it cannot be met now";

@@ -1,12 +1,15 @@
 #![allow(clippy::unwrap_used)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::unix::fs::PermissionsExt;
 use std::rc::Rc;
 
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Hash, Id, NodeId, Peer};
-use dugnad_node::{NodeState, NodeView, PlanView, ReplicaState, ReplicaView, ServiceView, Status};
+use dugnad_node::{
+    GroupMode, GroupPolicy, GroupQuestion, GroupView, NodeState, NodeView, PlanView, ReplicaState,
+    ReplicaView, ServiceView, Status,
+};
 use dugnad_resource::describe::Profile;
 use dugnad_resource::execute::ReplicaId;
 use dugnad_resource::spec::{self, Arch, Port};
@@ -25,6 +28,8 @@ pub(crate) struct FakeAgent {
     /// Missing at the end of a deploy.
     pub(crate) missing: RefCell<Vec<String>>,
     pub(crate) files: RefCell<Vec<String>>,
+    /// Memberships that are held now.
+    pub(crate) held: Rc<Cell<usize>>,
 }
 
 const AMOUNTS: Amounts = Amounts { memory: 128 << 20, cpu: 500, disk: 2 << 30, processes: 64 };
@@ -87,6 +92,7 @@ impl FakeAgent {
             followers: RefCell::default(),
             missing: RefCell::default(),
             files: RefCell::default(),
+            held: Rc::default(),
         }
     }
 
@@ -127,6 +133,21 @@ impl FakeAgent {
                 let ready = if missing.is_empty() { 3 } else { 1 };
                 Answer::Deployed { service: wiki(ready), missing }
             }
+            Question::Group(GroupQuestion::List) => Answer::Groups(vec![GroupView {
+                name: "choir".to_owned(),
+                mode: GroupMode::Mesh,
+                policy: GroupPolicy::Open,
+                epoch: 1,
+                members: 3,
+                joined: true,
+                kept: true,
+                listeners: 2,
+                delivered: 7,
+            }]),
+            Question::Group(GroupQuestion::Send { name, .. }) if name == "nowhere" => {
+                Answer::Failed("there is no group nowhere".to_owned())
+            }
+            Question::Group(_) => Answer::Done,
             Question::Ps => Answer::Ps { services: vec![wiki(1)], complete: false },
             Question::Why(name) if name == "wiki" => {
                 Answer::Why(vec!["it was asked for".to_owned()])
@@ -233,6 +254,25 @@ impl AgentApi for FakeAgent {
             self.followers.borrow_mut().push(to);
         }
         from
+    }
+
+    fn heard(&self, group: &str) -> Receiver<Value> {
+        let (to, from) = smol::channel::bounded(8);
+        to.try_send(json!({"group": group, "node": "0", "node_name": "attic", "text": "hello"}))
+            .unwrap();
+        self.followers.borrow_mut().push(to);
+        from
+    }
+
+    fn hold(&self, group: String) -> Local<Result<Hold, Answer>> {
+        let held = Rc::clone(&self.held);
+        Box::pin(async move {
+            if group == "nowhere" {
+                return Err(Answer::Failed("there is no group nowhere".to_owned()));
+            }
+            held.set(held.get() + 1);
+            Ok(Hold::new(move || held.set(held.get() - 1)))
+        })
     }
 
     fn leave(&self) -> Local<Result<(), String>> {
@@ -493,4 +533,85 @@ fn an_upload_that_breaks_off_leaves_nothing_and_more_than_two_wait() {
             smol::future::yield_now().await;
         }
     });
+}
+
+/// Waits until so many memberships are held; whoever listens holds one.
+async fn held(agent: &FakeAgent, count: usize) {
+    for _ in 0..500 {
+        if agent.held.get() == count {
+            return;
+        }
+        smol::Timer::after(Duration::from_millis(10)).await;
+    }
+    panic!("{} memberships are held, not {count}", agent.held.get());
+}
+
+#[test]
+fn a_listener_is_a_member_while_it_listens() {
+    with_agent(|socket, agent| async move {
+        let client = Client::new(socket);
+        let list = client.get("/v1/groups").await.unwrap().value;
+        assert_eq!((&list[0]["group"], &list[0]["members"]), (&json!("choir"), &json!(3)));
+        let mut lines = client.get_lines("/v1/groups/choir/messages").await.unwrap();
+        assert_eq!(lines.next().await.unwrap().unwrap()["text"], "hello");
+        held(&agent, 1).await;
+        drop(lines);
+        held(&agent, 0).await;
+        let error = client.get_lines("/v1/groups/nowhere/messages").await.err().unwrap();
+        assert_eq!(error.to_string(), "there is no group nowhere");
+        client.post_bytes("/v1/groups/choir/send", b"\xff\x00".to_vec()).await.unwrap();
+        let sent = agent.asked.borrow().last().cloned().unwrap();
+        assert!(sent.contains("Send") && sent.contains("[255, 0]"), "{sent}");
+        let large =
+            client.post_bytes("/v1/groups/choir/send", vec![0; 20 << 10]).await.unwrap_err();
+        assert_eq!(large.exit(), exit::USAGE);
+        assert_eq!(client.get("/v1/groups/x/y").await.unwrap_err().exit(), exit::USAGE);
+    });
+}
+
+/// What a service may do at its own door, and that it ends with the door.
+#[test]
+fn the_door_of_a_service_is_narrow() {
+    let dir = tempfile::tempdir().unwrap();
+    let ex = Rc::new(LocalExecutor::new());
+    let agent = Rc::new(FakeAgent::new(dir.path().join("staging")));
+    let socket = dir.path().join("service.sock");
+    let backend = Rc::clone(&agent) as Rc<dyn AgentApi>;
+    let door = ServiceDoor::open(Rc::clone(&ex), socket.clone(), None, backend).unwrap();
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    smol::block_on(ex.run(async {
+        let client = Client::new(socket.clone());
+        let list = client.get("/v1/groups").await.unwrap().value;
+        assert_eq!(list, json!([]), "it joined none");
+        for name in ["choir", "b", "c", "d"] {
+            client.post(&format!("/v1/groups/{name}/join"), None).await.unwrap();
+        }
+        // Twice is once.
+        client.post("/v1/groups/choir/join", None).await.unwrap();
+        assert_eq!(agent.held.get(), 4);
+        let more = client.post("/v1/groups/e/join", None).await.unwrap_err();
+        assert_eq!(more.exit(), exit::REFUSED);
+        let list = client.get("/v1/groups").await.unwrap().value;
+        assert_eq!(list.as_array().unwrap().len(), 1);
+        client.post("/v1/groups/b/leave", None).await.unwrap();
+        assert_eq!(agent.held.get(), 3);
+        let mut lines = client.get_lines("/v1/groups/choir/messages").await.unwrap();
+        assert_eq!(lines.next().await.unwrap().unwrap()["text"], "hello");
+        for path in ["/v1/status", "/v1/ps", "/v1/nodes", "/v1/events", "/metrics"] {
+            assert_eq!(client.get(path).await.unwrap_err().exit(), exit::USAGE, "{path}");
+        }
+        for path in ["/v1/leave", "/v1/stop/wiki", "/v1/groups/choir/create"] {
+            assert_eq!(client.post(path, None).await.unwrap_err().exit(), exit::USAGE, "{path}");
+        }
+        let mut refused = 0;
+        for _ in 0..100 {
+            let sent = client.post_bytes("/v1/groups/choir/send", b"x".to_vec()).await;
+            refused += usize::from(sent.is_err_and(|error| error.exit() == exit::REFUSED));
+        }
+        assert!(refused > 0, "a service may send as much as it likes");
+        drop(door);
+        held(&agent, 0).await;
+        assert!(!socket.exists());
+    }));
 }

@@ -7,7 +7,7 @@
 //! | `TMPDIR` | scratch space, empty at every start |
 //! | `DUGNAD_SERVICE`, `DUGNAD_REPLICA` | its name, its number |
 //! | `DUGNAD_NODE`, `DUGNAD_ARCH` | the name and processor of the node |
-//! | `DUGNAD_SOCKET` | store and peers, HTTP on a Unix socket; nothing answers there yet |
+//! | `DUGNAD_SOCKET` | groups, HTTP on a Unix socket of this replica (`control/door.rs`) |
 //! | `PATH` | the usual folders of programs |
 //!
 //! `LISTEN_FDS` is not passed: the agent would have to hold `PORT` open itself, and an ordinary
@@ -27,6 +27,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// what it likes, but not what the contract promises.
 pub(super) fn environment(
     config: &HostConfig,
+    socket: &Path,
     run: &Run,
     port: Option<u16>,
     state: &Path,
@@ -56,7 +57,7 @@ pub(super) fn environment(
         ("DUGNAD_REPLICA", run.id.number.to_string()),
         ("DUGNAD_NODE", config.node_name.clone()),
         ("DUGNAD_ARCH", config.arch.name().to_owned()),
-        ("DUGNAD_SOCKET", text(&config.socket)),
+        ("DUGNAD_SOCKET", text(socket)),
     ];
     env.extend(contract.map(|(name, value)| (name.to_owned(), value)));
     env

@@ -81,9 +81,10 @@ impl Prepared {
         let state = folder.state();
         let cwd = if has_package { folder.package() } else { state.clone() };
         let private_tmp = user.is_some() && shared.probe.mount_namespaces;
-        let view = if private_tmp { Some(view(shared, &folder, has_package)?) } else { None };
+        let view = if private_tmp { Some(view(shared, run, &folder)?) } else { None };
         let tmp = if private_tmp { PathBuf::from("/tmp") } else { folder.tmp() };
-        let mut env = contract::environment(&shared.config, run, port, &state, &tmp);
+        let mut env =
+            contract::environment(&shared.config, &shared.socket_of(run), run, port, &state, &tmp);
         if let Some((name, value)) = cookie(shared, run).split_once('=') {
             env.insert(name.to_owned(), value.to_owned());
         }
@@ -178,14 +179,14 @@ impl Prepared {
     }
 }
 
-fn view(shared: &Shared, folder: &Folder, has_package: bool) -> io::Result<View> {
+fn view(shared: &Shared, run: &Run, folder: &Folder) -> io::Result<View> {
     let mut binds = vec![Bind { path: folder.state(), writable: true }];
-    if has_package {
+    if run.package.is_some() {
         binds.push(Bind { path: folder.package(), writable: false });
     }
     // The socket's folder rather than the socket: the next agent makes a new socket in it. Not if
     // that would show the agent's own folder.
-    if let Some(dir) = shared.config.socket.parent() {
+    if let Some(dir) = shared.socket_of(run).parent() {
         if dir.is_dir() && !shared.services.starts_with(dir) {
             binds.push(Bind { path: dir.to_path_buf(), writable: false });
         }
@@ -421,7 +422,7 @@ impl Shared {
     }
 
     /// The user a replica runs as: the same one every time, unless another has it now.
-    fn user_for(&self, id: dugnad_resource::execute::ReplicaId) -> Option<u32> {
+    pub(super) fn user_for(&self, id: dugnad_resource::execute::ReplicaId) -> Option<u32> {
         if !self.probe.root {
             return None;
         }

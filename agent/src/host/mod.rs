@@ -28,6 +28,7 @@ mod replica;
 mod running;
 mod shared;
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -60,6 +61,9 @@ const ORDERS_MAX: usize = 32;
 /// The group the keepers of logs are in.
 const KEEPERS: &str = "logs";
 
+/// Answers at a replica's socket, for that user alone, until the result is dropped.
+pub(crate) type OpenDoor = Rc<dyn Fn(PathBuf, Option<u32>) -> io::Result<Box<dyn Any>>>;
+
 /// Puts a stored package into a folder.
 pub(crate) type Unpack = Rc<dyn Fn(Tree, PathBuf) -> Pin<Box<dyn Future<Output = io::Result<()>>>>>;
 
@@ -71,9 +75,11 @@ pub(crate) struct HostConfig {
     pub(crate) arch: Arch,
     /// The owner's ceilings on the sum of all services.
     pub(crate) ceilings: Ceilings,
-    /// What services get as `DUGNAD_SOCKET`. For a service with a user and a view of its own its
-    /// folder is shown; so it should be in one that holds nothing else.
+    /// What services get as `DUGNAD_SOCKET`, but each replica in a folder of its own beside it:
+    /// `run/dugnad.sock` says `run/NAME.NUMBER/dugnad.sock`. A service with a view of its own sees
+    /// that folder.
     pub(crate) socket: PathBuf,
+    pub(crate) door: OpenDoor,
     pub(crate) unpack: Unpack,
 }
 

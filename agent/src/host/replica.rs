@@ -131,6 +131,11 @@ impl Replica {
     /// One process from start to end. `Ok` is the order that ended it.
     async fn once(&mut self, run: &Rc<Run>, running: Option<Running>) -> Result<Order, Fail> {
         self.shared.set_young(self.id, true);
+        let user = match &running {
+            Some(running) => running.user,
+            None => self.shared.user_for(self.id),
+        };
+        let door = self.shared.open_door(run, user);
         let (running, prepared) = match running {
             Some(running) => {
                 let (user, port) = (running.user, running.port);
@@ -178,6 +183,7 @@ impl Replica {
         };
         running.remove_group().await;
         self.shared.set_ended(self.id);
+        self.shared.close_door(run, door);
         if let Err(error) = smol::unblock(move || folder.clear()).await {
             log::warn!("{error}");
         }

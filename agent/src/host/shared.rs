@@ -1,7 +1,10 @@
 //! What the tasks of all replicas share: the machine, and the table of what each is doing.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Child;
@@ -14,7 +17,7 @@ use dugnad_resource::execute::{Order, ReplicaId, Report, Run};
 use smol::channel::Sender;
 use smol::{Async, LocalExecutor};
 
-use super::record::Folder;
+use super::record::{Folder, make_dir};
 use super::running::Running;
 use super::{Endpoint, HostConfig, RunningView, State};
 
@@ -88,6 +91,38 @@ impl Entry {
 impl Shared {
     pub(super) fn folder(&self, run: &Run) -> Folder {
         Folder::of(&self.services, &run.spec.name, run.id)
+    }
+
+    /// Where a replica finds its door.
+    pub(super) fn socket_of(&self, run: &Run) -> PathBuf {
+        let socket = &self.config.socket;
+        match (socket.parent(), socket.file_name()) {
+            (Some(dir), Some(name)) => dir.join(self.folder(run).name()).join(name),
+            _ => socket.clone(),
+        }
+    }
+
+    /// Opens the door of a replica. Its folder stays when the agent ends: a box that was told of
+    /// it shows the next agent's socket, too. Only we may write to it.
+    pub(super) fn open_door(&self, run: &Run, user: Option<u32>) -> Option<Box<dyn Any>> {
+        let socket = self.socket_of(run);
+        let opened = socket.parent().map_or(Ok(()), |dir| make_dir(dir, 0o755));
+        match opened.and_then(|()| (self.config.door)(socket, user)) {
+            Ok(door) => Some(door),
+            Err(error) => {
+                log::warn!("{} {} has no socket: {error}", run.spec.name, run.id.number);
+                None
+            }
+        }
+    }
+
+    /// The replica runs no more.
+    pub(super) fn close_door(&self, run: &Run, door: Option<Box<dyn Any>>) {
+        drop(door);
+        if let Some(dir) = self.socket_of(run).parent() {
+            // It is made anew where it is needed.
+            let _: io::Result<()> = fs::remove_dir(dir);
+        }
     }
 
     fn with(&self, id: ReplicaId, change: impl FnOnce(&mut Entry)) {

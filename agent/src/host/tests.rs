@@ -53,6 +53,10 @@ fn open(ex: &Rc<LocalExecutor<'static>>, dir: &Path) -> (Rc<Host>, Receiver<Repo
             upload: None,
         },
         socket: dir.join("d/run/dugnad.sock"),
+        door: Rc::new(|socket, _| {
+            fs::write(socket, "")?;
+            Ok(Box::new(()))
+        }),
         unpack,
     };
     (Host::new(Rc::clone(ex), config, sender).unwrap(), reports)
@@ -188,8 +192,6 @@ fn the_contract_is_kept() {
             echo socket: $(ls ${DUGNAD_SOCKET%/*})\n\
             read nothing || echo no input\necho END\nexec sleep 100\n";
         let tree = world.store("contract", &[("prog", program)]);
-        fs::create_dir(world.dir.join("d/run")).unwrap();
-        fs::write(world.dir.join("d/run/dugnad.sock"), "").unwrap();
         let mut spec = spec("contract", &["./prog", "--port=$PORT", "${DUGNAD_NODE}", "$OWN"]);
         spec.artifacts = vec![(None, tree)];
         spec.port = Port::None;

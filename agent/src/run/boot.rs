@@ -1,12 +1,13 @@
 //! The start of the agent, and its end, one step after the other.
 
-use std::cell::{Cell, RefCell};
+use std::any::Any;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use dugnad_kernel::{Hash, Input};
@@ -82,6 +83,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
 
     let arch = own_arch()?;
     let (reports_in, reports) = bounded(INBOX);
+    let itself: Rc<OnceCell<Weak<Agent>>> = Rc::default();
     let host_config = HostConfig {
         dir: state.clone(),
         node_id: id,
@@ -89,6 +91,16 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         arch,
         ceilings: config.ceilings(),
         socket: service_socket(&state)?,
+        door: {
+            // Replicas of an earlier agent are adopted before there is an agent to ask; their tasks
+            // run only after.
+            let itself = Rc::clone(&itself);
+            Rc::new(move |socket, user| {
+                let agent = itself.get().and_then(Weak::upgrade);
+                let agent = agent.ok_or_else(|| std::io::Error::other("the agent is ending"))?;
+                Ok(Box::new(agent.open_door(socket, user)?) as Box<dyn Any>)
+            })
+        },
         unpack: {
             let blobs = Rc::clone(&blobs);
             Rc::new(move |tree, to| {
@@ -138,12 +150,15 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         routes: serve::Routes::default(),
         events: RefCell::new(VecDeque::new()),
         followers: RefCell::new(Vec::new()),
+        listeners: RefCell::default(),
         warnings: RefCell::new(notes.into()),
         leaving: Cell::new(false),
         leaving_for_good: Cell::new(false),
         left: Cell::new(false),
         config: RefCell::new(config),
     });
+    // It is set once.
+    _ = itself.set(Rc::downgrade(&agent));
     if SystemTime::now() < SystemTime::UNIX_EPOCH + Duration::from_secs(1_577_836_800) {
         agent.warn("the clock was never set (it says a year before 2020); times are wrong".into());
     }
@@ -250,8 +265,8 @@ impl Agent {
     }
 }
 
-/// Where services will find the store. Not the control socket: whoever may talk to that may
-/// administer the node. In a folder of its own, because boxes show the whole folder.
+/// What services ask. Not the control socket: whoever may talk to that may administer the node.
+/// Each replica has a folder of its own beside this one, because boxes show the whole folder.
 fn service_socket(state: &Path) -> std::io::Result<PathBuf> {
     let folder = state.join("run");
     fs::create_dir_all(&folder).map_err(|error| at(&folder, &error))?;

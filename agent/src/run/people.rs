@@ -15,7 +15,7 @@ use smol::channel::{Receiver, bounded};
 
 use super::{ASKS_MAX, Agent};
 use crate::config::{Config, Overrides};
-use crate::control::{AgentApi, Local, LogLines, Metrics, Wanted, shape};
+use crate::control::{AgentApi, Hold, Local, LogLines, Metrics, Wanted, shape};
 use crate::host::RunningView;
 use crate::invite::{Invitation, usable_addrs};
 use crate::stream::Endpoint;
@@ -222,6 +222,14 @@ impl AgentApi for Api {
             self.0.followers.borrow_mut().push(to);
         }
         from
+    }
+
+    fn heard(&self, group: &str) -> Receiver<Value> {
+        self.0.heard(group)
+    }
+
+    fn hold(&self, group: String) -> Local<Result<Hold, Answer>> {
+        Box::pin(Rc::clone(&self.0).hold(group))
     }
 
     fn leave(&self) -> Local<Result<(), String>> {

@@ -1,0 +1,116 @@
+//! `/v1/groups`: what people do with groups, and the part of it that services do, too.
+
+use std::rc::Rc;
+
+use dugnad_node::{Answer, GroupPolicy, GroupQuestion, Question};
+use dugnad_resource::spec::valid_name;
+use http_body_util::{BodyExt, Limited};
+use hyper::Request;
+use hyper::Response;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::body::Payload;
+use super::server::{Query, Reply, json_response, lines};
+use super::shape::{self, Trouble};
+use super::{AgentApi, exit};
+
+/// Bytes of one message (`GROUP_BODY_MAX` of the core, which checks again).
+const BODY_MAX: usize = 16 << 10;
+
+/// A request on the control socket: `name` and `verb` are the parts of the path after `/v1/groups`.
+pub(super) async fn route(
+    backend: &Rc<dyn AgentApi>,
+    get: bool,
+    (name, verb): (Option<&str>, Option<&str>),
+    query: &Query,
+    request: Request<Incoming>,
+) -> Reply {
+    let question = match (get, name, verb) {
+        (true, None, None) => GroupQuestion::List,
+        (true, Some(name), Some("messages")) => return messages(backend, group(name)?).await,
+        (false, Some(name), Some("create")) => {
+            let closed = query.has("members_only");
+            let policy = if closed { GroupPolicy::Members } else { GroupPolicy::Open };
+            GroupQuestion::Create { name: group(name)?, policy }
+        }
+        (false, Some(name), Some("join")) => GroupQuestion::Join { name: group(name)?, keep: true },
+        (false, Some(name), Some("leave")) => {
+            GroupQuestion::Leave { name: group(name)?, keep: true }
+        }
+        (false, Some(name), Some("send")) => {
+            let name = group(name)?;
+            let reliable = query.has("reliable");
+            GroupQuestion::Send { name, body: read_message(request).await?, reliable }
+        }
+        _ => {
+            let text = "of a group there are create, join, leave, send (POST) and messages (GET)";
+            return Err(Trouble::new(404, exit::USAGE, text));
+        }
+    };
+    Ok(json_response(&ask(backend, question).await?))
+}
+
+pub(super) async fn ask(
+    backend: &Rc<dyn AgentApi>,
+    question: GroupQuestion,
+) -> Result<Value, Trouble> {
+    let answer = backend.ask(Question::Group(question)).await;
+    Ok(shape::answer(answer, "")?.value)
+}
+
+/// What is said in the group, one object a line, for as long as the caller reads. The node is a
+/// member while it lasts.
+pub(super) async fn messages(backend: &Rc<dyn AgentApi>, name: String) -> Reply {
+    // First listen, then join: nothing is missed.
+    let heard = backend.heard(&name);
+    let hold = backend.hold(name).await.map_err(not_held)?;
+    let said = futures_util::stream::unfold((hold, heard), |(hold, heard)| async move {
+        let value = heard.recv().await.ok()?;
+        Some((value, (hold, heard)))
+    });
+    Ok(lines(said))
+}
+
+pub(super) fn not_held(answer: Answer) -> Trouble {
+    match shape::answer(answer, "") {
+        Err(trouble) => trouble,
+        Ok(_) => Trouble::failed("the group did not take this node in"),
+    }
+}
+
+pub(super) async fn read_message(request: Request<Incoming>) -> Result<Vec<u8>, Trouble> {
+    let body = Limited::new(request.into_body(), BODY_MAX).collect().await;
+    let body = body.map_err(|error| {
+        Trouble::usage(format!("a message has at most {BODY_MAX} bytes: {error}"))
+    })?;
+    Ok(body.to_bytes().to_vec())
+}
+
+pub(super) fn group(name: &str) -> Result<String, Trouble> {
+    valid_name(name).map_err(|why| Trouble::usage(format!("\"{name}\" is no group: {why}")))?;
+    Ok(name.to_owned())
+}
+
+/// One line of `dugnad group listen`: `text` if it is text, else `hex`.
+pub(crate) fn message(group: &str, from: &str, from_name: &str, body: &[u8]) -> Value {
+    use std::fmt::Write as _;
+    let mut line = json!({ "group": group, "node": from, "node_name": from_name });
+    match std::str::from_utf8(body) {
+        Ok(text) => line["text"] = json!(text),
+        Err(_) => {
+            let mut hex = String::with_capacity(body.len() * 2);
+            for byte in body {
+                // Writing into a String cannot fail.
+                let _: Result<(), std::fmt::Error> = write!(hex, "{byte:02x}");
+            }
+            line["hex"] = json!(hex);
+        }
+    }
+    line
+}
+
+/// Used where a response has no body worth reading.
+pub(super) fn done() -> Response<Payload> {
+    json_response(&json!({}))
+}

@@ -276,6 +276,9 @@ pub(super) struct GroupSend {
     /// in order for each sender and exactly once, also if messages are lost
     #[argh(switch)]
     pub(super) reliable: bool,
+    /// to one other member only, whichever is free
+    #[argh(switch)]
+    pub(super) one: bool,
 }
 
 /// print what is said in a group; this node is a member while it lasts

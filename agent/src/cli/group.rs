@@ -42,8 +42,8 @@ fn order(cx: &mut Cx<'_>, path: &str, done: &str) -> Outcome {
 }
 
 fn send(args: &args::GroupSend, cx: &mut Cx<'_>) -> Outcome {
-    let reliable = u8::from(args.reliable);
-    let path = format!("{}/send?reliable={reliable}", path(&args.group)?);
+    let (reliable, one) = (u8::from(args.reliable), u8::from(args.one));
+    let path = format!("{}/send?reliable={reliable}&one={one}", path(&args.group)?);
     let client = cx.client()?;
     let body = if args.text == "-" {
         let mut body = Vec::new();

@@ -6,6 +6,7 @@
 //! | `POST /v1/groups/NAME/join`, `.../leave` | be in a group, until it leaves or ends |
 //! | `POST /v1/groups/NAME/send`, body: the message | to all members, from members and others |
 //! | `POST /v1/groups/NAME/send?reliable=1` | the same, in order and exactly once |
+//! | `POST /v1/groups/NAME/send?one=1` | to one other member, whichever is free |
 //! | `GET /v1/groups/NAME/messages` | one JSON object a line, for as long as it reads |
 //!
 //! ```text
@@ -201,10 +202,9 @@ impl Door {
             }
             (false, "send") => {
                 let query = Query(request.uri().query().unwrap_or_default().to_owned());
-                let (reliable, body) =
-                    (query.has("reliable"), groups::read_message(request).await?);
+                let (manner, body) = (groups::manner(&query), groups::read_message(request).await?);
                 self.may_send(Instant::now())?;
-                let question = GroupQuestion::Send { name, body, reliable };
+                let question = GroupQuestion::Send { name, body, manner };
                 groups::ask(&self.backend, question).await?;
                 Ok(groups::done())
             }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use dugnad_node::{Answer, GroupPolicy, GroupQuestion, Question};
+use dugnad_node::{Answer, GroupManner, GroupPolicy, GroupQuestion, Question};
 use dugnad_resource::spec::valid_name;
 use http_body_util::{BodyExt, Limited};
 use hyper::Request;
@@ -40,8 +40,8 @@ pub(super) async fn route(
         }
         (false, Some(name), Some("send")) => {
             let name = group(name)?;
-            let reliable = query.has("reliable");
-            GroupQuestion::Send { name, body: read_message(request).await?, reliable }
+            let manner = manner(query);
+            GroupQuestion::Send { name, body: read_message(request).await?, manner }
         }
         _ => {
             let text = "of a group there are create, join, leave, send (POST) and messages (GET)";
@@ -85,6 +85,17 @@ pub(super) async fn read_message(request: Request<Incoming>) -> Result<Vec<u8>, 
         Trouble::usage(format!("a message has at most {BODY_MAX} bytes: {error}"))
     })?;
     Ok(body.to_bytes().to_vec())
+}
+
+/// `reliable=1`, `one=1`, or neither.
+pub(super) fn manner(query: &Query) -> GroupManner {
+    if query.has("reliable") {
+        GroupManner::Reliable
+    } else if query.has("one") {
+        GroupManner::ToOne
+    } else {
+        GroupManner::BestEffort
+    }
 }
 
 pub(super) fn group(name: &str) -> Result<String, Trouble> {

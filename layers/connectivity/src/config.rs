@@ -166,3 +166,9 @@ pub const GROUP_NACK_AGAIN: Duration = Duration::from_millis(500);
 pub const GROUP_NACK_TRIES: u32 = 12;
 /// Messages one answer to that has.
 pub const GROUP_REPAIR: usize = 32;
+/// Members a token of an anycast visits (overlay.md 4.6), how long it may take, how many of them
+/// are sent, and how long who took one is reserved.
+pub const GROUP_ANYCAST_VISITS: usize = 16;
+pub const GROUP_TOKEN: Duration = Duration::from_secs(3);
+pub const GROUP_ANYCAST_TRIES: usize = 4;
+pub const GROUP_RESERVED: Duration = Duration::from_secs(10);

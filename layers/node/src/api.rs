@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+pub use dugnad_connectivity::group::Manner as GroupManner;
 pub use dugnad_connectivity::group::directory::{Mode as GroupMode, Policy as GroupPolicy};
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Duration, Key, NodeId, Peer};
@@ -108,8 +109,7 @@ pub enum GroupQuestion {
     /// Takes back what a join with the same `keep` did.
     Leave { name: String, keep: bool },
     /// To all members, from anybody.
-    /// `reliable`: in order for each sender and exactly once, also if messages are lost.
-    Send { name: String, body: Vec<u8>, reliable: bool },
+    Send { name: String, body: Vec<u8>, manner: GroupManner },
 }
 
 /// A membership of this node.

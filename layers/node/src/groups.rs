@@ -117,9 +117,9 @@ impl Node {
                 self.tell_groups(asked, command, cx);
             }
             GroupQuestion::Leave { name, keep } => self.release_group(ask, name, keep, cx),
-            GroupQuestion::Send { name, body, reliable } => {
+            GroupQuestion::Send { name, body, manner } => {
                 let asked = About::Plain { ask, name: name.clone() };
-                let command = |call| group::Command::Send { call, name, body, reliable };
+                let command = |call| group::Command::Send { call, name, body, manner };
                 self.tell_groups(asked, command, cx);
             }
         }
@@ -268,6 +268,7 @@ fn told(answer: group::Answer, name: &str) -> Answer {
         A::Unknown => {
             alloc::format!("there is no group {name}; create it: dugnad group create {name}")
         }
+        A::Nobody => alloc::format!("no other member of {name} was free to take it"),
         A::NotMember => alloc::format!("only members of {name} may do that"),
         A::Full => alloc::format!("this node is in {GROUPS_MAX} groups, as many as it can be"),
         A::TooLarge => {

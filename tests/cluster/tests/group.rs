@@ -115,7 +115,8 @@ fn people_and_services_tell_a_group() {
     let file = community.service_file(
         "singer",
         &format!(
-            "name = \"singer\"\nkind = \"process\"\nreplicas = 1\ncommand = [\"/bin/sh\", \"-c\", \"{curl} -sS \
+            "name = \"singer\"\nkind = \"process\"\nreplicas = 1\n\
+             command = [\"/bin/sh\", \"-c\", \"{curl} -sS \
              --unix-socket $DUGNAD_SOCKET --data 'from a service' http://d/v1/groups/choir/send \
              && exec sleep 1000\"]\n[needs]\nmemory = \"32M\"\n"
         ),

@@ -10,7 +10,8 @@ use dugnad_connectivity::{self as connectivity, group, ring};
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{ArcSet, Component, Cx, Duration, Effect, Id, Input, NodeId, Peer, Time, wire};
 use dugnad_node::{
-    Command, Config, Event, GroupMode, GroupPolicy, GroupQuestion, Msg, Node, Question, Timer,
+    Command, Config, Event, GroupManner, GroupMode, GroupPolicy, GroupQuestion, Msg, Node,
+    Question, Timer,
 };
 use dugnad_resource::describe::{Description, Profile};
 use dugnad_resource::execute::{HostState, Order, ReplicaId, Report, ToHost, ToManager};
@@ -371,7 +372,8 @@ impl Storm {
             3 => GroupQuestion::Leave { name, keep },
             _ => {
                 let body = vec![1; self.rng.usize(0..20_000)];
-                GroupQuestion::Send { name, body, reliable: keep }
+                let manner = if keep { GroupManner::Reliable } else { GroupManner::ToOne };
+                GroupQuestion::Send { name, body, manner }
             }
         }
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use dugnad_connectivity::group::directory::{GroupRecord, group_id};
 use dugnad_kernel::{Duration, NodeId};
-use dugnad_node::{Answer, AskId, Command, GroupPolicy, GroupQuestion, Question};
+use dugnad_node::{Answer, AskId, Command, GroupManner, GroupPolicy, GroupQuestion, Question};
 use dugnad_sim::report::community;
 use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World};
@@ -29,7 +29,8 @@ fn leave(world: &mut World, id: NodeId) -> AskId {
 
 fn send(world: &mut World, id: NodeId, body: &[u8], reliable: bool) -> AskId {
     let (name, body) = (NAME.to_owned(), body.to_vec());
-    world.ask(id, Question::Group(GroupQuestion::Send { name, body, reliable }))
+    let manner = if reliable { GroupManner::Reliable } else { GroupManner::BestEffort };
+    world.ask(id, Question::Group(GroupQuestion::Send { name, body, manner }))
 }
 
 fn inside(world: &World) -> BTreeSet<NodeId> {

@@ -47,7 +47,7 @@ pub(crate) enum Entry {
     },
 }
 
-async fn get(asker: &Asker, gid: GroupId) -> Option<(u64, Option<GroupRecord>)> {
+pub(super) async fn get(asker: &Asker, gid: GroupId) -> Option<(u64, Option<GroupRecord>)> {
     match asker.ask(Ask::Directory { gid, ask: DirectoryAsk::Get }).await {
         Reply::Directory(DirectoryAnswer::Is { version, value }) => {
             Some((version, value.as_deref().and_then(GroupRecord::decode)))
@@ -70,7 +70,7 @@ async fn cas(
     }
 }
 
-async fn pause(asker: &Asker, rng: &mut fastrand::Rng) {
+pub(super) async fn pause(asker: &Asker, rng: &mut fastrand::Rng) {
     asker.ask(Ask::Sleep(GROUP_PAUSE * rng.u32(50..150) / 100)).await;
 }
 

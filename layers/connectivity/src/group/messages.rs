@@ -45,6 +45,26 @@ pub struct Packet {
     pub body: Vec<u8>,
 }
 
+/// How a message is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// To all members, once, as well as it goes.
+    BestEffort,
+    /// To all, in order for each sender and exactly once, also if messages are lost.
+    Reliable,
+    /// To one other member, whichever is free.
+    ToOne,
+}
+
+/// Looks for a member that takes a message (overlay.md 4.6).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Of the message that will follow.
+    pub id: MsgId,
+    /// Who had no time, at most [`crate::config::GROUP_ANYCAST_VISITS`].
+    pub visited: Vec<NodeId>,
+}
+
 /// What goes to every member, directly in a mesh or as a broadcast of the group's ring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GroupCast {
@@ -68,6 +88,8 @@ pub enum Request {
     Join { peer: Peer },
     /// From somebody outside: tell all members.
     Send { packet: Packet, reliable: bool },
+    /// You took my token: here is the message.
+    Hand { packet: Packet },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +181,19 @@ pub enum Msg {
         gid: GroupId,
         packet: Packet,
     },
+    Token {
+        gid: GroupId,
+        token: Token,
+    },
+    /// I am reserved for the message of this token.
+    Taken {
+        id: MsgId,
+        by: Peer,
+    },
+    /// Nobody on the token's way was free.
+    NotTaken {
+        id: MsgId,
+    },
     /// The ring of a large group. No group nests in it: the overlay has no such message.
     Ring {
         gid: GroupId,
@@ -209,8 +244,7 @@ pub enum Command {
         call: u32,
         name: String,
         body: Vec<u8>,
-        /// In order for each sender and exactly once, also if messages are lost.
-        reliable: bool,
+        manner: Manner,
     },
     /// What the directory said to [`Event::Directory`].
     Directory {
@@ -262,6 +296,8 @@ pub enum Answer {
     TooLarge,
     /// Try again later; of a reliable message: others are on their way still.
     Busy,
+    /// No member was free to take it.
+    Nobody,
     /// Neither the directory nor a member answered.
     Unreachable,
 }

@@ -6,6 +6,7 @@
 //! (`enter`). [`Groups`] stands beside the main [`Overlay`] and not in it: so its messages may
 //! carry those of an overlay, and those cannot carry groups again.
 
+mod anycast;
 pub mod directory;
 mod enter;
 mod leave;
@@ -26,15 +27,17 @@ use dugnad_kernel::ops::{CallId, Ops, Step};
 use dugnad_kernel::{Component, Cx, Duration, Input, NodeId, Peer, Time};
 
 use crate::Overlay;
-use crate::config::{GROUP_ASKS, GROUP_DIRECTORY, GROUP_OPS_MAX, GROUPS_MAX, LIFE_BITS};
+use crate::config::{
+    GROUP_ASKS, GROUP_DIRECTORY, GROUP_OPS_MAX, GROUP_TOKEN, GROUPS_MAX, LIFE_BITS,
+};
 use directory::{DirectoryAnswer, DirectoryAsk, GroupRecord, Mode, Policy, group_id};
 use enter::{Entry, How, Who};
 use reliable::Reliable;
 use seen::Seen;
 
 pub use messages::{
-    Answer, Command, Event, GroupCast, GroupId, Msg, MsgId, Packet, Place, Refusal, Request,
-    Response, Stream, Timer, View, Welcome,
+    Answer, Command, Event, GroupCast, GroupId, Manner, Msg, MsgId, Packet, Place, Refusal,
+    Request, Response, Stream, Timer, Token, View, Welcome,
 };
 
 /// What an operation may wait for.
@@ -43,12 +46,15 @@ pub(crate) enum Ask {
     Directory { gid: GroupId, ask: DirectoryAsk },
     Call { to: Peer, gid: GroupId, request: Request, limit: Duration },
     Sleep(Duration),
+    Token { to: Peer, gid: GroupId, token: Token },
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
     Directory(DirectoryAnswer),
     Response(Option<Response>),
+    /// By whom a token was taken.
+    Taken(Option<Peer>),
     Over,
 }
 
@@ -88,6 +94,7 @@ enum Out {
     Call(NodeId),
     Directory,
     Sleep,
+    Token(MsgId),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +139,8 @@ pub(crate) struct Group {
     /// Since when, and how many messages of outsiders were passed on.
     passed: (Time, u32),
     reliable: Reliable,
+    /// For whose message this member is reserved, and until when.
+    reserved: Option<(MsgId, Time)>,
 }
 
 /// The groups of one node.
@@ -263,8 +272,8 @@ impl Groups {
                 self.enter(call, name, how, cx);
             }
             Command::Leave { call, name } => self.leave(call, &name, cx),
-            Command::Send { call, name, body, reliable } => {
-                self.send(call, &name, body, reliable, cx);
+            Command::Send { call, name, body, manner } => {
+                self.send(call, &name, body, manner, cx);
             }
             Command::Directory { call, answer } => {
                 self.answer_op(call, Reply::Directory(answer), cx);
@@ -299,6 +308,10 @@ impl Groups {
                     self.on_direct_cast(gid, from, cast, cx);
                 }
             }
+            Msg::Token { gid, token } => self.on_token(gid, token, cx),
+            Msg::Taken { id, by } if by.id == from => self.on_token_over(id, Some(by), cx),
+            Msg::Taken { .. } => self.count("group_taken_for_another"),
+            Msg::NotTaken { id } => self.on_token_over(id, None, cx),
             Msg::Checked { gid, place } => self.on_checked(gid, from, place, cx),
             Msg::Nack { gid, stream, from: first, to } => {
                 self.on_nack(gid, from, stream, first, to, cx);
@@ -320,6 +333,7 @@ impl Groups {
                     Some(Out::Call(_)) => Reply::Response(None),
                     Some(Out::Directory) => Reply::Directory(DirectoryAnswer::Failed),
                     Some(Out::Sleep) => Reply::Over,
+                    Some(Out::Token(_)) => Reply::Taken(None),
                     None => return,
                 };
                 self.answer_op(call, reply, cx);
@@ -391,6 +405,7 @@ impl Groups {
             Some(_) => match request {
                 Request::Join { peer } if peer.id == from => self.welcome(gid, &peer, cx),
                 Request::Join { .. } => Response::Refused(Refusal::NotMember),
+                Request::Hand { packet } => self.on_hand(gid, from, packet, cx),
                 Request::Send { packet, reliable } => self.on_send(gid, from, packet, reliable, cx),
             },
         };
@@ -575,6 +590,12 @@ impl Groups {
                     (Out::Call(to.id), limit)
                 }
                 Ask::Sleep(limit) => (Out::Sleep, limit),
+                Ask::Token { to, gid, token } => {
+                    let id = token.id;
+                    self.contact(&to, cx);
+                    cx.send(to.id, Msg::Token { gid, token });
+                    (Out::Token(id), GROUP_TOKEN)
+                }
             };
             self.out.insert(call, out);
             cx.after(limit, Timer::Expire { call });
@@ -640,6 +661,7 @@ impl Group {
             counted: Vec::new(),
             passed: (now, 0),
             reliable: Reliable::default(),
+            reserved: None,
         }
     }
 }

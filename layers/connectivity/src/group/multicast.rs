@@ -6,10 +6,11 @@ use dugnad_kernel::{Cx, Duration, Id, NodeId};
 
 use super::directory::{Mode, Policy, group_id};
 use super::messages::{
-    Answer, Event, GroupCast, GroupId, Msg, MsgId, Packet, Place, Refusal, Response, Stream, Timer,
+    Answer, Event, GroupCast, GroupId, Manner, Msg, MsgId, Packet, Place, Refusal, Response,
+    Stream, Timer,
 };
 use super::reliable::weight;
-use super::{Groups, Phase, enter};
+use super::{Groups, Phase, anycast, enter};
 use crate::broadcast::Feedback;
 use crate::config::{
     GROUP_BODY_MAX, GROUP_CHECK, GROUP_CHECK_EVERY, GROUP_CHECK_TRIES, GROUP_NACK,
@@ -22,7 +23,7 @@ impl Groups {
         call: u32,
         name: &str,
         body: Vec<u8>,
-        reliable: bool,
+        manner: Manner,
         cx: &mut Cx<'_, Self>,
     ) {
         self.messages = self.messages.wrapping_add(1);
@@ -30,8 +31,16 @@ impl Groups {
         let too_large = body.len() > GROUP_BODY_MAX;
         let (packet, gid) = (Packet { id, place: None, body }, group_id(name));
         let member = self.groups.get(&gid).is_some_and(|group| group.phase != Phase::Entering);
+        let reliable = manner == Manner::Reliable;
         let answer = if too_large {
             Answer::TooLarge
+        } else if manner == Manner::ToOne && self.ops.len() < GROUP_OPS_MAX {
+            let me = self.me.id;
+            let known = self.groups.get(&gid).filter(|_| member).map(|group| group.known(me));
+            let (who, known) = (self.who(gid, cx), known.unwrap_or_default());
+            let op = |asker| anycast::send_to_one(asker, who, packet, known, call);
+            self.start("send to one of a group", op, cx);
+            return;
         } else if member && self.multicast(gid, packet.clone(), reliable, cx) {
             Answer::Done
         } else if member || self.ops.len() >= GROUP_OPS_MAX {
@@ -192,7 +201,7 @@ impl Groups {
         }
     }
 
-    fn deliver(&mut self, gid: GroupId, packet: Packet, cx: &mut Cx<'_, Self>) {
+    pub(super) fn deliver(&mut self, gid: GroupId, packet: Packet, cx: &mut Cx<'_, Self>) {
         let Some(group) = self.groups.get_mut(&gid) else { return };
         if !group.seen.insert(packet.id) {
             return;

@@ -82,8 +82,9 @@ variants!(Response, "response":
 variants!(Decide, "decide": Get, Cas);
 variants!(Decided, "decided": Is, Written, Failed);
 variants!(group::Msg, "group": Request => request named, Response => response named, Hello, Members,
-    Gone, Bye, Outside, Cast => cast named, Checked, Nack, Repair, Ring);
-variants!(group::Request, "grouprequest": Join, Send);
+    Gone, Bye, Outside, Cast => cast named, Checked, Nack, Repair, Token,
+    Taken, NotTaken, Ring);
+variants!(group::Request, "grouprequest": Join, Send, Hand);
 variants!(group::Response, "groupresponse": Welcome, Sent, Refused);
 variants!(GroupCast, "groupcast": Packet, Count, Shrink, Check);
 variants!(SyncMsg, "sync": Digest, Want, Items);
@@ -301,6 +302,10 @@ fn group_messages() -> Vec<group::Msg> {
         M::Bye { gid },
         M::Outside { gid },
         cast(GroupCast::Packet(packet())),
+        request(Request::Hand { packet: packet() }),
+        M::Token { gid, token: group::Token { id: packet().id, visited: vec![id(1)] } },
+        M::Taken { id: packet().id, by: peer(1) },
+        M::NotTaken { id: packet().id },
         cast(GroupCast::Count),
         cast(GroupCast::Check { place: place() }),
         M::Checked { gid, place: place() },

@@ -1,23 +1,27 @@
-//! Broadcast by delegated intervals, with feedback and a coverage certificate
-//! (overlay.md 4.1, 4.2; Ghodsi p. 117-122).
+//! Broadcast by delegated intervals (overlay.md 4.1; Ghodsi p. 117-119).
 //!
 //! Each child gets the arc up to the previously chosen child, so nobody is reached twice and n-1
-//! messages do. Every node contributes the range it answers for; the initiator knows exactly
-//! which part of the ring was not covered.
+//! messages do. What the nodes answer is collected by [`crate::feedback`]; without it a broadcast
+//! is best effort: a node that dies holding an arc takes the message for that arc with it.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use dugnad_kernel::arc::in_oo;
-use dugnad_kernel::{ArcSet, Cx, Duration, NodeId, Peer};
+use dugnad_kernel::{Arc, ArcSet, Cx, Duration, NodeId, Time};
 use serde::{Deserialize, Serialize};
 
-use crate::config::LIFE_BITS;
-use crate::config::{CAST_BUDGET, CAST_STEP, CASTS_MAX, PARTS_BYTES, SEEN_MAX};
-use crate::{Event, Msg, Overlay, Timer};
+use crate::bulk::{Load, Reach};
+use crate::config::{
+    CAST_BYTES, CAST_STEP, FANOUT, LIFE_BITS, SEEN_MAX, SOURCE_BURST, SOURCE_RATE, SOURCES_MAX,
+    T_SEEN,
+};
+use crate::feedback::{Ask, Feedback, Opening, Part, Reply};
+use crate::ring::Status;
+use crate::{Event, Msg, Overlay};
 
-/// Names one broadcast in the whole community.
+/// Names one broadcast or bulk operation in the whole community.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CastId {
     pub origin: NodeId,
@@ -27,47 +31,64 @@ pub struct CastId {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CastMsg {
     /// Deliver `body`, and reach everybody between you and `limit`.
-    Down { id: CastId, limit: NodeId, body: Vec<u8>, feedback: bool, budget_ms: u16 },
-    /// What my part of the tree says, and which part of the ring that is.
-    Up { id: CastId, parts: Vec<Vec<u8>>, cover: Box<ArcSet>, cut: bool },
+    Down { id: CastId, limit: NodeId, body: Vec<u8>, ask: Option<Ask> },
+    /// What my part of the tree says, and which part of the ring that is; `done` if that is all.
+    Up { id: CastId, tag: u32, parts: Vec<Part>, cover: Box<ArcSet>, cut: bool, done: bool },
+    /// To a child that has not answered in full: what do you have so far?
+    Alive { id: CastId, tag: u32 },
+    /// I know nothing of it.
+    Unknown { id: CastId, tag: u32 },
 }
 
-/// The answers of a broadcast with feedback.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Feedback {
-    pub parts: Vec<Vec<u8>>,
-    /// Whether every id of the ring was covered and nothing was cut for size.
-    pub complete: bool,
-}
-
-#[derive(Debug)]
-struct Cast {
-    /// `None` at the initiator.
-    parent: Option<NodeId>,
-    pending: Vec<NodeId>,
-    parts: Vec<Vec<u8>>,
-    bytes: usize,
-    cover: ArcSet,
-    cut: bool,
-    /// The initiator's own number for it.
-    call: u32,
+/// A token bucket.
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    /// Thousandths of a token.
+    level: u64,
+    at: Time,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Casts {
     next: u32,
-    open: BTreeMap<CastId, Cast>,
-    seen: VecDeque<CastId>,
+    seen: VecDeque<(CastId, Time)>,
+    sources: BTreeMap<NodeId, Bucket>,
 }
 
-impl Casts {
-    /// Broadcasts under way, and those remembered against duplicates.
-    pub(crate) fn sizes(&self) -> (usize, usize) {
-        (self.open.len(), self.seen.len())
+impl Bucket {
+    #[must_use]
+    pub fn full(burst: u32, now: Time) -> Self {
+        Self { level: u64::from(burst) * 1_000, at: now }
+    }
+
+    fn fill(&mut self, burst: u32, per_second: u32, now: Time) {
+        let passed = u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX);
+        let more = passed.saturating_mul(u64::from(per_second));
+        self.level = self.level.saturating_add(more).min(u64::from(burst) * 1_000);
+        self.at = now;
+    }
+
+    /// Takes a token, if there is one.
+    pub fn take(&mut self, burst: u32, per_second: u32, now: Time) -> bool {
+        self.fill(burst, per_second, now);
+        let left = self.level.checked_sub(1_000);
+        self.level = left.unwrap_or(self.level);
+        left.is_some()
+    }
+}
+
+impl Ask {
+    pub(crate) fn patience(self) -> Duration {
+        Duration::from_millis(u64::from(self.patience_ms))
     }
 }
 
 impl Casts {
+    /// Broadcasts remembered against duplicates, and sources counted.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.seen.len(), self.sources.len())
+    }
+
     /// Numbers of another life of this node are still remembered by the others as seen.
     pub(crate) fn of_life(inc: u32) -> Self {
         Self { next: inc << LIFE_BITS, ..Self::default() }
@@ -78,200 +99,180 @@ impl Casts {
         CastId { origin, number: self.next }
     }
 
+    pub(crate) fn is_known(&self, id: CastId) -> bool {
+        self.seen.iter().any(|(seen, _)| *seen == id)
+    }
+
     /// Whether `id` comes for the first time; from now on it does not.
-    pub(crate) fn first_time(&mut self, id: CastId) -> bool {
-        if self.seen.contains(&id) {
+    pub(crate) fn first_time(&mut self, id: CastId, now: Time) -> bool {
+        while self.seen.front().is_some_and(|(_, at)| now.since(*at) >= T_SEEN) {
+            self.seen.pop_front();
+        }
+        if self.is_known(id) {
             return false;
         }
         if self.seen.len() == SEEN_MAX {
             self.seen.pop_front();
         }
-        self.seen.push_back(id);
+        self.seen.push_back((id, now));
         true
+    }
+
+    /// Whether one more of this source passes (overlay.md 4.9).
+    pub(crate) fn allow(&mut self, origin: NodeId, now: Time) -> bool {
+        if self.sources.len() >= SOURCES_MAX && !self.sources.contains_key(&origin) {
+            for bucket in self.sources.values_mut() {
+                bucket.fill(SOURCE_BURST, SOURCE_RATE, now);
+            }
+            self.sources.retain(|_, bucket| bucket.level < u64::from(SOURCE_BURST) * 1_000);
+            if self.sources.len() >= SOURCES_MAX {
+                return false;
+            }
+        }
+        let bucket = self.sources.entry(origin);
+        let bucket = bucket.or_insert_with(|| Bucket::full(SOURCE_BURST, now));
+        bucket.take(SOURCE_BURST, SOURCE_RATE, now)
     }
 }
 
+/// Who gets which arc, farthest first: `pointers` by growing distance from `me`, of which the
+/// nearest is always served and the others as far as [`FANOUT`] goes. The arc of one that is not
+/// becomes part of the next nearer one's.
+pub(crate) fn plan(me: NodeId, pointers: &[NodeId], limit: NodeId) -> Vec<(NodeId, NodeId)> {
+    let inside = pointers.iter().copied().filter(|id| in_oo(me, *id, limit));
+    let mut served: Vec<NodeId> = inside.collect();
+    if served.len() > FANOUT {
+        served.drain(1..=served.len() - FANOUT);
+    }
+    let mut limit = limit;
+    let leg = |child: NodeId| (child, core::mem::replace(&mut limit, child));
+    served.into_iter().rev().map(leg).collect()
+}
+
 impl Overlay {
-    /// Reaches everybody, this node included. With feedback the answers come as
-    /// [`Event::Feedback`] under `call`.
-    pub(crate) fn cast(&mut self, call: u32, body: Vec<u8>, feedback: bool, cx: &mut Cx<'_, Self>) {
-        let origin = self.ring.me().id;
-        let id = self.casts.next_id(origin);
-        self.casts.first_time(id);
-        self.down(id, None, origin, body, feedback, CAST_BUDGET, call, cx);
+    /// Reaches everybody, this node included. With `ask`, a call number and a patience, the
+    /// answers come as [`Event::Feedback`].
+    pub(crate) fn cast(
+        &mut self,
+        body: Vec<u8>,
+        ask: Option<(u32, Duration)>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let me = self.ring.me().id;
+        if body.len() > CAST_BYTES {
+            self.count("cast_too_large");
+            if let Some((call, _)) = ask {
+                let (parts, missing) = (Vec::new(), Box::new(ArcSet::whole()));
+                let feedback = Feedback { parts, complete: false, missing };
+                cx.emit(Event::Feedback { call, feedback });
+            }
+            return;
+        }
+        let id = self.casts.next_id(me);
+        self.casts.first_time(id, cx.now);
+        let ask = ask.map(|(call, patience)| (Reply::Above(call), patience));
+        self.down(id, me, body, ask, cx);
     }
 
     pub(crate) fn on_cast(&mut self, from: NodeId, msg: CastMsg, cx: &mut Cx<'_, Self>) {
         match msg {
-            CastMsg::Down { id, limit, body, feedback, budget_ms } => {
-                if !self.casts.first_time(id) {
-                    self.count("cast_twice");
-                    if feedback {
-                        let cover = Box::new(ArcSet::empty());
-                        let up = CastMsg::Up { id, parts: Vec::new(), cover, cut: false };
-                        cx.send(from, Msg::Cast(up));
-                    }
-                    return;
-                }
-                let budget = Duration::from_millis(u64::from(budget_ms)).min(CAST_BUDGET);
-                self.down(id, Some(from), limit, body, feedback, budget, 0, cx);
+            CastMsg::Down { id, limit, body, ask } => {
+                self.on_down(from, id, limit, body, ask, cx);
             }
-            CastMsg::Up { id, parts, cover, cut } => self.on_up(from, id, parts, &cover, cut, cx),
+            CastMsg::Up { tag, parts, cover, cut, done, .. } if cover.is_sound() => {
+                self.on_up((from, tag), parts, &cover, (cut, done), cx);
+            }
+            CastMsg::Up { .. } => self.count("cast_malformed"),
+            CastMsg::Alive { id, tag } => self.on_alive(from, id, tag, cx),
+            CastMsg::Unknown { tag, .. } => self.on_unknown(from, tag, cx),
         }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one call site a case; a struct would be built and taken apart at once"
-    )]
-    fn down(
-        &mut self,
-        id: CastId,
-        parent: Option<NodeId>,
-        limit: NodeId,
-        body: Vec<u8>,
-        feedback: bool,
-        budget: Duration,
-        call: u32,
-        cx: &mut Cx<'_, Self>,
-    ) {
-        let left = budget.saturating_sub(CAST_STEP).max(CAST_STEP);
-        let budget_ms = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
-        let pending = self.delegate(id, limit, &body, feedback, budget_ms, cx);
-        cx.emit(Event::Cast { id, body, feedback });
-        if !feedback {
-            return;
-        }
-        if self.casts.open.len() >= CASTS_MAX {
-            self.count("cast_overflow");
-            return;
-        }
-        let cover = self.ring.range().map_or_else(ArcSet::empty, ArcSet::of);
-        let cast = Cast { parent, pending, parts: Vec::new(), bytes: 0, cover, cut: false, call };
-        self.casts.open.insert(id, cast);
-        cx.after(budget, Timer::Cast(id));
-    }
-
-    fn delegate(
-        &mut self,
-        id: CastId,
-        limit: NodeId,
-        body: &[u8],
-        feedback: bool,
-        budget_ms: u16,
-        cx: &mut Cx<'_, Self>,
-    ) -> Vec<NodeId> {
-        let me = self.ring.me().id;
-        let mut known: Vec<&Peer> = self.ring.succs().iter().chain(self.table.contacts()).collect();
-        if !self.ring.pred_suspect() {
-            known.push(self.ring.pred());
-        }
-        known.retain(|p| p.id != me && in_oo(me, p.id, limit) && !self.detector.is_suspect(p.id));
-        known.sort_by_key(|p| core::cmp::Reverse(me.distance(p.id)));
-        known.dedup_by_key(|p| p.id);
-        let mut limit = limit;
-        let mut children = Vec::new();
-        for peer in known {
-            let down = CastMsg::Down { id, limit, body: body.to_vec(), feedback, budget_ms };
-            cx.send(peer.id, Msg::Cast(down));
-            children.push(peer.id);
-            limit = peer.id;
-        }
-        children
-    }
-
-    /// The layer above answers for this node, in the same step in which it got [`Event::Cast`].
-    pub(crate) fn answer_cast(&mut self, id: CastId, part: Option<Vec<u8>>, cx: &mut Cx<'_, Self>) {
-        let Some(cast) = self.casts.open.get_mut(&id) else { return };
-        if let Some(part) = part {
-            cast.add(part);
-        }
-        self.close_if_done(id, cx);
-    }
-
-    fn on_up(
+    fn on_down(
         &mut self,
         from: NodeId,
         id: CastId,
-        parts: Vec<Vec<u8>>,
-        cover: &ArcSet,
-        cut: bool,
+        limit: NodeId,
+        body: Vec<u8>,
+        ask: Option<Ask>,
         cx: &mut Cx<'_, Self>,
     ) {
-        let Some(cast) = self.casts.open.get_mut(&id) else {
-            self.count("late_feedback");
-            return;
-        };
-        let before = cast.pending.len();
-        cast.pending.retain(|child| *child != from);
-        if cast.pending.len() == before {
-            self.count("late_feedback");
-            return;
-        }
-        cast.cut |= cut;
-        parts.into_iter().for_each(|part| cast.add(part));
-        match cast.cover.or(cover) {
-            Ok(cover) => cast.cover = cover,
-            Err(_) => cast.cut = true,
-        }
-        self.close_if_done(id, cx);
-    }
-
-    pub(crate) fn on_cast_over(&mut self, id: CastId, cx: &mut Cx<'_, Self>) {
-        if let Some(cast) = self.casts.open.get_mut(&id) {
-            cast.pending.clear();
-            self.close_if_done(id, cx);
-        }
-    }
-
-    /// A dead child will not answer.
-    pub(crate) fn forget_child(&mut self, dead: NodeId, cx: &mut Cx<'_, Self>) {
-        let waits = |cast: &Cast| cast.pending.contains(&dead);
-        let ids: Vec<CastId> =
-            self.casts.open.iter().filter(|(_, c)| waits(c)).map(|(id, _)| *id).collect();
-        for id in ids {
-            if let Some(cast) = self.casts.open.get_mut(&id) {
-                cast.pending.retain(|child| *child != dead);
+        if self.ring.status() < Status::Joining {
+            self.count("cast_outside");
+            if let Some(Ask { tag, .. }) = ask {
+                cx.send(from, Msg::Cast(CastMsg::Unknown { id, tag }));
             }
-            self.close_if_done(id, cx);
+            return;
+        }
+        let known = self.casts.is_known(id);
+        if !known && (body.len() > CAST_BYTES || !self.casts.allow(id.origin, cx.now)) {
+            return self.count("cast_rate");
+        }
+        if !self.casts.first_time(id, cx.now) {
+            self.count("cast_twice");
+            // Another branch has the arc; whoever sent this need not wait for me.
+            if let Some(Ask { tag, .. }) = ask {
+                let (parts, cover) = (Vec::new(), Box::new(ArcSet::empty()));
+                let up = CastMsg::Up { id, tag, parts, cover, cut: false, done: true };
+                cx.send(from, Msg::Cast(up));
+            }
+            return;
+        }
+        let ask = ask.map(|ask| (Reply::To(from, ask.tag), ask.patience().max(CAST_STEP)));
+        self.down(id, limit, body, ask, cx);
+    }
+
+    fn down(
+        &mut self,
+        id: CastId,
+        limit: NodeId,
+        body: Vec<u8>,
+        ask: Option<(Reply, Duration)>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let me = self.ring.me().id;
+        let branch = ask.and_then(|(reply, patience)| {
+            let (load, reach) = (Load::Cast(body.clone()), Reach::Owners);
+            let asked = ArcSet::of(Arc::new(me.minus(1), limit.minus(1)));
+            let limit = Some(limit);
+            self.open(Opening { id, reply, load, reach, asked, limit, patience }, cx)
+        });
+        let pointers = self.pointers();
+        for (child, limit) in plan(me, &pointers, limit) {
+            self.send_down(child, id, limit, &body, (branch, false), cx);
+        }
+        // A suspect may live; nobody else reaches it, and nothing depends on it.
+        let nearest = pointers.first().copied().filter(|id| in_oo(me, *id, limit));
+        let beside = self.ring.succs().iter().map(|peer| peer.id).filter(|id| {
+            *id != me && self.is_doubtful(*id) && in_oo(me, *id, nearest.unwrap_or(limit))
+        });
+        for suspect in beside.collect::<Vec<_>>() {
+            self.send_down(suspect, id, suspect.plus(1), &body, (branch, true), cx);
+        }
+        cx.emit(Event::Cast { id, body, feedback: branch.is_some() });
+        if let Some(branch) = branch {
+            self.cover(branch, &self.share());
+            self.await_answer(branch, me);
+            self.opened(branch, cx);
         }
     }
 
-    fn close_if_done(&mut self, id: CastId, cx: &mut Cx<'_, Self>) {
-        if !self.casts.open.get(&id).is_some_and(|cast| cast.pending.is_empty()) {
-            return;
-        }
-        let Some(cast) = self.casts.open.remove(&id) else { return };
-        match cast.parent {
-            Some(parent) => {
-                let Cast { parts, cover, cut, .. } = cast;
-                let cover = Box::new(cover);
-                cx.send(parent, Msg::Cast(CastMsg::Up { id, parts, cover, cut }));
-            }
-            None => {
-                let complete = cast.cover.is_whole() && !cast.cut;
-                let feedback = Feedback { parts: cast.parts, complete };
-                cx.emit(Event::Feedback { call: cast.call, feedback });
-            }
-        }
-    }
-}
-
-impl Cast {
-    fn add(&mut self, part: Vec<u8>) {
-        if self.bytes + part.len() + 8 > PARTS_BYTES {
-            self.cut = true;
-            return;
-        }
-        self.bytes += part.len() + 8;
-        self.parts.push(part);
+    fn send_down(
+        &mut self,
+        child: NodeId,
+        id: CastId,
+        limit: NodeId,
+        body: &[u8],
+        (branch, lost): (Option<u32>, bool),
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let arcs = ArcSet::of(Arc::new(child.minus(1), limit.minus(1)));
+        let ask = branch.and_then(|branch| self.add_child(branch, child, arcs, lost, cx.now));
+        let down = CastMsg::Down { id, limit, body: body.to_vec(), ask };
+        cx.send(child, Msg::Cast(down));
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    /// Random rings a test of exactness runs on.
-    pub(crate) fn runs() -> u32 {
-        std::env::var("RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(2_000)
-    }
-}
+#[expect(clippy::unwrap_used, reason = "tests")]
+pub(crate) mod tests;

@@ -13,11 +13,14 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use dugnad_kernel::arc::{Full, in_oo};
-use dugnad_kernel::{Arc, ArcSet, Cx, NodeId, Peer, Time};
+use dugnad_kernel::{Arc, ArcSet, Cx, Id, NodeId, Peer, Time};
 use serde::{Deserialize, Serialize};
 
-use crate::broadcast::CastId;
-use crate::config::{FANOUT, HOPS_MAX, MOVED_MAX, SERVED_MAX, T_MOVED};
+use crate::broadcast::{CastId, CastMsg};
+use crate::config::{
+    AVOID_MAX, BULK_PATIENCE, CAST_STEP, FANOUT, HOPS_MAX, MOVED_MAX, SERVED_MAX, T_MOVED,
+};
+use crate::feedback::{Ask, Feedback, Opening, Recalled, Reply};
 use crate::ring::Status;
 use crate::{Event, Msg, Overlay};
 
@@ -37,6 +40,8 @@ pub enum Load {
     Above(Vec<u8>),
     /// For the table (3.6).
     Topology(TopoChange),
+    /// A broadcast, on its way around somebody who fell silent (4.3).
+    Cast(Vec<u8>),
 }
 
 /// A node came or went; whoever points at its place may want another contact (3.6.4).
@@ -67,7 +72,14 @@ pub struct Bulk {
     /// The nearest node clockwise that is served already.
     pub next: NodeId,
     pub load: Load,
+    /// Whether the sender wants to hear what the receiver's part of the tree says.
+    pub ask: Option<Ask>,
     pub hops: u8,
+    /// Nothing is delegated to these.
+    pub avoid: Vec<NodeId>,
+    /// Whether those who know the operation hand the set on from one to the next: most of it may
+    /// be done already.
+    pub walk: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -226,13 +238,43 @@ fn plan_all(
     Ok(legs)
 }
 
+/// The one message of a walk: to the node that was given the arc behind what is known, else
+/// towards the first id that is not.
+fn walk(
+    me: NodeId,
+    pointers: &[NodeId],
+    recalled: &Recalled,
+    arcs: &ArcSet,
+    next: NodeId,
+) -> Result<Vec<Leg>, Full> {
+    let after = me.plus(1);
+    let firsts = arcs.runs().iter().map(|(lo, _)| Id(*lo));
+    let Some(first) = firsts.min_by_key(|id| after.distance(*id)) else { return Ok(Vec::new()) };
+    let usable = recalled.beyond.iter().filter(|id| pointers.contains(id));
+    let heir = usable.min_by_key(|id| first.distance(**id)).copied();
+    let before = |id: &&NodeId| me.distance(**id) <= me.distance(first);
+    let to = heir
+        .filter(|_| recalled.known.contains(first.minus(1)))
+        .or_else(|| pointers.iter().rfind(before).copied())
+        .or_else(|| pointers.first().copied());
+    let Some(to) = to else { return Ok(Vec::new()) };
+    let own = arcs.and(&ArcSet::of(Arc::new(me, to)))?;
+    let arcs = arcs.minus(&own)?;
+    Ok(Vec::from([Leg { to, arcs, own, next }]))
+}
+
 impl Overlay {
+    /// Nothing that others depend on is given to it.
+    pub(crate) fn is_doubtful(&self, id: NodeId) -> bool {
+        self.detector.is_suspect(id) || self.branches.is_silent(id)
+    }
+
     /// Who can be sent to, by growing distance, without me and without suspects.
     pub(crate) fn pointers(&self) -> Vec<NodeId> {
         let me = self.ring.me().id;
         let pred = (!self.ring.pred_suspect()).then_some(self.ring.pred());
         let known = self.ring.succs().iter().chain(pred).chain(self.table.contacts());
-        let usable = known.map(|p| p.id).filter(|id| *id != me && !self.detector.is_suspect(*id));
+        let usable = known.map(|p| p.id).filter(|id| *id != me && !self.is_doubtful(*id));
         let mut ids: Vec<NodeId> = usable.collect();
         ids.sort_unstable_by_key(|id| me.distance(*id));
         ids.dedup();
@@ -247,54 +289,140 @@ impl Overlay {
         load: &Load,
         cx: &mut Cx<'_, Self>,
     ) {
-        if !self.ring.is_member() {
-            self.count("bulk_outside");
+        self.start_bulk(reach, arcs, load, None, cx);
+    }
+
+    /// With `call`, [`Event::Feedback`] follows under it; then a set takes 32 arcs at most.
+    pub(crate) fn start_bulk(
+        &mut self,
+        reach: Reach,
+        arcs: impl IntoIterator<Item = Arc>,
+        load: &Load,
+        call: Option<u32>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let sets = pack(arcs);
+        let all = sets.iter().try_fold(ArcSet::empty(), |all, set| all.or(set));
+        let refused = !self.ring.is_member() || (call.is_some() && all.is_err());
+        let asked = all.unwrap_or_else(|Full| ArcSet::whole());
+        if refused {
+            self.count("bulk_refused");
+            if let Some(call) = call {
+                let (parts, missing) = (Vec::new(), Box::new(asked));
+                let feedback = Feedback { parts, complete: false, missing };
+                cx.emit(Event::Feedback { call, feedback });
+            }
             return;
         }
-        let (id, next) = (self.casts.next_id(self.ring.me().id), self.ring.me().id);
-        for arcs in pack(arcs) {
-            let own = arcs.clone();
-            let load = load.clone();
-            self.take_bulk(Bulk { id, reach, arcs, own, next, load, hops: 0 }, cx);
+        let next = self.ring.me().id;
+        let id = self.casts.next_id(next);
+        let mut branch = None;
+        if let Some(call) = call {
+            let (reply, load, patience) = (Reply::Above(call), load.clone(), BULK_PATIENCE);
+            branch =
+                self.open(Opening { id, reply, load, reach, asked, limit: None, patience }, cx);
+            if branch.is_none() {
+                return;
+            }
+        }
+        for arcs in sets {
+            let (own, load, avoid) = (arcs.clone(), load.clone(), Vec::new());
+            let (ask, hops, walk) = (None, 0, false);
+            let bulk = Bulk { id, reach, arcs, own, next, load, ask, hops, avoid, walk };
+            self.spread(bulk, branch, cx);
+        }
+        if let Some(branch) = branch {
+            self.opened(branch, cx);
         }
     }
 
-    pub(crate) fn on_bulk(&mut self, msg: BulkMsg, cx: &mut Cx<'_, Self>) {
+    pub(crate) fn on_bulk(&mut self, from: NodeId, msg: BulkMsg, cx: &mut Cx<'_, Self>) {
         match msg {
-            BulkMsg::Down(b) if b.hops >= HOPS_MAX => self.count("bulk_hops_exceeded"),
-            BulkMsg::Down(_) if self.ring.status() < Status::Joining => self.count("bulk_outside"),
-            BulkMsg::Down(b) if b.arcs.is_sound() && b.own.is_sound() => self.take_bulk(*b, cx),
-            BulkMsg::Down(_) => self.count("bulk_malformed"),
+            BulkMsg::Down(bulk) => self.on_bulk_down(from, *bulk, cx),
             BulkMsg::Served { id, arcs } if arcs.is_sound() => self.bulks.serve(id, &arcs, cx.now),
             BulkMsg::Served { .. } => self.count("bulk_malformed"),
         }
     }
 
-    fn take_bulk(&mut self, mut bulk: Bulk, cx: &mut Cx<'_, Self>) {
-        self.bulks.forget_old(cx.now);
-        let done = match bulk.reach {
-            Reach::Nodes => self.deliver_node(&bulk, cx),
-            Reach::Owners => self.deliver_owner(&bulk, cx),
-        };
-        match done.and_then(|done| bulk.arcs.minus(&done)) {
-            Ok(rest) => bulk.arcs = rest,
-            Err(Full) => return self.split(&bulk, cx),
+    fn on_bulk_down(&mut self, from: NodeId, mut bulk: Bulk, cx: &mut Cx<'_, Self>) {
+        let sound = bulk.arcs.is_sound() && bulk.own.is_sound() && bulk.avoid.len() <= AVOID_MAX;
+        if !sound || bulk.hops >= HOPS_MAX {
+            return self.count("bulk_malformed");
         }
-        match plan(self.ring.me().id, bulk.reach, &self.pointers(), &bulk.arcs, bulk.next) {
-            Ok(legs) => legs.into_iter().for_each(|leg| self.send_leg(leg, &bulk, cx)),
-            Err(Full) => self.split(&bulk, cx),
+        if self.ring.status() < Status::Joining {
+            self.count("bulk_outside");
+            if let Some(Ask { tag, .. }) = bulk.ask {
+                cx.send(from, Msg::Cast(CastMsg::Unknown { id: bulk.id, tag }));
+            }
+            return;
+        }
+        let known = self.casts.is_known(bulk.id) || self.bulks.served(bulk.id).is_some();
+        if !known && !self.casts.allow(bulk.id.origin, cx.now) {
+            return self.count("cast_rate");
+        }
+        let Some(ask) = bulk.ask.take() else { return self.spread(bulk, None, cx) };
+        let opening = Opening {
+            id: bulk.id,
+            reply: Reply::To(from, ask.tag),
+            load: bulk.load.clone(),
+            reach: bulk.reach,
+            asked: bulk.arcs.or(&bulk.own).unwrap_or_else(|Full| bulk.arcs.clone()),
+            limit: None,
+            patience: ask.patience().max(CAST_STEP),
+        };
+        if let Some(branch) = self.open(opening, cx) {
+            self.spread(bulk, Some(branch), cx);
+            self.opened(branch, cx);
         }
     }
 
-    fn send_leg(&mut self, leg: Leg, bulk: &Bulk, cx: &mut Cx<'_, Self>) {
+    /// Delivers what is mine and delegates the rest.
+    pub(crate) fn spread(&mut self, mut bulk: Bulk, branch: Option<u32>, cx: &mut Cx<'_, Self>) {
+        self.bulks.forget_old(cx.now);
+        let delivered = match bulk.reach {
+            Reach::Nodes => self.deliver_node(&bulk, branch, cx),
+            Reach::Owners => self.deliver_owner(&bulk, branch, cx),
+        };
+        let cut = delivered.and_then(|recalled| {
+            bulk.arcs = bulk.arcs.minus(&recalled.known)?;
+            Ok(recalled)
+        });
+        let Ok(recalled) = cut else { return self.split(&bulk, branch, cx) };
+        let me = self.ring.me().id;
+        let mut pointers = self.pointers();
+        pointers.extend(recalled.beyond.iter().filter(|id| !self.is_doubtful(**id)));
+        pointers.retain(|id| *id != me && !bulk.avoid.contains(id));
+        pointers.sort_unstable_by_key(|id| me.distance(*id));
+        pointers.dedup();
+        bulk.walk &= recalled.before;
+        let legs = if bulk.walk {
+            walk(me, &pointers, &recalled, &bulk.arcs, bulk.next)
+        } else {
+            plan(me, bulk.reach, &pointers, &bulk.arcs, bulk.next)
+        };
+        match legs {
+            Ok(legs) => legs.into_iter().for_each(|leg| self.send_leg(leg, &bulk, branch, cx)),
+            Err(Full) => self.split(&bulk, branch, cx),
+        }
+    }
+
+    fn send_leg(&mut self, leg: Leg, bulk: &Bulk, branch: Option<u32>, cx: &mut Cx<'_, Self>) {
         let Leg { to, arcs, own, next } = leg;
+        // A share of a broadcast is a whole range: its last id stands for it.
+        let last = || own.and(&ArcSet::of(Arc::new(to.minus(1), to)));
+        let share = if matches!(bulk.load, Load::Cast(_)) { last() } else { Ok(own.clone()) };
+        let all = share.and_then(|share| arcs.or(&share)).unwrap_or_else(|Full| arcs.clone());
+        let ask = branch.and_then(|branch| self.add_child(branch, to, all, false, cx.now));
         let (id, reach, hops) = (bulk.id, bulk.reach, bulk.hops.saturating_add(1));
-        let down = Bulk { id, reach, arcs, own, next, load: bulk.load.clone(), hops };
+        let (load, mut avoid) = (bulk.load.clone(), bulk.avoid.clone());
+        avoid.truncate(AVOID_MAX);
+        let walk = bulk.walk;
+        let down = Bulk { id, reach, arcs, own, next, load, ask, hops, avoid, walk };
         cx.send(to, Msg::Bulk(BulkMsg::Down(Box::new(down))));
     }
 
     /// The set cannot be cut further as it is: each half on its own (overlay.md 1.1).
-    fn split(&mut self, bulk: &Bulk, cx: &mut Cx<'_, Self>) {
+    fn split(&mut self, bulk: &Bulk, branch: Option<u32>, cx: &mut Cx<'_, Self>) {
         // One arc is never too much to cut, unless somebody claims to have told it in splinters.
         if bulk.arcs.runs().len() <= 1 && bulk.own.runs().len() <= 1 {
             self.count("bulk_overflow");
@@ -302,51 +430,116 @@ impl Overlay {
         }
         let ((a, b), (own_a, own_b)) = (bulk.arcs.halves(), bulk.own.halves());
         for (arcs, own) in [(a, own_a), (b, own_b)] {
-            self.take_bulk(Bulk { arcs, own, ..bulk.clone() }, cx);
+            self.spread(Bulk { arcs, own, ..bulk.clone() }, branch, cx);
         }
     }
 
-    fn deliver_node(&mut self, bulk: &Bulk, cx: &mut Cx<'_, Self>) -> Result<ArcSet, Full> {
+    fn deliver_node(
+        &mut self,
+        bulk: &Bulk,
+        branch: Option<u32>,
+        cx: &mut Cx<'_, Self>,
+    ) -> Result<Recalled, Full> {
         let me = self.ring.me().id;
-        let mine = ArcSet::of(Arc::new(me.minus(1), me));
-        if bulk.arcs.contains(me) && self.casts.first_time(bulk.id) {
-            self.hand_up(bulk, &mine, cx);
-        }
-        Ok(mine)
-    }
-
-    /// What of the ids I may own is mine is told here, what moved goes on (2.5, rules 2 and 3).
-    fn deliver_owner(&mut self, bulk: &Bulk, cx: &mut Cx<'_, Self>) -> Result<ArcSet, Full> {
-        let me = self.ring.me().id;
-        let claim = self.ring.claim().map_or_else(ArcSet::empty, ArcSet::of);
-        let mut mine = bulk.own.and(&claim)?;
-        let mut done = mine.clone();
-        for moved in self.bulks.moved.clone() {
-            let own = bulk.own.and(&ArcSet::of(moved.arc))?.minus(&done)?;
-            if !own.is_empty() {
-                done = done.or(&own)?;
-                let leg = Leg { to: moved.to, arcs: ArcSet::empty(), own, next: me };
-                self.count("bulk_handed_on");
-                self.send_leg(leg, bulk, cx);
+        let mut done =
+            Recalled { known: ArcSet::of(Arc::new(me.minus(1), me)), ..Recalled::default() };
+        if bulk.arcs.contains(me) {
+            if self.casts.first_time(bulk.id, cx.now) {
+                self.hand_up(bulk, &done.known, branch, cx);
+            } else if let Some(branch) = branch {
+                done.add(self.recall(branch, bulk.id, &bulk.arcs, cx)?)?;
             }
         }
-        if let Some(served) = self.bulks.served(bulk.id) {
-            mine = mine.minus(served)?;
-        }
-        if !mine.is_empty() {
-            self.bulks.serve(bulk.id, &mine, cx.now);
-            self.hand_up(bulk, &mine, cx);
+        if let Some(branch) = branch {
+            self.cover(branch, &self.node_share());
         }
         Ok(done)
     }
 
-    fn hand_up(&mut self, bulk: &Bulk, mine: &ArcSet, cx: &mut Cx<'_, Self>) {
-        match &bulk.load {
-            Load::Above(body) => {
-                let (id, body, mine) = (bulk.id, body.clone(), Box::new(mine.clone()));
-                cx.emit(Event::Bulk { id, body, mine });
+    /// What of the ids I may own is mine is told here, what moved goes on (2.5, rules 2 and 3).
+    fn deliver_owner(
+        &mut self,
+        bulk: &Bulk,
+        branch: Option<u32>,
+        cx: &mut Cx<'_, Self>,
+    ) -> Result<Recalled, Full> {
+        let me = self.ring.me().id;
+        let claim = self.ring.claim().map_or_else(ArcSet::empty, ArcSet::of);
+        let mine = bulk.own.and(&claim)?;
+        let mut done = mine.clone();
+        for moved in self.bulks.moved.clone() {
+            let own = bulk.own.and(&ArcSet::of(moved.arc))?.minus(&done)?;
+            if !own.is_empty() && !bulk.avoid.contains(&moved.to) {
+                done = done.or(&own)?;
+                let leg = Leg { to: moved.to, arcs: ArcSet::empty(), own, next: me };
+                self.count("bulk_handed_on");
+                self.send_leg(leg, bulk, branch, cx);
             }
-            Load::Topology(change) => self.on_topo_change(change, cx),
+        }
+        if matches!(bulk.load, Load::Cast(_)) {
+            return self.deliver_cast(bulk, branch, done, cx);
+        }
+        let mut done = Recalled { known: done, ..Recalled::default() };
+        let served = self.bulks.served(bulk.id).cloned();
+        let fresh = served.as_ref().map_or(Ok(mine.clone()), |served| mine.minus(served))?;
+        if let (Some(_), Some(branch)) = (served, branch) {
+            done.add(self.recall(branch, bulk.id, &bulk.arcs, cx)?)?;
+        }
+        if !fresh.is_empty() {
+            self.bulks.serve(bulk.id, &fresh, cx.now);
+            self.hand_up(bulk, &fresh, branch, cx);
+        }
+        if let Some(branch) = branch.filter(|_| !mine.is_empty()) {
+            self.cover(branch, &mine);
+        }
+        Ok(done)
+    }
+
+    /// A broadcast that came around: everybody on the way takes it, whether it owns ids of the set
+    /// or not.
+    fn deliver_cast(
+        &mut self,
+        bulk: &Bulk,
+        branch: Option<u32>,
+        known: ArcSet,
+        cx: &mut Cx<'_, Self>,
+    ) -> Result<Recalled, Full> {
+        let mut done = Recalled { known, ..Recalled::default() };
+        if self.casts.first_time(bulk.id, cx.now) {
+            self.hand_up(bulk, &done.known, branch, cx);
+        } else if let Some(branch) = branch {
+            done.before = true;
+            if !self.remembers(bulk.id) {
+                return Ok(done);
+            }
+            done.add(self.recall(branch, bulk.id, &bulk.arcs, cx)?)?;
+        }
+        if let Some(branch) = branch {
+            self.cover(branch, &self.share());
+        }
+        Ok(done)
+    }
+
+    fn hand_up(&mut self, bulk: &Bulk, mine: &ArcSet, branch: Option<u32>, cx: &mut Cx<'_, Self>) {
+        let (id, feedback) = (bulk.id, branch.is_some());
+        let at = match &bulk.load {
+            Load::Above(body) => {
+                let (body, mine) = (body.clone(), Box::new(mine.clone()));
+                let first = mine.runs().first().map(|run| Id(run.0));
+                cx.emit(Event::Bulk { id, body, mine, feedback });
+                first
+            }
+            Load::Topology(change) => {
+                self.on_topo_change(change, cx);
+                None
+            }
+            Load::Cast(body) => {
+                cx.emit(Event::Cast { id, body: body.clone(), feedback });
+                Some(self.ring.me().id)
+            }
+        };
+        if let (Some(branch), Some(at)) = (branch, at) {
+            self.await_answer(branch, at);
         }
     }
 

@@ -84,12 +84,45 @@ pub const T_MOVED: Duration = Duration::from_secs(30);
 pub const MOVED_MAX: usize = 8;
 pub const SERVED_MAX: usize = 32;
 
-/// Broadcasts remembered against duplicates, and under way (overlay.md 11.4).
-pub const SEEN_MAX: usize = 512;
+/// Broadcasts remembered against duplicates, how long, and branches of their trees under way
+/// (overlay.md 4.3, 11.4).
+pub const SEEN_MAX: usize = 1_024;
+pub const T_SEEN: Duration = Duration::from_secs(600);
 pub const CASTS_MAX: usize = 64;
-/// Time the initiator waits for the whole tree; each level waits a little less.
-pub const CAST_BUDGET: Duration = Duration::from_millis(4_000);
+/// Bytes of what is broadcast (overlay.md 4.8); a frame holds 64 KiB with all around it.
+pub const CAST_BYTES: usize = 16 * 1024;
+/// Broadcasts of one source that pass here: a bucket of so many that fills again at so many a
+/// second. Wider than the one a second of overlay.md 4.9, which is for what members send by
+/// themselves: a node that manages many services says several things about each when a power cut
+/// ends or twenty of them are deployed at once.
+pub const SOURCE_BURST: u32 = 256;
+pub const SOURCE_RATE: u32 = 2;
+/// Sources counted at once.
+pub const SOURCES_MAX: usize = 256;
+
+/// How long who asks everybody waits at most, if it does not say (overlay.md 4.8: 60 s, which is
+/// too long for a person); each level of the tree waits a little less.
+pub const CAST_PATIENCE: Duration = Duration::from_millis(4_000);
+pub const BULK_PATIENCE: Duration = Duration::from_secs(60);
 pub const CAST_STEP: Duration = Duration::from_millis(250);
+/// Children that did not answer are asked what they have so far this often (overlay.md 4.3), or
+/// so many times while there is patience for it; after so many misses others get their part.
+pub const T_ALIVE: Duration = Duration::from_secs(5);
+pub const T_ALIVE_MIN: Duration = Duration::from_millis(500);
+pub const ALIVE_SHARE: u32 = 5;
+pub const ALIVE_MISSES: u8 = 3;
+/// Nothing is delegated to a child that fell silent for this long, or until it is heard.
+pub const T_SILENT: Duration = Duration::from_secs(30);
+pub const SILENT_MAX: usize = 32;
+/// Rounds in which who asked first looks for what nobody covered.
+pub const GAP_ROUNDS: u8 = 3;
+/// Children of one branch, repairs included, and peers a repair goes around.
+pub const CHILDREN_MAX: usize = 64;
+pub const AVOID_MAX: usize = 8;
+/// Answers of branches that are over, kept for repairs: how long, how many, bytes in all.
+pub const T_DONE: Duration = Duration::from_secs(60);
+pub const DONE_MAX: usize = 64;
+pub const DONE_BYTES: usize = 64 * 1024;
 /// Bytes of collected answers one message carries.
 pub const PARTS_BYTES: usize = 56 * 1024;
 

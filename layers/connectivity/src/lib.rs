@@ -17,6 +17,7 @@ pub mod bulk;
 pub mod config;
 pub mod detector;
 pub mod entry;
+pub mod feedback;
 pub mod group;
 mod nested;
 mod planted;
@@ -29,14 +30,15 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use dugnad_kernel::{Arc, ArcSet, Component, Cx, Input, Key, NodeId, Peer};
+use dugnad_kernel::{Arc, ArcSet, Component, Cx, Duration, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
-use broadcast::{CastId, CastMsg, Casts, Feedback};
+use broadcast::{CastId, CastMsg, Casts};
 use bulk::{BulkMsg, Bulks, Load, Reach};
 use config::{SLOT_REFRESH, SUCCESSORS};
 use detector::Detector;
 use entry::{Entry, EntryMsg, EntryTimer};
+use feedback::{Branches, Feedback};
 use ring::{Ring, Status};
 use route::{Found, LookupFor, RouteMsg, RouteTimer, Routes};
 use table::Table;
@@ -55,7 +57,8 @@ pub enum Msg {
 pub enum Timer {
     Ring(ring::Timer),
     Route(RouteTimer),
-    Cast(CastId),
+    /// Look after one branch of a tree.
+    Cast(u32),
     Detect(detector::Timer),
     Entry(EntryTimer),
     /// Look up one slot of the table again.
@@ -81,13 +84,22 @@ pub enum Command {
         body: Vec<u8>,
         feedback: bool,
     },
+    /// As `Cast` with feedback, by somebody with a patience of its own, a minute at most.
+    AskAll {
+        call: u32,
+        body: Vec<u8>,
+        patience: Duration,
+    },
     /// Reach the nodes in `arcs`, or the owners of the ids in them; [`Event::Bulk`] there.
     Bulk {
         arcs: Vec<Arc>,
         reach: Reach,
         body: Vec<u8>,
+        /// Whether [`Event::Feedback`] is to follow, and under which number.
+        call: Option<u32>,
     },
-    /// This node's answer to an [`Event::Cast`], in the same step.
+    /// This node's answer to an [`Event::Cast`] or [`Event::Bulk`] with feedback, in the same
+    /// step.
     AnswerCast {
         id: CastId,
         part: Option<Vec<u8>>,
@@ -132,6 +144,7 @@ pub enum Event {
         id: CastId,
         body: Vec<u8>,
         mine: Box<ArcSet>,
+        feedback: bool,
     },
     Suspect(NodeId),
     Refuted(NodeId),
@@ -154,6 +167,7 @@ pub struct Overlay {
     pub(crate) routes: Routes,
     pub(crate) casts: Casts,
     pub(crate) bulks: Bulks,
+    pub(crate) branches: Branches,
     pub(crate) detector: Detector,
     pub(crate) entry: Entry,
     pub(crate) book: BTreeMap<NodeId, Peer>,
@@ -196,6 +210,7 @@ impl Overlay {
             routes: Routes::of_life(me.inc),
             casts: Casts::of_life(me.inc),
             bulks: Bulks::default(),
+            branches: Branches::default(),
             ring,
             detector: Detector::default(),
             entry: Entry::default(),
@@ -257,7 +272,8 @@ impl Overlay {
     /// What grows with what others say: name, how many there are, how many at most.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
         let (pending, lookups) = self.routes.sizes();
-        let (casts, seen) = self.casts.sizes();
+        let (seen, sources) = self.casts.sizes();
+        let (branches, done, silent) = self.branches.sizes();
         let (moved, served) = self.bulks.sizes();
         let (watched, linked, for_others) = self.detector.sizes();
         [
@@ -266,8 +282,11 @@ impl Overlay {
             ("slots", self.table.len(), config::SLOTS),
             ("hops", pending, config::PENDING_MAX),
             ("lookups", lookups, config::PENDING_MAX),
-            ("casts", casts, config::CASTS_MAX),
+            ("casts", branches, config::CASTS_MAX),
+            ("casts_done", done, config::DONE_MAX),
             ("casts_seen", seen, config::SEEN_MAX),
+            ("cast_sources", sources, config::SOURCES_MAX),
+            ("silent", silent, config::SILENT_MAX),
             ("moved", moved, config::MOVED_MAX),
             ("served", served, config::SERVED_MAX),
             ("watched", watched, config::WATCHED_MAX),
@@ -289,10 +308,21 @@ impl Overlay {
                 self.detect(Input::Command(detector::Command::Closed(id)), cx);
                 self.ring_input(ring::Command::Closed(id), cx);
                 self.on_way_in_closed(id, cx);
+                self.child_closed(id, cx);
             }
             Command::Lookup { call, key } => self.lookup(key, LookupFor::Above(call), cx),
-            Command::Cast { call, body, feedback } => self.cast(call, body, feedback, cx),
-            Command::Bulk { arcs, reach, body } => self.bulk(reach, arcs, &Load::Above(body), cx),
+            Command::Cast { call, body, feedback } => {
+                self.cast(body, feedback.then_some((call, config::CAST_PATIENCE)), cx);
+            }
+            Command::AskAll { call, body, patience } => {
+                self.cast(body, Some((call, patience.min(config::BULK_PATIENCE))), cx);
+            }
+            Command::Bulk { arcs, reach, body, call: None } => {
+                self.bulk(reach, arcs, &Load::Above(body), cx);
+            }
+            Command::Bulk { arcs, reach, body, call } => {
+                self.start_bulk(reach, arcs, &Load::Above(body), call, cx);
+            }
             Command::AnswerCast { id, part } => self.answer_cast(id, part, cx),
             Command::Watch(set) => {
                 self.watch = set;
@@ -332,6 +362,7 @@ impl Overlay {
     fn on_message(&mut self, from: NodeId, msg: Msg, cx: &mut Cx<'_, Self>) {
         if from != self.ring.me().id {
             self.ring.lives(from);
+            self.branches.heard(from);
             self.detect(Input::Command(detector::Command::Heard(from)), cx);
         }
         match msg {
@@ -351,7 +382,7 @@ impl Overlay {
             Msg::Cast(msg) => self.on_cast(from, msg, cx),
             Msg::Detect(msg) => self.detect(Input::Message { from, msg }, cx),
             Msg::Entry(msg) => self.on_entry(from, msg, cx),
-            Msg::Bulk(msg) => self.on_bulk(msg, cx),
+            Msg::Bulk(msg) => self.on_bulk(from, msg, cx),
         }
     }
 
@@ -359,7 +390,7 @@ impl Overlay {
         match timer {
             Timer::Ring(timer) => self.ring_step(Input::Timer(timer), cx),
             Timer::Route(timer) => self.on_route_timer(timer, cx),
-            Timer::Cast(id) => self.on_cast_over(id, cx),
+            Timer::Cast(branch) => self.on_branch_timer(branch, cx),
             Timer::Detect(timer) => self.detect(Input::Timer(timer), cx),
             Timer::Entry(timer) => self.on_entry_timer(timer, cx),
             Timer::Refresh => self.on_refresh(cx),
@@ -406,7 +437,10 @@ impl Overlay {
         let Some(input) = self.judged_here(input, cx) else { return };
         for event in cx.child(&mut self.detector, input, Msg::Detect, Timer::Detect) {
             match event {
-                detector::Event::Suspect(id) => cx.emit(Event::Suspect(id)),
+                detector::Event::Suspect(id) => {
+                    self.forget_child(id, cx);
+                    cx.emit(Event::Suspect(id));
+                }
                 detector::Event::Refuted(id) => cx.emit(Event::Refuted(id)),
                 detector::Event::Dead(id) => self.on_dead(id, cx),
             }

@@ -28,6 +28,7 @@ impl Overlay {
 
     pub(crate) fn take_up(&mut self, cx: &mut Cx<'_, Self>) {
         self.ring_step(Input::Timer(ring::Timer::Stabilize { round: 0 }), cx);
+        self.bulk_range_changed(cx);
         self.update_watch(cx);
         self.fill(cx);
     }

@@ -89,7 +89,7 @@ fn record(name: &[u8], counter: u64, value: Vec<u8>) -> Record {
 fn cast(number: u32, body: &CastBody) -> Msg {
     let body = postcard::to_allocvec(body).unwrap();
     let id = CastId { origin: OTHER, number };
-    let down = CastMsg::Down { id, limit: Id(7), body, feedback: false, budget_ms: 9 };
+    let down = CastMsg::Down { id, limit: Id(7), body, ask: None };
     Msg::Overlay(connectivity::Msg::Cast(down))
 }
 

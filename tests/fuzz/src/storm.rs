@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use dugnad_collective as collective;
 use dugnad_collective::cast::CastPart;
-use dugnad_connectivity::broadcast::CastMsg;
+use dugnad_connectivity::broadcast::{CastId, CastMsg};
+use dugnad_connectivity::bulk::BulkMsg;
+use dugnad_connectivity::feedback::{Ask, Part};
 use dugnad_connectivity::route::{Found, Purpose, RouteMsg};
 use dugnad_connectivity::{self as connectivity, group, ring};
 use dugnad_fabric::{Amounts, Ceilings};
@@ -194,12 +196,10 @@ impl Storm {
                     Msg::Overlay(Overlay::Route(RouteMsg::Found { call: hop.call, found }))
                 }
             },
-            Msg::Overlay(Overlay::Cast(CastMsg::Down { id, .. })) => {
-                let parts = (0..self.rng.usize(0..5)).map(|_| self.part()).collect();
-                let cut = self.rng.bool();
-                let up = CastMsg::Up { id, parts, cover: Box::new(ArcSet::whole()), cut };
-                Msg::Overlay(Overlay::Cast(up))
+            Msg::Overlay(Overlay::Cast(CastMsg::Down { id, ask: Some(ask), .. })) => {
+                self.feedback(id, ask)
             }
+            Msg::Overlay(Overlay::Bulk(BulkMsg::Down(bulk))) => self.feedback(bulk.id, bulk.ask?),
             Msg::Collective(collective::Msg::Request { call, .. }) => {
                 let response = self.golden_response()?;
                 Msg::Collective(collective::Msg::Response { call, response })
@@ -220,6 +220,20 @@ impl Storm {
             }
             _ => return None,
         })
+    }
+
+    fn feedback(&mut self, id: CastId, Ask { tag, .. }: Ask) -> Msg {
+        let count = self.rng.usize(0..5);
+        let part = |_| Part { at: self.some_peer().id, bytes: self.part() };
+        let parts = (0..count).map(part).collect();
+        let (cut, done) = (self.rng.bool(), self.rng.bool());
+        let cover = Box::new(ArcSet::whole());
+        let up = match self.rng.u8(0..10) {
+            0 => CastMsg::Unknown { id, tag },
+            1 => CastMsg::Alive { id, tag },
+            _ => CastMsg::Up { id, tag, parts, cover, cut, done },
+        };
+        Msg::Overlay(connectivity::Msg::Cast(up))
     }
 
     fn host_answer(&mut self, order: ToHost) -> Option<ToManager> {

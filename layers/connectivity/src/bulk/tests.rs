@@ -161,7 +161,10 @@ fn splinters_of_a_hostile_member_are_dropped() {
         own: whole,
         next: from,
         load: Load::Above(Vec::new()),
+        ask: None,
         hops: 0,
+        avoid: Vec::new(),
+        walk: false,
     };
     put(Input::Message { from, msg: Msg::Bulk(BulkMsg::Down(Box::new(down))) });
     assert!(overlay.counters().any(|(name, count)| name == "bulk_overflow" && count > 0));

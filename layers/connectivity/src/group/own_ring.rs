@@ -15,7 +15,7 @@ use super::directory::Mode;
 use super::messages::{Answer, Event, GroupCast, GroupId, Msg, Timer};
 use super::{Group, Groups, Phase};
 use crate::config::{GROUP_RECOUNT, GROUP_SETTLE, GROUP_SHRINK};
-use crate::{Overlay, broadcast::Feedback};
+use crate::{Overlay, feedback::Feedback};
 
 /// Calls of a group into its own ring.
 const COUNT: u32 = 1;

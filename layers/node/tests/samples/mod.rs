@@ -11,6 +11,7 @@ use dugnad_collective::{self as collective, Request, Response};
 use dugnad_connectivity::broadcast::{CastId, CastMsg};
 use dugnad_connectivity::bulk::{Bulk, BulkMsg, Load, Reach, TopoChange, TopoKind};
 use dugnad_connectivity::entry::EntryMsg;
+use dugnad_connectivity::feedback::{Ask, Part};
 use dugnad_connectivity::group::directory::{GroupRecord, Mode, Policy, group_id};
 use dugnad_connectivity::group::{self, GroupCast, MsgId, Packet, Place, Refusal, Stream, Welcome};
 use dugnad_connectivity::route::{Found, Hop, Purpose, RouteMsg};
@@ -67,9 +68,9 @@ variants!(ring::Msg, "ring": JoinRetry, JoinPoint, NewSucc, NewSuccAck, JoinDone
     Moved, Notify, ListChanged);
 variants!(RouteMsg, "route": Hop => inner, Ack, Found, NotInside);
 variants!(Purpose, "hop": Find, Join, Merge);
-variants!(CastMsg, "cast": Down, Up);
+variants!(CastMsg, "cast": Down, Up, Alive, Unknown);
 variants!(BulkMsg, "bulk": Down => inner, Served);
-variants!(Load, "load": Above, Topology);
+variants!(Load, "load": Above, Topology, Cast);
 variants!(detector::Msg, "detect": Ping, Pong, PingReq, Reached, Gone);
 variants!(EntryMsg, "entry": Probe, ProbeRes, Merge, Hint);
 variants!(collective::Msg, "collective":
@@ -229,13 +230,17 @@ pub(crate) fn messages() -> Vec<Msg> {
     all.extend(route_messages().into_iter().map(connectivity::Msg::Route).map(overlay));
     let cast = CastId { origin: id(1), number: 2 };
     let casts = [
-        CastMsg::Down { id: cast, limit: id(5), body: vec![1], feedback: true, budget_ms: 3_750 },
+        CastMsg::Down { id: cast, limit: id(5), body: vec![1], ask: Some(ask()) },
         CastMsg::Up {
             id: cast,
-            parts: vec![vec![1], vec![]],
+            tag: 9,
+            parts: vec![Part { at: id(5), bytes: vec![1] }, Part { at: id(6), bytes: vec![] }],
             cover: Box::new(ArcSet::of(Arc::new(id(5), id(2)))),
             cut: false,
+            done: true,
         },
+        CastMsg::Alive { id: cast, tag: 9 },
+        CastMsg::Unknown { id: cast, tag: 300 },
     ];
     all.extend(casts.into_iter().map(connectivity::Msg::Cast).map(overlay));
     all.extend(bulk_messages(cast).into_iter().map(connectivity::Msg::Bulk).map(overlay));
@@ -316,16 +321,33 @@ fn group_messages() -> Vec<group::Msg> {
     ]
 }
 
+fn ask() -> Ask {
+    Ask { tag: 200, patience_ms: 3_750 }
+}
+
 fn bulk_messages(id: CastId) -> Vec<BulkMsg> {
     let arcs = || ArcSet::of(Arc::new(self::id(5), self::id(2)));
     let change = TopoChange { kind: TopoKind::Join, node: peer(1), succ: peer(2) };
-    let down = |reach, load| {
-        let (own, next) = (ArcSet::empty(), self::id(7));
-        BulkMsg::Down(Box::new(Bulk { id, reach, arcs: arcs(), own, next, load, hops: 3 }))
+    let down = |reach, load, ask| {
+        let (own, next, avoid) = (ArcSet::empty(), self::id(7), vec![self::id(8)]);
+        let (arcs, walk) = (arcs(), true);
+        BulkMsg::Down(Box::new(Bulk {
+            id,
+            reach,
+            arcs,
+            own,
+            next,
+            load,
+            ask,
+            hops: 3,
+            avoid,
+            walk,
+        }))
     };
     vec![
-        down(Reach::Owners, Load::Above(vec![1, 2])),
-        down(Reach::Nodes, Load::Topology(change)),
+        down(Reach::Owners, Load::Above(vec![1, 2]), Some(ask())),
+        down(Reach::Nodes, Load::Topology(change), None),
+        down(Reach::Owners, Load::Cast(vec![3]), Some(ask())),
         BulkMsg::Served { id, arcs: Box::new(arcs()) },
     ]
 }

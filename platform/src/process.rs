@@ -205,6 +205,9 @@ pub fn wait_readable(fd: &impl AsRawFd, millis: i32) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::io::Read;
+    use std::process::Stdio;
+
     use super::*;
 
     #[test]
@@ -231,11 +234,15 @@ mod tests {
 
     #[test]
     fn the_cookie_finds_a_process_that_left_its_session() {
+        // It says when it runs: in the middle of an exec it has no environment to be found by.
         let mut child = std::process::Command::new("setsid")
-            .args(["sleep", "60"])
+            .args(["sh", "-c", "echo; read -r _"])
             .env("DUGNAD_COOKIE_TEST", "17")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
         let members = Members { leader: -5, user: None, cookie: "DUGNAD_COOKIE_TEST=17" };
         let pid = i32::try_from(child.id()).unwrap();
         assert!(members.pids().contains(&pid));

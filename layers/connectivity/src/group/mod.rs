@@ -544,8 +544,10 @@ impl Groups {
         for peer in peers.iter().take(crate::config::GROUP_MESH_MAX) {
             self.add_member(gid, peer, cx);
         }
+        self.add_member(gid, by, cx);
         let Some(group) = self.groups.get(&gid) else { return };
-        let others: Vec<NodeId> = group.members.keys().copied().filter(|id| *id != by.id).collect();
+        // To `by` as well: whoever it let in after me said hello while I was not inside yet.
+        let others: Vec<NodeId> = group.members.keys().copied().collect();
         others.into_iter().for_each(|id| self.say_hello(gid, id, cx));
     }
 

@@ -48,6 +48,12 @@ impl Collective {
     /// A node given up too early is reached again: what it runs counts, if it runs.
     pub(crate) fn on_node_back(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
         self.ask_again(node, |state| state == SlotState::Lost, cx);
+        for (key, manager) in &mut self.managers {
+            if manager.unheard.remove(&node) {
+                let msg = ToHost::Probe { service: *key, epoch: manager.plan.epoch };
+                cx.emit(Event::ToHost { to: node, msg });
+            }
+        }
     }
 
     fn ask_again(&mut self, node: NodeId, which: fn(SlotState) -> bool, cx: &mut Cx<'_, Self>) {
@@ -100,6 +106,7 @@ impl Collective {
         for key in touched {
             let Some(manager) = self.managers.get_mut(&key) else { continue };
             manager.taking_over.remove(&node);
+            manager.unheard.remove(&node);
             let mut name = String::new();
             for slot in manager.plan.slots.iter_mut().filter(|slot| slot.node == node) {
                 slot.state = SlotState::Lost;

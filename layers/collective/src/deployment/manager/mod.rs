@@ -77,6 +77,8 @@ pub struct Manager {
     plan: Plan,
     /// Hosts of an earlier term that have not reported yet.
     taking_over: BTreeSet<NodeId>,
+    /// Hosts of the plan that have not said what they run: asked when they can be reached.
+    pub(super) unheard: BTreeSet<NodeId>,
     /// A host obeyed a higher term than ours: ask again in the new one.
     probe_again: bool,
     placing: bool,
@@ -106,6 +108,7 @@ impl Manager {
             because,
             plan,
             taking_over: BTreeSet::new(),
+            unheard: BTreeSet::new(),
             probe_again: false,
             placing: false,
             old_news: BTreeSet::new(),

@@ -40,8 +40,12 @@ impl Collective {
             self.later(key, TAKE_OVER, cx);
             return;
         }
-        // Hosts that did not report are slow or dying; the detector says which.
-        manager.taking_over.clear();
+        // Hosts that did not report are slow or dying; the detector says which. The question may
+        // be lost, too: one that was on its way into the ring then had no address.
+        let silent = core::mem::take(&mut manager.taking_over);
+        manager.unheard.extend(silent);
+        let hosts: Vec<NodeId> = manager.plan.slots.iter().map(|slot| slot.node).collect();
+        manager.unheard.retain(|node| hosts.contains(node));
         self.reconcile(key, cx);
     }
 

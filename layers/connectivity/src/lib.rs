@@ -357,6 +357,8 @@ impl Overlay {
         self.ring.refresh(peer);
         self.detect(Input::Command(detector::Command::Heard(peer.id)), cx);
         self.entry_link_up(peer, cx);
+        // Who began a ring alone and knew nobody then asks those it meets.
+        self.probe_later(cx);
     }
 
     fn on_message(&mut self, from: NodeId, msg: Msg, cx: &mut Cx<'_, Self>) {

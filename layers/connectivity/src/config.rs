@@ -18,8 +18,9 @@ pub const T_UNSURE: Duration = Duration::from_secs(10);
 /// First wait after a refused join or leave; doubles, with jitter (overlay.md 2.10).
 pub const BACKOFF: Duration = Duration::from_millis(100);
 pub const BACKOFF_DOUBLINGS: u32 = 5;
-/// Operations of joins given up lately that are still honoured if their point comes (wild guess).
-pub const GIVEN_UP_MAX: usize = 4;
+/// Operations of joins given up lately that are still honoured if their point comes: at the slowest
+/// back-off more than a minute of them, and no copy of a request lives as long.
+pub const GIVEN_UP_MAX: usize = 32;
 /// A join request not answered by then is tried another way.
 pub const JOIN_ANSWER: Duration = Duration::from_secs(3);
 /// Stabilisation after a change and while young (overlay.md 2.10).

@@ -49,7 +49,8 @@ pub const SLOT_REFRESH: Duration = Duration::from_secs(60);
 pub const HOP_RTO: Duration = Duration::from_millis(800);
 /// Other next hops tried when one does not acknowledge.
 pub const HOP_ALTERNATIVES: usize = 3;
-/// Hops after which a request is dropped (overlay.md 3.2).
+/// Hops after which a request is dropped (overlay.md 3.2): 2 log_k n and so many, at most these.
+pub const HOPS_SPARE: u8 = 16;
 pub const HOPS_MAX: u8 = 64;
 /// One end-to-end attempt of a lookup, and how many there are (overlay.md 3.5).
 pub const LOOKUP: Duration = Duration::from_secs(3);

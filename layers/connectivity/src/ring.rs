@@ -265,6 +265,7 @@ impl Ring {
             Command::Dead(id) => self.on_dead(id, cx),
             Command::Closed(id) => self.on_closed(id, cx),
             Command::Candidate(peer) => self.on_candidate(peer, cx),
+            Command::Hint(peer) => self.on_hint(peer, cx),
             Command::Alone => self.be_alone(cx),
         }
     }

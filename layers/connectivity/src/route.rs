@@ -4,13 +4,14 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use dugnad_kernel::arc::in_oc;
+use dugnad_kernel::arc::{in_oc, in_oo};
 use dugnad_kernel::{Cx, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
 use crate::config::LIFE_BITS;
 use crate::config::{
-    HOP_ALTERNATIVES, HOP_RTO, HOPS_MAX, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX, SUCCESSORS,
+    HOP_ALTERNATIVES, HOP_RTO, HOPS_MAX, HOPS_SPARE, K_BITS, LOOKUP, LOOKUP_ATTEMPTS, PENDING_MAX,
+    SUCCESSORS,
 };
 use crate::detector;
 use crate::ring::{self, Status};
@@ -57,6 +58,10 @@ pub enum RouteMsg {
     /// The asked node is not a member and cannot route.
     NotInside {
         call: u32,
+    },
+    /// What you sent me as the owner was not mine: this node is between us (2.5, rule 5).
+    SuccHint {
+        pred: Peer,
     },
 }
 
@@ -192,13 +197,13 @@ impl Overlay {
         match msg {
             RouteMsg::Hop(hop) => {
                 cx.send(from, Msg::Route(RouteMsg::Ack { seq: hop.seq }));
-                if hop.hops >= HOPS_MAX {
+                if hop.hops >= self.hops_limit() {
                     self.count("hops_exceeded");
                 } else if !self.ring.is_member() && self.ring.status() < Status::Joining {
                     self.count("not_inside");
                     self.not_inside(&hop, cx);
                 } else {
-                    self.step(hop, Vec::from([from]), cx);
+                    self.arrived(from, hop, cx);
                 }
             }
             RouteMsg::Ack { seq } => {
@@ -207,7 +212,41 @@ impl Overlay {
             RouteMsg::Found { call, found } => self.on_found(call, found, cx),
             RouteMsg::NotInside { call: 0 } => self.on_way_in_closed(from, cx),
             RouteMsg::NotInside { .. } => self.count("not_inside"),
+            RouteMsg::SuccHint { pred } => {
+                self.count("succ_hint");
+                self.contact(&pred, cx);
+                self.ring_input(ring::Command::Hint(pred), cx);
+            }
         }
+    }
+
+    /// 2 log_k n + 16 (3.2): what takes longer goes in circles.
+    fn hops_limit(&self) -> u8 {
+        let levels = (u64::BITS - self.size().leading_zeros()).div_ceil(K_BITS);
+        u8::try_from(2 * levels).unwrap_or(HOPS_MAX).saturating_add(HOPS_SPARE).min(HOPS_MAX)
+    }
+
+    fn arrived(&mut self, from: NodeId, hop: Hop, cx: &mut Cx<'_, Self>) {
+        let (me, key) = (self.ring.me().id, hop.key);
+        if hop.last {
+            let pred = self.ring.pred();
+            let misled = self.ring.redirect(key).is_none()
+                && !self.ring.owns(key)
+                && !self.ring.pred_suspect()
+                && in_oo(from, pred.id, me);
+            if misled {
+                cx.send(from, Msg::Route(RouteMsg::SuccHint { pred: pred.clone() }));
+            }
+        } else if hop.hops > 1 && !in_oo(from, me, key) {
+            // Behind the key, or not a step nearer: only successors are sure to lead there.
+            self.count("routing_regress");
+            let is_succ = |id: &NodeId| self.ring.succs().iter().any(|s| s.id == *id);
+            let contacts = self.table.contacts().map(|p| p.id).filter(|id| !is_succ(id));
+            let tried = contacts.chain([from]).collect();
+            self.step(hop, tried, cx);
+            return;
+        }
+        self.step(hop, Vec::from([from]), cx);
     }
 
     fn not_inside(&self, hop: &Hop, cx: &mut Cx<'_, Self>) {
@@ -385,3 +424,6 @@ impl Overlay {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -188,6 +188,16 @@ impl Ring {
         cx.emit(Event::Doubted(self.pred().id));
     }
 
+    /// Routing met a node that is nearer than my successor: a hint, which no question that is under
+    /// way gives way to, and which is not taken from who still counts on a dead one.
+    pub(crate) fn on_hint(&mut self, peer: Peer, cx: &mut Cx<'_, Self>) {
+        let head = self.succ().id;
+        let busy = self.asking.as_ref().is_some_and(|asking| asking.target.id != head);
+        if !busy && !self.died(&peer, cx.now) {
+            self.on_candidate(peer, cx);
+        }
+    }
+
     /// Whether this life of `peer` was found over a short while ago.
     pub(crate) fn died(&self, peer: &Peer, now: Time) -> bool {
         let this = |(id, inc, at): &(NodeId, u32, Time)| {

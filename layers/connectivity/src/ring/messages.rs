@@ -141,6 +141,8 @@ pub enum Command {
     Closed(NodeId),
     /// A live node that might be a better neighbour (merge, or a table entry after losses).
     Candidate(Peer),
+    /// As `Candidate`, if nothing better is being asked.
+    Hint(Peer),
     /// Nobody else is known to live: the whole ring is mine.
     Alone,
 }

@@ -66,7 +66,7 @@ variants!(connectivity::Msg, "overlay":
 variants!(ring::Msg, "ring": JoinRetry, JoinPoint, NewSucc, NewSuccAck, JoinDone, LeaveReq,
     LeaveRetry, LeaveGrant, LeavePoint, UpdateSucc, UpdateSuccAck, LeaveDone, Query, QueryRes,
     Moved, Notify, ListChanged);
-variants!(RouteMsg, "route": Hop => inner, Ack, Found, NotInside);
+variants!(RouteMsg, "route": Hop => inner, Ack, Found, NotInside, SuccHint);
 variants!(Purpose, "hop": Find, Join, Merge);
 variants!(CastMsg, "cast": Down, Up, Alive, Unknown);
 variants!(BulkMsg, "bulk": Down => inner, Served);
@@ -395,6 +395,7 @@ fn route_messages() -> Vec<RouteMsg> {
         RouteMsg::Ack { seq: 900 },
         RouteMsg::Found { call: 7, found },
         RouteMsg::NotInside { call: 7 },
+        RouteMsg::SuccHint { pred: peer(1) },
     ]
 }
 

@@ -27,6 +27,7 @@ use deployment::client::{ClientQuestion, ClientReply};
 use deployment::manager::{Manager, View};
 use deployment::trees::Waiting;
 use persistence::directory::{self, Decide, Decided, Directory};
+use persistence::put::{self, Writing};
 use persistence::record::{Name, Record, disk_key};
 use persistence::store::{Place, Store, encode};
 use persistence::sync::{ANTI_ENTROPY, SyncMsg};
@@ -56,9 +57,10 @@ pub enum Request {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
-    /// Who has it on disk.
+    /// Who has it on disk, and which places of its class are the asked one's: a bit each.
     Put {
         holders: Vec<NodeId>,
+        places: u8,
     },
     Copied,
     Refused,
@@ -226,6 +228,17 @@ pub(crate) enum Ask {
         limit: Duration,
     },
     Sleep(Duration),
+    /// At all places of its class; answered when `enough` nodes have it on disk.
+    Put {
+        record: Record,
+        enough: usize,
+    },
+    /// To whoever waits for a write as `call`; has no answer.
+    Stored {
+        call: CallId,
+        holders: Vec<NodeId>,
+        over: bool,
+    },
     /// Also to the other places of its class; does not wait for them.
     Spread(Record),
 }
@@ -319,6 +332,7 @@ pub struct Collective {
     /// Trees a predecessor wants mirrored, whose record is not here yet.
     pub(crate) mirrors: BTreeSet<(Tree, NodeId)>,
     pub(crate) held: BTreeMap<CallId, Waiting>,
+    pub(crate) writing: BTreeMap<CallId, Writing>,
     pub(crate) managers: BTreeMap<Key, Manager>,
     pub(crate) dead: BTreeMap<NodeId, Time>,
     /// After a restart with plans on disk: power may have failed for everybody, so hosts get time
@@ -361,6 +375,7 @@ impl Collective {
             second_try: BTreeSet::new(),
             mirrors: BTreeSet::new(),
             held: BTreeMap::new(),
+            writing: BTreeMap::new(),
             hold_until: None,
             met: BTreeSet::new(),
             managers: BTreeMap::new(),
@@ -580,20 +595,24 @@ impl Collective {
         cx.send(to, Msg::Response { call, response });
     }
 
+    /// Whether there was room for one more.
     pub(crate) fn start<F>(
         &mut self,
         name: &'static str,
         op: impl FnOnce(Asker) -> F,
         cx: &mut Cx<'_, Self>,
-    ) where
+    ) -> bool
+    where
         F: Future<Output = Outcome> + 'static,
     {
-        if self.ops.len() >= OPS_MAX {
+        let room = self.ops.len() < OPS_MAX;
+        if room {
+            let step = self.ops.start(name, op);
+            self.carry_out(step, cx);
+        } else {
             self.count("operations_overflow");
-            return;
         }
-        let step = self.ops.start(name, op);
-        self.carry_out(step, cx);
+        room
     }
 
     pub(crate) fn answer(&mut self, call: CallId, reply: Reply, cx: &mut Cx<'_, Self>) {
@@ -669,9 +688,14 @@ impl Collective {
                 (Out::Holders, Some(limit))
             }
             Ask::Sleep(limit) => (Out::Other, Some(limit)),
+            Ask::Put { record, enough } => {
+                self.out.insert(call, Out::Other);
+                return self.begin_put(call, record, enough, cx);
+            }
+            Ask::Stored { call, holders, over } => return self.on_stored(call, holders, over, cx),
             Ask::Spread(record) => {
-                let me = self.me;
-                self.start("spread", move |asker| directory::spread(asker, me, record), cx);
+                let me = Some(self.me);
+                self.start("spread", move |asker| put::write(asker, record, None, me), cx);
                 (Out::Other, Some(Duration::ZERO))
             }
         };

@@ -275,13 +275,3 @@ async fn keep(asker: &Asker, at: &Owner, record: &Record) -> bool {
     }
     copied
 }
-
-/// The copies at the other places of the class; nobody waits for them.
-pub(crate) async fn spread(asker: Asker, me: NodeId, record: Record) -> Outcome {
-    for owner in super::put::owners(&asker, record.key).await {
-        if owner != me {
-            asker.call(owner, Request::Put(record.clone())).await;
-        }
-    }
-    Outcome::Nothing
-}

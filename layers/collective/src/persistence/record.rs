@@ -48,10 +48,16 @@ pub fn class(key: Key, x: u32) -> Key {
     key.plus(u128::from(x) << 126)
 }
 
+/// Whether the owner of `range` is the `x`-th place of `key`.
+#[must_use]
+pub fn owns(range: &Arc, key: Key, x: u32) -> bool {
+    range.contains(class(key, x))
+}
+
 /// Whether the owner of `range` is one of the places of `key`.
 #[must_use]
 pub fn belongs(key: Key, range: &Arc) -> bool {
-    (0..DEGREE).any(|x| range.contains(class(key, x)))
+    (0..DEGREE).any(|x| owns(range, key, x))
 }
 
 impl Record {

@@ -7,7 +7,7 @@ use dugnad_kernel::{Arc, Cx, Key, NodeId, Peer};
 
 use super::put;
 use super::record::{
-    COPIES, Name, RECORDS_MAX, Record, STORE_BYTES_MAX, Version, belongs, disk_key,
+    COPIES, DEGREE, Name, RECORDS_MAX, Record, STORE_BYTES_MAX, Version, belongs, disk_key, owns,
 };
 use crate::{Collective, Event, Request, Response};
 
@@ -154,7 +154,9 @@ impl Collective {
             Applied::Old | Applied::New => {
                 let (me, copies) = (self.me, self.copy_holders());
                 let newest = self.store.records.get(&record.id()).cloned().unwrap_or(record);
-                let op = |asker| put::accept(asker, me, newest, copies, from, call);
+                let mine = |x: &u32| self.place.range.is_some_and(|r| owns(&r, newest.key, *x));
+                let places = (0..DEGREE).filter(mine).fold(0, |mask, x| mask | (1 << x));
+                let op = |asker| put::accept(asker, me, newest, copies, places, (from, call));
                 self.start("accept put", op, cx);
             }
         }

@@ -410,7 +410,7 @@ fn collective_messages() -> Vec<collective::Msg> {
         Request::Decide { key: id(9), decide: Decide::Cas { expected: 1, value: Some(vec![1]) } },
     ];
     let responses = [
-        Response::Put { holders: vec![id(1), id(2)] },
+        Response::Put { holders: vec![id(1), id(2)], places: 5 },
         Response::Copied,
         Response::Refused,
         Response::Get(Some(record())),

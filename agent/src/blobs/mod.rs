@@ -195,7 +195,7 @@ impl Blobs {
     /// whoever is being sent a file gets all of it.
     ///
     /// # Errors
-    /// `NotFound`: it is being removed already.
+    /// `NotFound`: it is not here, or being removed already.
     pub(crate) fn hold(&self, tree: Tree) -> io::Result<Held> {
         self.store.hold(tree)?;
         Ok(Held { store: Arc::clone(&self.store), gate: Arc::clone(&self.gate), tree })

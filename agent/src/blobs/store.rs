@@ -36,8 +36,6 @@ struct State {
     dropped: BTreeMap<Hash, Tree>,
     /// Trees somebody reads from, and how many do; bounded by the answers under way.
     in_use: BTreeMap<Hash, (Tree, usize)>,
-    /// Dropped trees whose chunks are being removed.
-    sweeping: BTreeMap<Hash, Tree>,
     /// Chunks no tree uses may be lying about.
     orphans: bool,
 }
@@ -378,11 +376,15 @@ impl Store {
     /// Keeps the chunks of a tree, even if it is dropped, until as many [`Self::release`]s.
     ///
     /// # Errors
-    /// `NotFound`: they are going already.
+    /// `NotFound`: they are not here, or going already.
     pub(super) fn hold(&self, tree: Tree) -> io::Result<()> {
         let mut state = self.lock();
-        if state.sweeping.contains_key(&tree.root) {
-            let text = format!("package {} was dropped", tree.root);
+        let root = &tree.root;
+        let here = state.complete.contains_key(root)
+            || state.in_use.contains_key(root)
+            || state.dropped.contains_key(root);
+        if !here {
+            let text = format!("package {root} is not here any more");
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
         state.in_use.entry(tree.root).or_insert((tree, 0)).1 += 1;
@@ -416,12 +418,9 @@ impl Store {
             let (later, now): (BTreeMap<_, _>, _) =
                 all.into_iter().partition(|(root, _)| used(root));
             state.dropped = later;
-            state.sweeping.clone_from(&now);
             (now, std::mem::take(&mut state.orphans))
         };
-        let swept = self.sweep_now(dropped, orphans);
-        self.lock().sweeping.clear();
-        swept
+        self.sweep_now(dropped, orphans)
     }
 
     fn sweep_now(&self, dropped: BTreeMap<Hash, Tree>, orphans: bool) -> io::Result<()> {

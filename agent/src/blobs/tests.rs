@@ -419,6 +419,9 @@ fn what_is_being_read_stays_until_it_was_read() {
         while !a.chunk_files().is_empty() {
             Timer::after(Duration::from_millis(5)).await;
         }
+        // Whoever still thinks that it is here learns so before the answer has begun.
+        let late = a.blobs.hold(tree).err().unwrap();
+        assert_eq!(late.kind(), io::ErrorKind::NotFound);
     });
 }
 

@@ -64,6 +64,9 @@ const KEEPERS: &str = "logs";
 /// Answers at a replica's socket, for that user alone, until the result is dropped.
 pub(crate) type OpenDoor = Rc<dyn Fn(PathBuf, Option<u32>) -> io::Result<Box<dyn Any>>>;
 
+/// Keeps a stored package on disk until the result is dropped.
+pub(crate) type Hold = Rc<dyn Fn(Tree) -> io::Result<Box<dyn Any>>>;
+
 /// Puts a stored package into a folder.
 pub(crate) type Unpack = Rc<dyn Fn(Tree, PathBuf) -> Pin<Box<dyn Future<Output = io::Result<()>>>>>;
 
@@ -80,6 +83,7 @@ pub(crate) struct HostConfig {
     /// that folder.
     pub(crate) socket: PathBuf,
     pub(crate) door: OpenDoor,
+    pub(crate) hold: Hold,
     pub(crate) unpack: Unpack,
 }
 

@@ -195,6 +195,11 @@ impl Replica {
             let reason = "the service has no folder for this node: [artifacts] any = \"site/\"";
             return self.failed(run, reason.to_owned()).await;
         };
+        // The community may need it no longer before the next version is here to be served.
+        let _held = match (self.shared.config.hold)(tree) {
+            Ok(held) => held,
+            Err(error) => return self.failed(run, error.to_string()).await,
+        };
         self.shared.set_endpoint(self.id, Endpoint::Static(tree));
         self.shared.set_state(self.id, State::Ready, "");
         self.report(Report::Started { id: self.id }).await;

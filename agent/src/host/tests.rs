@@ -32,6 +32,15 @@ fn tree(name: &str) -> Tree {
     Tree { root: Hash::of(name.as_bytes()), bytes: 1 }
 }
 
+/// A package that is kept: a file as long as it is.
+struct Kept(PathBuf);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).unwrap();
+    }
+}
+
 fn open(ex: &Rc<LocalExecutor<'static>>, dir: &Path) -> (Rc<Host>, Receiver<Report>) {
     let (sender, reports) = smol::channel::unbounded();
     let stored = dir.join("stored");
@@ -57,6 +66,13 @@ fn open(ex: &Rc<LocalExecutor<'static>>, dir: &Path) -> (Rc<Host>, Receiver<Repo
             fs::write(socket, "")?;
             Ok(Box::new(()))
         }),
+        hold: {
+            let kept = dir.join("kept");
+            Rc::new(move |_| {
+                fs::OpenOptions::new().write(true).create_new(true).open(&kept)?;
+                Ok(Box::new(Kept(kept.clone())))
+            })
+        },
         unpack,
     };
     (Host::new(Rc::clone(ex), config, sender).unwrap(), reports)
@@ -472,10 +488,17 @@ fn a_static_service_has_no_process() {
         spec.kind = Kind::Static;
         spec.port = Port::Http;
         spec.artifacts = vec![(None, tree("pages"))];
-        let id = world.start(spec);
+        let id = world.start(spec.clone());
         world.ready(id).await;
         assert_eq!(world.host.endpoint(id), Some(Endpoint::Static(tree("pages"))));
+        let kept = world.dir.join("kept");
+        assert!(kept.exists(), "it may not be swept away while it is served");
         world.stop(id, false).await;
+        assert!(!kept.exists());
+        // It went before it was started: another node may have it.
+        fs::write(&kept, "").unwrap();
+        world.start(spec);
+        assert!(matches!(world.next().await, Report::Failed { .. }));
         world
     });
 }

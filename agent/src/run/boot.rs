@@ -101,6 +101,10 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
                 Ok(Box::new(agent.open_door(socket, user)?) as Box<dyn Any>)
             })
         },
+        hold: {
+            let blobs = Rc::clone(&blobs);
+            Rc::new(move |tree| Ok(Box::new(blobs.hold(tree)?) as Box<dyn Any>))
+        },
         unpack: {
             let blobs = Rc::clone(&blobs);
             Rc::new(move |tree, to| {

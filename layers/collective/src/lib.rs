@@ -7,6 +7,7 @@ extern crate alloc;
 
 pub mod cast;
 pub mod deployment;
+mod operations;
 pub mod persistence;
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -16,8 +17,8 @@ use alloc::vec::Vec;
 use dugnad_connectivity::group::directory::{DirectoryAnswer, DirectoryAsk};
 use dugnad_connectivity::route::Found;
 use dugnad_kernel::arc::in_oo;
-use dugnad_kernel::ops::{CallId, Ops, Step};
-use dugnad_kernel::{Arc, Component, Cx, Duration, Hash, Id, Input, Key, NodeId, Time, ops};
+use dugnad_kernel::ops::{CallId, Ops};
+use dugnad_kernel::{Arc, Component, Cx, Duration, Hash, Input, Key, NodeId, Time};
 use dugnad_resource::execute::{Order, Report, ToHost, ToManager};
 use dugnad_resource::spec::Tree;
 use serde::{Deserialize, Serialize};
@@ -27,10 +28,12 @@ use deployment::client::{ClientQuestion, ClientReply};
 use deployment::manager::{Manager, View};
 use deployment::trees::Waiting;
 use persistence::directory::{self, Decide, Decided, Directory};
-use persistence::put::{self, Writing};
-use persistence::record::{Name, Record, disk_key};
-use persistence::store::{Place, Store, encode};
+use persistence::put::Writing;
+use persistence::record::{Name, Record};
+use persistence::store::{Place, Store};
 use persistence::sync::{ANTI_ENTROPY, SyncMsg};
+
+pub(crate) use operations::{Ask, Asker, AskerExt, OPS_MAX, Out, Outcome, Reply};
 
 /// A request between nodes; its answer is a [`Response`] to the same call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,89 +204,12 @@ pub enum Event {
     },
 }
 
-/// What an operation may wait for.
-#[derive(Clone, Debug)]
-pub(crate) enum Ask {
-    Find(Key),
-    Call {
-        to: NodeId,
-        request: Request,
-        limit: Duration,
-    },
-    Persist(Record),
-    Cast(CastBody),
-    Digest {
-        to: NodeId,
-        arc: Arc,
-    },
-    Reserve {
-        to: NodeId,
-        msg: ToHost,
-    },
-    /// Until `enough` nodes hold the tree, or `limit` is over.
-    Holders {
-        root: Hash,
-        known: BTreeSet<NodeId>,
-        enough: usize,
-        limit: Duration,
-    },
-    Sleep(Duration),
-    /// At all places of its class; answered when `enough` nodes have it on disk.
-    Put {
-        record: Record,
-        enough: usize,
-    },
-    /// To whoever waits for a write as `call`; has no answer.
-    Stored {
-        call: CallId,
-        holders: Vec<NodeId>,
-        over: bool,
-    },
-    /// Also to the other places of its class; does not wait for them.
-    Spread(Record),
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum Reply {
-    Found(Option<Found>),
-    Response(Option<Response>),
-    Persisted(bool),
-    Parts { parts: Vec<Vec<u8>>, complete: bool },
-    Reserved(Result<(), String>),
-    Holders { holders: BTreeSet<NodeId>, refused: BTreeMap<NodeId, String> },
-    Over,
-}
-
-impl Reply {
-    pub(crate) fn owner(self) -> Option<NodeId> {
-        match self {
-            Self::Found(found) => found.map(|found| found.owner.id),
-            _ => None,
-        }
-    }
-}
-
-/// What an operation ends with.
-#[derive(Clone, Debug)]
-pub(crate) enum Outcome {
-    Nothing,
-    Respond { to: NodeId, call: u32, response: Response },
-    Holders { tree: Tree, from: Vec<NodeId> },
-    Answer { ask: u64, reply: ClientReply },
-    Placed(deployment::manager::Placed),
-    PlanStored { service: Key, term: u64, stored: bool },
-    Directory { call: u32, answer: DirectoryAnswer },
-    Decided { key: Key, record: Option<Record>, to: NodeId, call: u32, response: Response },
-}
-
 /// What of `old` is not in `new`, while both end at the same node.
 fn lost(old: Option<Arc>, new: Option<Arc>) -> Option<Arc> {
     let (old, new) = (old?, new?);
     let shrunk = old.hi == new.hi && new.lo != old.lo && in_oo(old.lo, new.lo, old.hi);
     shrunk.then(|| Arc::new(old.lo, new.lo))
 }
-
-pub(crate) type Asker = ops::Asker<Ask, Reply>;
 
 /// How long one node may take to answer another.
 const CALL: Duration = Duration::from_secs(2);
@@ -293,29 +219,6 @@ const HOLD: Duration = Duration::from_secs(60);
 const DEAD_MAX: usize = 512;
 /// Peers remembered while it lasts.
 const MET_MAX: usize = 256;
-/// Answers awaited at a time; more are refused to start.
-const OPS_MAX: usize = 512;
-
-/// Shorthand for operations.
-pub(crate) trait AskerExt {
-    fn call(&self, to: NodeId, request: Request) -> ops::Pending<Reply>;
-}
-
-impl AskerExt for Asker {
-    fn call(&self, to: NodeId, request: Request) -> ops::Pending<Reply> {
-        self.ask(Ask::Call { to, request, limit: CALL })
-    }
-}
-
-/// What is known about a question that is out.
-#[derive(Clone, Debug)]
-enum Out {
-    Call { to: NodeId },
-    Persist { token: u64 },
-    Reserve { to: NodeId, service: Key, number: u32 },
-    Holders,
-    Other,
-}
 
 pub struct Collective {
     pub(crate) me: NodeId,
@@ -593,115 +496,5 @@ impl Collective {
 
     pub(crate) fn respond(&self, to: NodeId, call: u32, response: Response, cx: &mut Cx<'_, Self>) {
         cx.send(to, Msg::Response { call, response });
-    }
-
-    /// Whether there was room for one more.
-    pub(crate) fn start<F>(
-        &mut self,
-        name: &'static str,
-        op: impl FnOnce(Asker) -> F,
-        cx: &mut Cx<'_, Self>,
-    ) -> bool
-    where
-        F: Future<Output = Outcome> + 'static,
-    {
-        let room = self.ops.len() < OPS_MAX;
-        if room {
-            let step = self.ops.start(name, op);
-            self.carry_out(step, cx);
-        } else {
-            self.count("operations_overflow");
-        }
-        room
-    }
-
-    pub(crate) fn answer(&mut self, call: CallId, reply: Reply, cx: &mut Cx<'_, Self>) {
-        self.out.remove(&call);
-        let step = self.ops.answer(call, reply);
-        self.carry_out(step, cx);
-    }
-
-    fn carry_out(&mut self, step: Step<Ask, Outcome>, cx: &mut Cx<'_, Self>) {
-        for (call, ask) in step.asks {
-            self.ask(call, ask, cx);
-        }
-        for outcome in step.done {
-            match outcome {
-                Outcome::Nothing => {}
-                Outcome::Respond { to, call, response } => self.respond(to, call, response, cx),
-                Outcome::Holders { tree, from } => self.on_holders(tree, from, cx),
-                Outcome::Answer { ask, reply } => cx.emit(Event::Answer { ask, reply }),
-                Outcome::Placed(placed) => self.on_placed(placed, cx),
-                Outcome::PlanStored { service, term, stored } => {
-                    self.on_plan_stored(service, term, stored, cx);
-                }
-                Outcome::Directory { call, answer } => {
-                    cx.emit(Event::Directory { call, answer });
-                }
-                Outcome::Decided { key, record, to, call, response } => {
-                    self.respond(to, call, response, cx);
-                    self.on_decided(key, record.as_ref(), cx);
-                }
-            }
-        }
-    }
-
-    fn ask(&mut self, call: CallId, ask: Ask, cx: &mut Cx<'_, Self>) {
-        let (out, limit) = match ask {
-            Ask::Find(key) => {
-                cx.emit(Event::Lookup { call, key });
-                (Out::Other, None)
-            }
-            Ask::Call { to, request, limit } => {
-                cx.send(to, Msg::Request { call, request });
-                (Out::Call { to }, Some(limit))
-            }
-            Ask::Persist(record) => {
-                let token = self.next_token();
-                let writes = Vec::from([(disk_key(record.key, &record.name), encode(&record))]);
-                cx.emit(Event::Persist { token, writes });
-                (Out::Persist { token }, Some(CALL * 5))
-            }
-            Ask::Cast(body) => {
-                cx.emit(Event::Cast { call, body, feedback: true });
-                (Out::Other, None)
-            }
-            Ask::Digest { to, arc } => {
-                self.send_digest(to, arc, cx);
-                (Out::Other, Some(Duration::ZERO))
-            }
-            Ask::Reserve { to, msg } => {
-                let (service, number) = match &msg {
-                    ToHost::Reserve { id, .. } => (id.service, id.number),
-                    _ => (Id::default(), 0),
-                };
-                cx.emit(Event::ToHost { to, msg });
-                (Out::Reserve { to, service, number }, Some(CALL))
-            }
-            Ask::Holders { root, known: holders, enough, limit } => {
-                let met = holders.len() >= enough;
-                let refused = BTreeMap::new();
-                self.held.insert(call, Waiting { root, enough, holders, refused });
-                if met {
-                    cx.after(Duration::ZERO, Timer::Expire { call });
-                }
-                (Out::Holders, Some(limit))
-            }
-            Ask::Sleep(limit) => (Out::Other, Some(limit)),
-            Ask::Put { record, enough } => {
-                self.out.insert(call, Out::Other);
-                return self.begin_put(call, record, enough, cx);
-            }
-            Ask::Stored { call, holders, over } => return self.on_stored(call, holders, over, cx),
-            Ask::Spread(record) => {
-                let me = Some(self.me);
-                self.start("spread", move |asker| put::write(asker, record, None, me), cx);
-                (Out::Other, Some(Duration::ZERO))
-            }
-        };
-        self.out.insert(call, out);
-        if let Some(limit) = limit {
-            cx.after(limit, Timer::Expire { call });
-        }
     }
 }

@@ -4,10 +4,12 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 /// Counters that always show, so that a zero is seen to be a zero.
-const KNOWN: [&str; 35] = [
+const KNOWN: [&str; 37] = [
     "sessions_up",
     "sessions_down",
     "sessions_replaced",
+    "sessions_unused",
+    "sessions_full",
     "frames_in",
     "frames_out",
     "bytes_in",

@@ -14,7 +14,7 @@ use smol::net::TcpStream;
 
 use super::LinkEvent;
 use super::handshake::{self, Failure};
-use super::inner::{HANDSHAKE_LIMIT, Inner, SESSIONS_MAX};
+use super::inner::{HANDSHAKE_LIMIT, Inner};
 use super::session::Session;
 
 /// How long one address has a start on the next.
@@ -67,7 +67,7 @@ impl Inner {
     ) -> Result<NodeId, Failure> {
         self.counters.add("dials", 1);
         let shake = async {
-            if self.sessions.get() >= SESSIONS_MAX {
+            if !self.has_room() {
                 return Err(Failure::Refused("sessions_full"));
             }
             let tcp = TcpStream::connect(addr).await.map_err(Failure::Unreachable)?;

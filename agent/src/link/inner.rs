@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dugnad_kernel::{NodeId, Peer};
 use smol::LocalExecutor;
@@ -36,6 +36,9 @@ use super::session::{self, Halves, Session};
 pub(super) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 pub(super) const HANDSHAKES_MAX: usize = 64;
 pub(super) const SESSIONS_MAX: usize = 128;
+/// A session that carried nothing for so long gives way to a new one when there are
+/// [`SESSIONS_MAX`]. Watched peers are pinged more often, so theirs never do.
+const UNUSED: Duration = Duration::from_secs(60);
 /// How many peers are dialled at a time.
 const DIALS_MAX: usize = 32;
 /// How many seeds are remembered for the user.
@@ -59,6 +62,8 @@ pub(super) struct Inner {
     seeds: RefCell<BTreeMap<SocketAddr, String>>,
     handshakes: Cell<usize>,
     pub(super) sessions: Cell<usize>,
+    /// [`UNUSED`], or less in tests.
+    pub(super) unused: Cell<Duration>,
     pub(super) closing: Cell<bool>,
     /// Bytes of sessions that ended.
     past: Cell<(u64, u64)>,
@@ -83,6 +88,7 @@ impl Inner {
             seeds: RefCell::default(),
             handshakes: Cell::new(0),
             sessions: Cell::new(0),
+            unused: Cell::new(UNUSED),
             closing: Cell::new(false),
             past: Cell::new((0, 0)),
         }
@@ -108,6 +114,22 @@ impl Inner {
         self.local.me.id < peer
     }
 
+    /// Whether one more session may stand; one that is not used is ended for it.
+    pub(super) fn has_room(&self) -> bool {
+        if self.sessions.get() < SESSIONS_MAX {
+            return true;
+        }
+        let now = Instant::now();
+        let unused = |session: &Rc<Session>| now - session.used() >= self.unused.get();
+        let sessions = self.book.sessions();
+        let idle = sessions.iter().filter(|session| !session.waits() && unused(session));
+        let Some(session) = idle.min_by_key(|session| session.used()) else { return false };
+        self.counters.add("sessions_unused", 1);
+        log::debug!("session with {:?} gives way to a new one", session.peer.id);
+        self.session_ended(session);
+        true
+    }
+
     /// A connection came in.
     pub(super) async fn accepted(self: Rc<Self>, tcp: TcpStream, addr: SocketAddr) {
         if self.handshakes.get() >= HANDSHAKES_MAX || self.closing.get() {
@@ -115,7 +137,7 @@ impl Inner {
             return;
         }
         self.handshakes.set(self.handshakes.get() + 1);
-        let busy = self.sessions.get() >= SESSIONS_MAX;
+        let busy = !self.has_room();
         let shake = async {
             super::dial::tune(&tcp);
             let proven = handshake::listen(&self.local, tcp, addr, busy).await?;
@@ -189,7 +211,7 @@ impl Inner {
             entry.live().map(|session| (session.id, session.peer.inc))
         });
         match standing.flatten() {
-            None if self.sessions.get() >= SESSIONS_MAX => BUSY,
+            None if !self.has_room() => BUSY,
             None => ACCEPT,
             Some((_, inc)) if proven.peer.inc > inc => ACCEPT,
             Some((_, inc)) if proven.peer.inc < inc => STALE,

@@ -211,6 +211,11 @@ impl Mux {
         Some(next?.map(|stream| self.stream(stream, &self.accepted)))
     }
 
+    /// How many are open.
+    pub(super) fn streams(&self) -> usize {
+        self.opened.get() + self.accepted.get()
+    }
+
     /// Whether the other side has more streams open than it may.
     pub(super) fn too_many_accepted(&self) -> bool {
         self.accepted.get() > STREAMS_MAX

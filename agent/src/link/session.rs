@@ -32,6 +32,8 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) dialled: bool,
     since: Instant,
+    /// When a frame or bulk data last went either way.
+    used: Cell<Instant>,
     noise: RefCell<TransportState>,
     tcp: TcpStream,
     pub(super) bytes: Rc<Bytes>,
@@ -55,12 +57,14 @@ pub(super) struct Halves {
 impl Session {
     pub(super) fn new(proven: Proven, queue: Rc<RefCell<Queue>>) -> (Self, Reader, Writer) {
         let wake = Rc::new(Notify::default());
+        let now = Instant::now();
         let session = Self {
             peer: proven.peer,
             addr: proven.addr,
             id: proven.session,
             dialled: proven.dialled,
-            since: Instant::now(),
+            since: now,
+            used: Cell::new(now),
             noise: proven.noise,
             tcp: proven.tcp,
             bytes: proven.bytes,
@@ -79,6 +83,15 @@ impl Session {
 
     pub(super) fn was_short(&self) -> bool {
         self.since.elapsed() < SHORT_LIVED
+    }
+
+    pub(super) fn used(&self) -> Instant {
+        self.used.get()
+    }
+
+    /// Whether something is to be sent, or a stream is open.
+    pub(super) fn waits(&self) -> bool {
+        !self.queue.borrow().is_empty() || self.mux.streams() > 0
     }
 
     pub(super) fn direction(&self) -> Direction {
@@ -154,6 +167,7 @@ async fn read_records(inner: &Rc<Inner>, session: &Rc<Session>, reader: &mut Rea
             Err(RecordError::Closed(error)) => return End::Closed(error),
             Err(RecordError::Undecryptable) => return End::Broken("undecryptable"),
         };
+        session.used.set(Instant::now());
         match record {
             [FRAMES, bytes @ ..] => {
                 partial.extend_from_slice(bytes);
@@ -228,7 +242,9 @@ async fn write(
             writer.record(&session.noise, &bulk).await?;
             bulk.clear();
         }
-        if frames == 0 && !sent_bulk {
+        if frames > 0 || sent_bulk {
+            session.used.set(Instant::now());
+        } else {
             if session.closing.get() {
                 return session.tcp.shutdown(Shutdown::Write);
             }

@@ -376,3 +376,38 @@ fn dialling_each_other_from_two_threads_gives_one_session() {
     side(1, &to_b, &from_b);
     b.join().unwrap();
 }
+
+/// Who talked to everybody once must still be able to talk to one more.
+#[test]
+fn a_session_nobody_uses_gives_way_to_a_new_one() {
+    run(|ex| async move {
+        let hub = node(&ex, 255);
+        let members = u8::try_from(inner::SESSIONS_MAX).unwrap();
+        let mut standing = Vec::new();
+        for key in 0..members {
+            let member = raw(&hub, key).await;
+            let LinkEvent::Up(peer) = hub.next().await else { panic!("no session with {key}") };
+            standing.push((peer.id, member));
+        }
+        // All are in use, as far as anybody knows: one more is told so.
+        let late = node(&ex, members);
+        late.dial(hub.local_addr());
+        late.counted("refused_busy", 1).await;
+        assert!(hub.quiet());
+        // The second has been silent longest.
+        assert!(hub.try_send(standing[0].0, frame("still there?")));
+        hub.counted("frames_out", 1).await;
+        hub.0.unused.set(Duration::ZERO);
+        late.dial(hub.local_addr());
+        late.up(hub.me().id).await;
+        let (first, second) = (hub.next().await, hub.next().await);
+        let down = |event: &LinkEvent| matches!(event, LinkEvent::Down(id) if *id == standing[1].0);
+        let up = |event: &LinkEvent| {
+            matches!(event, LinkEvent::Up(peer) if peer.id == late.me().id)
+        };
+        assert!(down(&first) && up(&second) || up(&first) && down(&second), "{first:?} {second:?}");
+        assert!(hub.quiet());
+        assert_eq!(count(&hub, "sessions_unused"), 1);
+        assert_eq!(hub.peers().len(), inner::SESSIONS_MAX);
+    });
+}

@@ -402,9 +402,8 @@ fn a_session_nobody_uses_gives_way_to_a_new_one() {
         late.up(hub.me().id).await;
         let (first, second) = (hub.next().await, hub.next().await);
         let down = |event: &LinkEvent| matches!(event, LinkEvent::Down(id) if *id == standing[1].0);
-        let up = |event: &LinkEvent| {
-            matches!(event, LinkEvent::Up(peer) if peer.id == late.me().id)
-        };
+        let up =
+            |event: &LinkEvent| matches!(event, LinkEvent::Up(peer) if peer.id == late.me().id);
         assert!(down(&first) && up(&second) || up(&first) && down(&second), "{first:?} {second:?}");
         assert!(hub.quiet());
         assert_eq!(count(&hub, "sessions_unused"), 1);

@@ -146,8 +146,10 @@ impl Ring {
         }
     }
 
+    /// Not from who left: a question it asked before may end only now, and its heir would take it
+    /// for the predecessor once more.
     fn notify_head(&self, cx: &mut Cx<'_, Self>) {
-        if self.succ().id != self.me().id {
+        if self.is_member() && self.succ().id != self.me().id {
             cx.send(self.succ().id, Msg::Notify { me: self.me().clone() });
         }
     }

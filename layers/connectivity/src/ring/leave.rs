@@ -111,6 +111,8 @@ impl Ring {
             return;
         }
         cx.send(leaver, Msg::UpdateSuccAck { op });
+        // What it answered before it left would put it back in its place.
+        self.asking.take_if(|asking| asking.target.id == leaver);
         // The whole list: swapping only the head leaves lists out of order (overlay.md 2.11).
         self.succs = self.trim(succs);
         self.neighbours_changed(cx);

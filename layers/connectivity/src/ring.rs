@@ -10,6 +10,7 @@ mod join;
 mod leave;
 mod messages;
 mod pointers;
+mod print;
 
 use alloc::vec::Vec;
 
@@ -20,6 +21,7 @@ use crate::config::{BACKOFF, BACKOFF_DOUBLINGS, SUCCESSORS, T_LOCK};
 
 pub use messages::{Command, Event, Msg, Status, Timer};
 
+#[derive(Clone)]
 pub struct Ring {
     me: Peer,
     status: Status,

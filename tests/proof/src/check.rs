@@ -1,6 +1,6 @@
 //! Invariants of overlay.md 2.5 and 2.8 as functions of the state of all nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dugnad_connectivity::ring::{Ring, Status};
 use dugnad_kernel::arc::in_oo;
@@ -195,7 +195,7 @@ pub fn zave(rings: &Rings<'_>) -> Result<(), String> {
 
 /// Z2: members that no two neighbours of any extended list skip (Zave's principals).
 #[must_use]
-pub fn principals(rings: &Rings<'_>) -> usize {
+pub fn principals(rings: &Rings<'_>) -> BTreeSet<NodeId> {
     let members: Vec<&&Ring> = rings.values().filter(|r| member(r)).collect();
     let skipped = |id: NodeId| {
         members.iter().any(|ring| {
@@ -205,5 +205,5 @@ pub fn principals(rings: &Rings<'_>) -> usize {
             list.windows(2).any(|pair| pair[0] != pair[1] && in_oo(pair[0], id, pair[1]))
         })
     };
-    members.iter().filter(|ring| !skipped(ring.me().id)).count()
+    members.iter().map(|ring| ring.me().id).filter(|id| !skipped(*id)).collect()
 }

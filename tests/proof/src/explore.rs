@@ -15,6 +15,10 @@ pub struct Report {
     pub depth: usize,
     /// States with nothing under way, from each of which the ring was seen to become ideal.
     pub quiet: usize,
+    /// States in which an operation waits for the end of its lease, though nothing failed. There
+    /// should be none; those there are begin with a predecessor that asks the leaver for itself and
+    /// is shown its heir, before the heir tells it: then it does not answer the heir.
+    pub stuck: usize,
     /// States that were not followed: more messages on a link than is allowed.
     pub beyond: usize,
     /// Not everything was looked at: there are more states than the limit.
@@ -23,8 +27,11 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { states, steps, depth, quiet, beyond, cut } = self;
+        let Self { states, steps, depth, quiet, stuck, beyond, cut } = self;
         write!(f, "{states} states by {steps} steps, up to {depth} deep, {quiet} quiet")?;
+        if *stuck > 0 {
+            write!(f, ", {stuck} that wait for a lease")?;
+        }
         if *beyond > 0 {
             write!(f, ", {beyond} with too much on a link")?;
         }
@@ -76,6 +83,7 @@ pub fn explore(bounds: Bounds, limit: usize) -> Result<Report, String> {
                 return Err(format!("{wrong}\n{}", tell(start, &way(&reached, last), on)));
             }
             report.states += 1;
+            report.stuck += usize::from(next.stuck());
             report.depth = report.depth.max(depth as usize);
             if report.states >= limit {
                 report.cut = true;

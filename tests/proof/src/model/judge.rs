@@ -86,6 +86,14 @@ impl World {
         Ok(())
     }
 
+    /// Nothing failed, but an operation waits for something that was thrown away: only the end of
+    /// its lease gets it going again.
+    #[must_use]
+    pub fn stuck(&self) -> bool {
+        let waits = |m: &Rc<Machine>| m.ring.lock().is_some_and(|op| !self.under_way(op));
+        !self.faulty && self.nodes.iter().any(|machine| !machine.down && waits(machine))
+    }
+
     /// Claims on their way.
     fn points(&self) -> impl Iterator<Item = Arc> {
         self.links.iter().enumerate().flat_map(move |(place, link)| {

@@ -9,6 +9,7 @@ mod boot;
 mod groups;
 mod people;
 mod serve;
+mod traffic;
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -109,6 +110,7 @@ pub(crate) struct Agent {
     followers: RefCell<Vec<Sender<Value>>>,
     listeners: RefCell<groups::Listeners>,
     warnings: RefCell<VecDeque<String>>,
+    traffic: RefCell<traffic::Traffic>,
     leaving: Cell<bool>,
     /// Services are stopped when the node has left, not only the agent.
     leaving_for_good: Cell<bool>,
@@ -142,7 +144,11 @@ impl Agent {
             match effect {
                 Effect::Send { to, msg } => match wire::encode(&msg) {
                     // A full queue drops and counts; protocols live with loss.
-                    Ok(frame) => _ = self.links.try_send(to, frame),
+                    Ok(frame) => {
+                        if self.links.try_send(to, frame) {
+                            self.traffic.borrow_mut().sent(msg.kind());
+                        }
+                    }
                     Err(error) => {
                         self.links.count("too_large_to_send");
                         log::error!("a message to {} was not sent: {error}", to.short());
@@ -240,7 +246,15 @@ impl Agent {
             }
             LinkEvent::Down(id) => self.input(Input::Command(Command::LinkDown(id))),
             LinkEvent::Frame { from, body } => match wire::decode::<Msg>(&body) {
-                Ok(msg) => self.input(Input::Message { from, msg }),
+                Ok(msg) => {
+                    let flood =
+                        self.traffic.borrow_mut().received(from, msg.kind(), Instant::now());
+                    if let Some(flood) = flood {
+                        log::warn!("{flood}");
+                        self.links.count("floods");
+                    }
+                    self.input(Input::Message { from, msg });
+                }
                 Err(dropped) => {
                     self.links.count("frame_malformed");
                     log::debug!("a frame of {} was dropped: {dropped}", from.short());

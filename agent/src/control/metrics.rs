@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use super::shape::FramesByKind;
+
 /// Values by name. A name may be any short text; what Prometheus does not allow becomes `_`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
     /// Only grow while the agent runs.
     pub(crate) counters: Vec<(&'static str, u64)>,
     pub(crate) gauges: Vec<(&'static str, u64)>,
+    /// Become `dugnad_frames_total` with a direction and a kind.
+    pub(crate) frames: FramesByKind,
 }
 
 impl Metrics {
@@ -26,12 +30,25 @@ impl Metrics {
                 entry.1 = entry.1.saturating_add(*value);
             }
         }
-        all.iter().fold(String::new(), |mut text, (name, (kind, value))| {
+        let mut text = all.iter().fold(String::new(), |mut text, (name, (kind, value))| {
             // Writing into a String cannot fail.
             let _: Result<(), std::fmt::Error> =
                 writeln!(text, "# TYPE {name} {kind}\n{name} {value}");
             text
-        })
+        });
+        let (received, sent) = &self.frames;
+        if !received.is_empty() || !sent.is_empty() {
+            text.push_str("# TYPE dugnad_frames_total counter\n");
+        }
+        for (direction, kinds) in [("in", received), ("out", sent)] {
+            for (kind, count) in kinds {
+                let _: Result<(), std::fmt::Error> = writeln!(
+                    text,
+                    "dugnad_frames_total{{direction=\"{direction}\",kind=\"{kind}\"}} {count}"
+                );
+            }
+        }
+        text
     }
 }
 
@@ -48,6 +65,7 @@ mod tests {
                 ("retries", 1),
             ],
             gauges: vec![("memory_bytes", 7), ("dropped  wire version", 3)],
+            frames: ([("ping", 4)].into(), [("pong", 5)].into()),
         };
         assert_eq!(
             metrics.text(),
@@ -57,7 +75,10 @@ mod tests {
              # TYPE dugnad_dropped_wire_version_total counter\n\
              dugnad_dropped_wire_version_total 0\n\
              # TYPE dugnad_memory_bytes gauge\ndugnad_memory_bytes 7\n\
-             # TYPE dugnad_retries_total counter\ndugnad_retries_total 1\n"
+             # TYPE dugnad_retries_total counter\ndugnad_retries_total 1\n\
+             # TYPE dugnad_frames_total counter\n\
+             dugnad_frames_total{direction=\"in\",kind=\"ping\"} 4\n\
+             dugnad_frames_total{direction=\"out\",kind=\"pong\"} 5\n"
         );
     }
 }

@@ -1,5 +1,6 @@
 //! The JSON that scripts rely on. Keys are only ever added.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dugnad_fabric::Amounts;
@@ -37,7 +38,12 @@ pub(crate) struct Facts {
     pub(crate) seeds: Vec<String>,
     /// Anything else its owner should know, one line each.
     pub(crate) warnings: Vec<String>,
+    /// Frames received and sent since the start, by kind of message.
+    pub(crate) frames: FramesByKind,
 }
+
+/// Received, sent.
+pub(crate) type FramesByKind = (BTreeMap<&'static str, u64>, BTreeMap<&'static str, u64>);
 
 fn amounts(amounts: Amounts) -> Value {
     json!({
@@ -86,6 +92,7 @@ pub(crate) fn status(status: &Status, facts: &Facts) -> Value {
         "tree_bytes": status.trees.iter().map(|tree| tree.bytes).sum::<u64>(),
         "operations": status.operations,
         "counters": counters(&status.counters),
+        "frames": {"received": facts.frames.0, "sent": facts.frames.1},
         "not_enforced": facts.not_enforced,
         "services": facts.services,
         "running": facts.running,

@@ -203,6 +203,7 @@ pub(crate) fn status_value() -> Value {
         gateway: Some("127.0.0.1:7480".to_owned()),
         not_enforced: vec!["policy.network = \"members\"".to_owned()],
         warnings: Vec::new(),
+        frames: shape::FramesByKind::default(),
     };
     shape::status(&status, &facts)
 }
@@ -288,7 +289,11 @@ impl AgentApi for FakeAgent {
     }
 
     fn metrics(&self) -> Metrics {
-        Metrics { counters: vec![("retries", 2)], gauges: vec![("memory_bytes", 5)] }
+        Metrics {
+            counters: vec![("retries", 2)],
+            gauges: vec![("memory_bytes", 5)],
+            ..Metrics::default()
+        }
     }
 }
 

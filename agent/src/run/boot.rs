@@ -156,6 +156,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         followers: RefCell::new(Vec::new()),
         listeners: RefCell::default(),
         warnings: RefCell::new(notes.into()),
+        traffic: RefCell::default(),
         leaving: Cell::new(false),
         leaving_for_good: Cell::new(false),
         left: Cell::new(false),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dugnad_kernel::NodeId;
 use dugnad_node::{Answer, Command, Question};
@@ -80,6 +80,8 @@ impl Agent {
         let gateway = self.gateway.borrow();
         let mut warnings: Vec<String> = self.warnings.borrow().iter().cloned().collect();
         warnings.extend(gateway.iter().flat_map(|gateway| gateway.problems()));
+        let traffic = self.traffic.borrow();
+        warnings.extend(traffic.floods(Instant::now()));
         let mut services = vec![format!("box: {}", self.host.box_layers())];
         for (what, by) in self.host.enforced() {
             services.push(format!("{what}: {by}"));
@@ -98,6 +100,7 @@ impl Agent {
             running: self.host.running().iter().map(running).collect(),
             seeds: self.links.seeds().into_iter().map(|(addr, s)| format!("{addr}: {s}")).collect(),
             warnings,
+            frames: (traffic.received.clone(), traffic.sent.clone()),
         }
     }
 
@@ -262,6 +265,10 @@ impl AgentApi for Api {
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         Metrics {
             counters: self.0.counters(),
+            frames: {
+                let traffic = self.0.traffic.borrow();
+                (traffic.received.clone(), traffic.sent.clone())
+            },
             gauges: vec![
                 ("memory_bytes", resident()),
                 ("community_size", status.size),

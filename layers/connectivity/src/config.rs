@@ -58,12 +58,18 @@ pub const LOOKUP_ATTEMPTS: u8 = 4;
 /// Requests waiting for an acknowledgement, and lookups under way (overlay.md 11.4).
 pub const PENDING_MAX: usize = 256;
 
-/// A watched peer not heard of for this long is pinged (overlay.md 2.10).
-pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A neighbour on the ring not heard of for this long is pinged (overlay.md 2.10).
+pub const HEARTBEAT: Duration = Duration::from_secs(6);
+/// The same of a peer that is watched for a layer above: its own neighbours watch it, too, and
+/// say [`GOSSIP`] others when it is gone, so this only serves where that does not reach.
+pub const HEARTBEAT_FAR: Duration = Duration::from_secs(14);
+/// Successors that are watched. Two, so that who loses one knows the next at once; a third costs
+/// a third more frames, and a deeper loss is noticed when the nearer ones are replaced.
+pub const SUCCESSORS_WATCHED: usize = 2;
 /// Deadlines of watched peers that lie this close together share one wakeup.
 pub const HEARTBEAT_SLACK: Duration = Duration::from_millis(500);
 /// A peer that leaves a ping unanswered for this long is suspected and others are asked. With
-/// the heartbeat before and the confirmation after it, silence is a death after 14 s at most.
+/// the heartbeat before and the confirmation after it, silence is a death after 14 s or so.
 pub const PING_ANSWER: Duration = Duration::from_secs(4);
 /// From suspicion by silence to death.
 pub const SILENCE_CONFIRM: Duration = Duration::from_millis(3_500);

@@ -7,12 +7,12 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use dugnad_kernel::{Component, Cx, Input, NodeId, Time};
+use dugnad_kernel::{Component, Cx, Duration, Input, NodeId, Time};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{
-    CLOSED_CONFIRM, GOSSIP, HEARTBEAT, HEARTBEAT_SLACK, HELPERS, LINKED_MAX, PING_ANSWER,
-    SILENCE_CONFIRM, WATCHED_MAX,
+    CLOSED_CONFIRM, GOSSIP, HEARTBEAT, HEARTBEAT_FAR, HEARTBEAT_SLACK, HELPERS, LINKED_MAX,
+    PING_ANSWER, SILENCE_CONFIRM, WATCHED_MAX,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,8 +45,8 @@ pub enum Timer {
 
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Watch exactly these.
-    Watch(BTreeSet<NodeId>),
+    /// Watch exactly these: neighbours closely, the others as well as others watch them, too.
+    Watch { near: BTreeSet<NodeId>, far: BTreeSet<NodeId> },
     /// Any message came from this peer, or a session with it stands.
     Heard(NodeId),
     /// The session ended or the peer could not be dialled.
@@ -66,6 +66,8 @@ pub enum Event {
 #[derive(Clone, Copy, Debug)]
 struct Watched {
     heard: Time,
+    /// How long it may be silent before it is pinged.
+    every: Duration,
     /// When it was asked for a sign of life, if it has given none since.
     pinged: Option<Time>,
     /// The check under way.
@@ -87,7 +89,7 @@ pub struct Detector {
 impl Watched {
     /// When the next thing must be done about it: asked for a sign of life, or suspected.
     fn due(&self) -> Option<Time> {
-        let silent = self.heard + HEARTBEAT;
+        let silent = self.heard + self.every;
         let due = self.pinged.map_or(silent, |pinged| pinged + PING_ANSWER);
         self.check.is_none().then_some(due)
     }
@@ -101,7 +103,7 @@ impl Component for Detector {
 
     fn handle(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
         match input {
-            Input::Command(Command::Watch(set)) => self.watch(&set, cx),
+            Input::Command(Command::Watch { near, far }) => self.watch(&near, &far, cx),
             Input::Command(Command::Heard(id)) => self.heard(id, cx),
             Input::Command(Command::Closed(id)) => self.on_closed(id, cx),
             Input::Command(Command::Hint(id)) => self.on_hint(id, cx),
@@ -144,10 +146,12 @@ impl Detector {
         (self.watched.len(), self.linked.len(), self.for_others.len())
     }
 
-    fn watch(&mut self, set: &BTreeSet<NodeId>, cx: &mut Cx<'_, Self>) {
-        self.watched.retain(|id, _| set.contains(id));
-        for id in set.iter().take(WATCHED_MAX) {
-            if self.watched.contains_key(id) {
+    fn watch(&mut self, near: &BTreeSet<NodeId>, far: &BTreeSet<NodeId>, cx: &mut Cx<'_, Self>) {
+        self.watched.retain(|id, _| near.contains(id) || far.contains(id));
+        for id in near.iter().chain(far.difference(near)).take(WATCHED_MAX) {
+            let every = if near.contains(id) { HEARTBEAT } else { HEARTBEAT_FAR };
+            if let Some(known) = self.watched.get_mut(id) {
+                known.every = every;
                 continue;
             }
             // Somebody who was not heard of lately may be dead for as long: find out at once.
@@ -158,7 +162,7 @@ impl Detector {
                 cx.send(*id, Msg::Ping);
             }
             let heard = heard.unwrap_or(cx.now);
-            self.watched.insert(*id, Watched { heard, pinged, check: None });
+            self.watched.insert(*id, Watched { heard, every, pinged, check: None });
         }
         self.tick_later(cx);
     }
@@ -289,8 +293,8 @@ mod tests {
 
     fn watching(id: Id) -> Detector {
         let mut detector = Detector::default();
-        let set = BTreeSet::from([id]);
-        step(&mut detector, Time(0), Input::Command(Command::Watch(set)));
+        let watch = Command::Watch { near: BTreeSet::from([id]), far: BTreeSet::new() };
+        step(&mut detector, Time(0), Input::Command(watch));
         detector
     }
 
@@ -321,8 +325,8 @@ mod tests {
     #[test]
     fn a_busy_link_is_never_pinged() {
         let mut detector = watching(Id(7));
-        let tick = Time(5_000_000);
-        step(&mut detector, Time(4_900_000), Input::Command(Command::Heard(Id(7))));
+        let tick = Time(0) + HEARTBEAT;
+        step(&mut detector, Time(5_900_000), Input::Command(Command::Heard(Id(7))));
         let effects = step(&mut detector, tick, Input::Timer(Timer::Tick));
         assert_eq!(effects.len(), 1, "only the next tick");
     }

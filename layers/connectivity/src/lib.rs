@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use broadcast::{CastId, CastMsg, Casts};
 use bulk::{BulkMsg, Bulks, Load, Reach};
-use config::{SLOT_REFRESH, SUCCESSORS};
+use config::{SLOT_REFRESH, SUCCESSORS, SUCCESSORS_WATCHED};
 use detector::Detector;
 use entry::{Entry, EntryMsg, EntryTimer};
 use feedback::{Branches, Feedback};
@@ -494,18 +494,19 @@ impl Overlay {
     /// Neighbours that matter at once, and what the layers above asked for.
     fn update_watch(&mut self, cx: &mut Cx<'_, Self>) {
         let me = self.ring.me().id;
-        let mut set = self.watch.clone();
+        let (mut near, mut far) = (BTreeSet::new(), self.watch.clone());
         if self.ring.is_member() {
-            set.extend(self.ring.succs().iter().take(3).map(|p| p.id));
+            near.extend(self.ring.succs().iter().take(SUCCESSORS_WATCHED).map(|p| p.id));
             if !self.ring.pred_suspect() {
-                set.insert(self.ring.pred().id);
+                near.insert(self.ring.pred().id);
             }
         }
-        set.remove(&me);
+        near.remove(&me);
+        far.remove(&me);
         if self.ring.succ().id != me {
             self.stranded.clear();
         }
-        self.detect(Input::Command(detector::Command::Watch(set)), cx);
+        self.detect(Input::Command(detector::Command::Watch { near, far }), cx);
     }
 
     /// Looks up the slots that miss a contact, if the successor list does not reach around.

@@ -42,7 +42,9 @@ impl Overlay {
     ) -> Option<Input<Detector>> {
         let Some(nested) = self.nested.as_mut() else { return Some(input) };
         match input {
-            Input::Command(detector::Command::Watch(set)) => nested.wanted = set,
+            Input::Command(detector::Command::Watch { near, far }) => {
+                nested.wanted = near.union(&far).copied().collect();
+            }
             Input::Command(detector::Command::Hint(id)) => cx.emit(Event::Doubt(id)),
             // Who is linked is worth knowing: it may be asked the way.
             Input::Command(detector::Command::Heard(_) | detector::Command::Closed(_)) => {

@@ -11,6 +11,7 @@ mod api;
 mod asked;
 mod casts;
 mod groups;
+mod kinds;
 mod known;
 mod views;
 

@@ -80,3 +80,21 @@ fn the_bytes_of_version_one_stay_as_they_are() {
     }
     assert_eq!(kept.lines().count(), text.lines().count(), "lines came or went");
 }
+
+/// ARCHITECTURE.md says of every kind of message what ends it, and of no other.
+#[test]
+fn every_message_has_a_stated_end() {
+    let text = include_str!("../../../ARCHITECTURE.md");
+    let table = text.split("## What ends a message").nth(1).unwrap();
+    let rows = table.split("\n## ").next().unwrap().lines().filter(|line| line.starts_with("| `"));
+    let mut told = BTreeSet::new();
+    for row in rows {
+        let kinds = row.split('|').nth(1).unwrap();
+        for kind in kinds.split('`').skip(1).step_by(2) {
+            assert!(told.insert(kind.to_owned()), "{kind} stands in two rows");
+        }
+    }
+    let sent: BTreeSet<String> = messages().iter().map(|msg| msg.kind().to_owned()).collect();
+    let missing: Vec<&String> = sent.symmetric_difference(&told).collect();
+    assert!(missing.is_empty(), "in the code or in the table, not in both: {missing:?}");
+}

@@ -19,8 +19,10 @@ use crate::spec::{Arch, Spec, Tree};
 pub const RESERVATION: Duration = Duration::from_secs(60);
 /// A replica's manager hears of it at least this often.
 pub const BEAT: Duration = Duration::from_secs(60);
-/// Pause before a manager that was not one is looked for again: the ring is moving.
+/// Pause before a manager that was not one is looked for again: the ring is moving. Doubles each
+/// time in a row, so many times: nobody may know the service any more.
 pub const SEARCH_AGAIN: Duration = Duration::from_secs(2);
+pub const SEARCH_DOUBLINGS: u32 = 7;
 /// Replicas on one node.
 pub const REPLICAS_MAX: usize = 64;
 /// Services whose epochs are remembered.
@@ -85,6 +87,8 @@ struct Term {
     heard: bool,
     /// Whether a `Timer::Search` is on its way; there is never more than one a service.
     searching: bool,
+    /// How often in a row the one that was found did not manage it.
+    misses: u32,
 }
 
 #[derive(Debug)]
@@ -256,7 +260,9 @@ impl Executor {
                     if term.manager == Some(from) {
                         term.manager = None;
                         if !core::mem::replace(&mut term.searching, true) {
-                            cx.after(SEARCH_AGAIN, Timer::Search { service });
+                            let pause = SEARCH_AGAIN * (1 << term.misses.min(SEARCH_DOUBLINGS));
+                            term.misses = term.misses.saturating_add(1);
+                            cx.after(pause, Timer::Search { service });
                         }
                     }
                 }
@@ -285,6 +291,7 @@ impl Executor {
         }
         term.epoch = epoch;
         term.manager = Some(from);
+        term.misses = 0;
         true
     }
 

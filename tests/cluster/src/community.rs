@@ -18,6 +18,10 @@ use crate::{PATIENCE, holds, program, say, until};
 
 /// Communities that live at the same time in one test program.
 const AT_ONCE: usize = 2;
+/// Frames a node may send in a minute when nothing happens, and over which time that is measured:
+/// longer than two heartbeats.
+const FRAMES_MAX: f64 = 60.0;
+const SILENCE: Duration = Duration::from_secs(12);
 const LIMITS: &str = "[limits]\ncpu = \"4.0\"\nmemory = \"512M\"\ndisk = \"4G\"\nprocesses = 256\n\
                       upload = \"unlimited\"\n[when]\nbusy_above = \"100%\"\n";
 
@@ -92,6 +96,8 @@ pub struct Community {
     pub nodes: Vec<Node>,
     pub mark: Mark,
     pub start: Instant,
+    /// Whether silence is asserted at the end: not where a test leaves agents cut off or flooded.
+    pub ends_silent: bool,
     options: Options,
     folder: Option<tempfile::TempDir>,
     _turn: Turn,
@@ -149,6 +155,7 @@ impl Community {
             nodes: Vec::new(),
             mark: Mark { word, dir },
             start: Instant::now(),
+            ends_silent: true,
             options,
             folder: Some(folder),
             _turn: turn,
@@ -478,6 +485,34 @@ impl Community {
         fs::read_to_string(self.log_path(node)).unwrap_or_default()
     }
 
+    /// Left alone, the agents that run fall silent: [`FRAMES_MAX`] a node and minute. What of it
+    /// does not hold after [`PATIENCE`].
+    fn falls_silent(&self) -> Result<(), String> {
+        let running: Vec<usize> = (0..self.nodes.len()).filter(|node| self.runs(*node)).collect();
+        let sent = || -> Result<u64, String> {
+            running.iter().try_fold(0, |sum, node| {
+                let status = self.json(*node, &["status"])?;
+                let frames = status["counters"]["frames_out"].as_u64();
+                Ok(sum + frames.ok_or_else(|| format!("no frames_out: {status}"))?)
+            })
+        };
+        let end = Instant::now() + PATIENCE;
+        let mut last = String::new();
+        while Instant::now() < end && !running.is_empty() {
+            let (before, start) = (sent()?, Instant::now());
+            std::thread::sleep(SILENCE);
+            let frames = (sent()? - before) as f64;
+            let minutes = start.elapsed().as_secs_f64() / 60.0;
+            let each = frames / running.len() as f64 / minutes;
+            if each <= FRAMES_MAX {
+                return Ok(());
+            }
+            let kinds = self.json(running[0], &["status"])?["frames"]["sent"].take();
+            last = format!("{each:.0} frames a node and minute; {} so far: {kinds}", running[0]);
+        }
+        if last.is_empty() { Ok(()) } else { Err(last) }
+    }
+
     /// Ends everything. What could not be ended or removed.
     fn end(&mut self) -> Vec<String> {
         for node in &mut self.nodes {
@@ -516,13 +551,19 @@ impl Community {
 
 impl Drop for Community {
     fn drop(&mut self) {
+        let mut loud = None;
         if std::thread::panicking() {
             self.last_words();
+        } else if self.ends_silent {
+            loud = self.falls_silent().err();
         }
         let left = self.end();
         say(self.start, &format!("{}: everything ended", self.mark.word));
         if !left.is_empty() && !std::thread::panicking() {
             panic!("left behind: {left:?}");
+        }
+        if let Some(loud) = loud {
+            panic!("{}: left alone, it does not fall silent: {loud}", self.mark.word);
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod host;
 pub mod net;
 pub mod overlay;
 pub mod report;
+pub mod silence;
 pub mod swarm;
 pub mod world;
 

@@ -12,6 +12,7 @@ use dugnad_resource::spec::{Arch, Tree};
 
 use crate::host::{Disk, Processes};
 use crate::net::{GIVE_UP, Listener, Net, NetOptions, Sent};
+use crate::silence::silent;
 
 /// More than this is a storm of messages, not a plan.
 const QUEUE_MAX: usize = 2_000_000;
@@ -116,8 +117,12 @@ pub struct World {
     pub answers: BTreeMap<AskId, Answer>,
     next_ask: AskId,
     pub delivered: u64,
+    /// Messages sent, by kind.
+    pub kinds: BTreeMap<&'static str, u64>,
     /// Prints every message and order as it happens.
     pub verbose: bool,
+    /// Whether the community must fall silent when the scenario is over.
+    pub ends_silent: bool,
     /// Packages that exist somewhere, whoever asks.
     effects: Vec<Effect<Node>>,
 }
@@ -136,9 +141,25 @@ impl World {
             answers: BTreeMap::new(),
             next_ask: 0,
             delivered: 0,
+            kinds: BTreeMap::new(),
             verbose: false,
+            ends_silent: true,
             effects: Vec::new(),
             options,
+        }
+    }
+
+    /// What a backup of the machine's state holds: its disk, and which life it was.
+    #[must_use]
+    pub fn backup(&self, id: NodeId) -> Option<(Disk, u32)> {
+        self.machines.get(&id).map(|machine| (machine.disk.clone(), machine.inc))
+    }
+
+    /// Puts an older state in the place of what a stopped machine has.
+    pub fn restore(&mut self, id: NodeId, (disk, inc): (Disk, u32)) {
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.disk = disk;
+            machine.inc = inc;
         }
     }
 
@@ -438,6 +459,7 @@ impl World {
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, msg: Msg) {
+        let kind = msg.kind();
         let (bytes, packet) = match wire::encode(&msg) {
             Ok(frame) if self.options.encode => {
                 (frame.len(), Packet::Bytes(frame[wire::HEADER..].to_vec()))
@@ -451,6 +473,7 @@ impl World {
                 return;
             }
             machine.sent += 1;
+            *self.kinds.entry(kind).or_default() += 1;
             machine.bytes += bytes as u64;
         }
         let listener = self.listener(to);
@@ -610,6 +633,18 @@ impl World {
             machine.disk.trees.insert(tree);
         }
         Ok(if here { 1 } else { self.rng.u64(20..300) })
+    }
+}
+
+/// Silence is asserted of every scenario, wherever it ends: see [`silent`].
+impl Drop for World {
+    fn drop(&mut self) {
+        let calm = self.ends_silent && self.net.is_whole() && !std::thread::panicking();
+        if calm && (1..=9).contains(&self.alive().len()) {
+            if let Err(loud) = silent(self) {
+                panic!("{loud}");
+            }
+        }
     }
 }
 

@@ -78,12 +78,14 @@ impl Collective {
 
     /// An owner asks to keep a small tree beside it; the copy of the record says it is needed.
     /// `origin` waits for it: several services may share the tree, each stored by another node.
+    /// Nobody is asked on: two owners beside each other would ask each other for ever. Only the
+    /// arrival of the bytes, which happens once, makes an asked node ask the next.
     pub(crate) fn on_mirror(&mut self, tree: Tree, origin: NodeId, cx: &mut Cx<'_, Self>) {
         let mut known = self.store.iter().filter(|r| r.key == tree.key()).filter_map(needed);
         let here = known.any(|needed| needed.tree == tree);
         drop(known);
         if here {
-            self.want_tree(Needed { tree, origin }, cx);
+            self.keep_tree(Needed { tree, origin }, cx);
         } else if self.mirrors.len() < MIRRORS_MAX {
             // The copy of the record may come later than the request.
             self.mirrors.insert((tree, origin));
@@ -101,18 +103,25 @@ impl Collective {
             self.mirrors.iter().filter(|(tree, _)| *tree == needed.tree).copied().collect();
         for (tree, origin) in asked {
             self.mirrors.remove(&(tree, origin));
-            self.want_tree(Needed { tree, origin }, cx);
+            self.keep_tree(Needed { tree, origin }, cx);
         }
         if self.owns_class_of(record.key) {
             self.want_tree(needed, cx);
         }
     }
 
+    /// As an owner of its class: keeps the tree, and has it kept beside this node.
     fn want_tree(&mut self, needed: Needed, cx: &mut Cx<'_, Self>) {
+        if self.keep_tree(needed, cx) {
+            self.mirror(needed, cx);
+        }
+    }
+
+    /// Whether the tree is here; if not it is fetched, once.
+    fn keep_tree(&mut self, needed: Needed, cx: &mut Cx<'_, Self>) -> bool {
         if self.trees.contains(&needed.tree) {
             self.tell_held(needed.tree.root, needed.origin, cx);
-            self.mirror(needed, cx);
-            return;
+            return true;
         }
         let new = !self.fetching.contains_key(&needed.tree);
         let origins = self.fetching.entry(needed.tree).or_default();
@@ -124,6 +133,7 @@ impl Collective {
             let from = Vec::from([needed.origin]);
             cx.emit(Event::Order(Order::Keep { tree: needed.tree, from }));
         }
+        false
     }
 
     /// No service needs the tree any more.

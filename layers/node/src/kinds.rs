@@ -1,0 +1,151 @@
+//! Names of the messages, for counters: a storm must be visible by name from outside.
+
+use dugnad_collective as collective;
+use dugnad_collective::persistence::directory::Decide;
+use dugnad_collective::persistence::sync::SyncMsg;
+use dugnad_collective::{Request, Response};
+use dugnad_connectivity as connectivity;
+use dugnad_connectivity::broadcast::CastMsg;
+use dugnad_connectivity::bulk::BulkMsg;
+use dugnad_connectivity::entry::EntryMsg;
+use dugnad_connectivity::route::RouteMsg;
+use dugnad_connectivity::{detector, group, ring};
+use dugnad_resource::execute::{ToHost, ToManager};
+
+use crate::Msg;
+
+impl Msg {
+    /// What kind of message it is, as counters and ARCHITECTURE.md ("What ends a message") name
+    /// it. The messages of a group's own ring count as `group_ring`.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Overlay(msg) => overlay(msg),
+            Self::Collective(msg) => community(msg),
+            Self::ToHost(msg) => to_host(msg),
+            Self::ToManager(msg) => to_manager(msg),
+            Self::Group(msg) => in_group(msg),
+        }
+    }
+}
+
+const fn overlay(msg: &connectivity::Msg) -> &'static str {
+    match msg {
+        connectivity::Msg::Ring(msg) => in_ring(msg),
+        connectivity::Msg::Route(RouteMsg::Hop(_)) => "route_hop",
+        connectivity::Msg::Route(RouteMsg::Ack { .. }) => "route_ack",
+        connectivity::Msg::Route(RouteMsg::Found { .. }) => "route_found",
+        connectivity::Msg::Route(RouteMsg::NotInside { .. }) => "route_not_inside",
+        connectivity::Msg::Route(RouteMsg::SuccHint { .. }) => "route_succ_hint",
+        connectivity::Msg::Cast(CastMsg::Down { .. }) => "cast_down",
+        connectivity::Msg::Cast(CastMsg::Up { .. }) => "cast_up",
+        connectivity::Msg::Cast(CastMsg::Alive { .. }) => "cast_alive",
+        connectivity::Msg::Cast(CastMsg::Unknown { .. }) => "cast_unknown",
+        connectivity::Msg::Detect(detector::Msg::Ping) => "ping",
+        connectivity::Msg::Detect(detector::Msg::Pong) => "pong",
+        connectivity::Msg::Detect(detector::Msg::PingReq { .. }) => "ping_req",
+        connectivity::Msg::Detect(detector::Msg::Reached { .. }) => "reached",
+        connectivity::Msg::Detect(detector::Msg::Gone { .. }) => "gone",
+        connectivity::Msg::Entry(EntryMsg::Probe) => "probe",
+        connectivity::Msg::Entry(EntryMsg::ProbeRes { .. }) => "probe_res",
+        connectivity::Msg::Entry(EntryMsg::Merge { .. }) => "merge",
+        connectivity::Msg::Entry(EntryMsg::Hint { .. }) => "merge_hint",
+        connectivity::Msg::Bulk(BulkMsg::Down(_)) => "bulk_down",
+        connectivity::Msg::Bulk(BulkMsg::Served { .. }) => "bulk_served",
+    }
+}
+
+const fn in_ring(msg: &ring::Msg) -> &'static str {
+    match msg {
+        ring::Msg::JoinRetry { .. } => "join_retry",
+        ring::Msg::JoinPoint { .. } => "join_point",
+        ring::Msg::NewSucc { .. } => "new_succ",
+        ring::Msg::NewSuccAck { .. } => "new_succ_ack",
+        ring::Msg::JoinDone { .. } => "join_done",
+        ring::Msg::LeaveReq { .. } => "leave_req",
+        ring::Msg::LeaveRetry { .. } => "leave_retry",
+        ring::Msg::LeaveGrant { .. } => "leave_grant",
+        ring::Msg::LeavePoint { .. } => "leave_point",
+        ring::Msg::UpdateSucc { .. } => "update_succ",
+        ring::Msg::UpdateSuccAck { .. } => "update_succ_ack",
+        ring::Msg::LeaveDone { .. } => "leave_done",
+        ring::Msg::Query { .. } => "ring_query",
+        ring::Msg::QueryRes { .. } => "ring_query_res",
+        ring::Msg::Moved { .. } => "moved",
+        ring::Msg::Notify { .. } => "notify",
+        ring::Msg::ListChanged => "list_changed",
+    }
+}
+
+const fn community(msg: &collective::Msg) -> &'static str {
+    match msg {
+        collective::Msg::Request { request, .. } => match request {
+            Request::Put(_) => "put",
+            Request::Copy(_) => "copy",
+            Request::Get(_) => "get",
+            Request::Query { .. } => "service_query",
+            Request::Why { .. } => "service_why",
+            Request::Decide { decide: Decide::Get, .. } => "decide_get",
+            Request::Decide { decide: Decide::Cas { .. }, .. } => "decide_cas",
+        },
+        collective::Msg::Response { response, .. } => match response {
+            Response::View(_) => "service_view",
+            Response::Put { .. }
+            | Response::Copied
+            | Response::Refused
+            | Response::Get(_)
+            | Response::NotOwner
+            | Response::Unknown
+            | Response::NotManager
+            | Response::Why(_)
+            | Response::Decided(_) => "response",
+        },
+        collective::Msg::Sync(SyncMsg::Digest { .. }) => "sync_digest",
+        collective::Msg::Sync(SyncMsg::Want { .. }) => "sync_want",
+        collective::Msg::Sync(SyncMsg::Items { .. }) => "sync_items",
+        collective::Msg::Held { .. } => "tree_held",
+        collective::Msg::Mirror { .. } => "tree_mirror",
+        collective::Msg::NotHeld { .. } => "tree_not_held",
+    }
+}
+
+const fn to_host(msg: &ToHost) -> &'static str {
+    match msg {
+        ToHost::Reserve { .. } => "host_reserve",
+        ToHost::Start { .. } => "host_start",
+        ToHost::Stop { .. } => "host_stop",
+        ToHost::Probe { .. } => "host_probe",
+        ToHost::BeatAck { .. } => "beat_ack",
+        ToHost::NotManager { .. } => "not_manager",
+    }
+}
+
+const fn to_manager(msg: &ToManager) -> &'static str {
+    match msg {
+        ToManager::Reserved { .. } => "reserved",
+        ToManager::Refused { .. } => "refused",
+        ToManager::Beat { .. } => "beat",
+        ToManager::Nothing { .. } => "nothing",
+        ToManager::Deposed { .. } => "deposed",
+    }
+}
+
+const fn in_group(msg: &group::Msg) -> &'static str {
+    match msg {
+        group::Msg::Request { .. } => "group_request",
+        group::Msg::Response { .. } => "group_response",
+        group::Msg::Hello { .. } => "group_hello",
+        group::Msg::Members { .. } => "group_members",
+        group::Msg::Gone { .. } => "group_gone",
+        group::Msg::Bye { .. } => "group_bye",
+        group::Msg::Outside { .. } => "group_outside",
+        group::Msg::Cast { .. } => "group_cast",
+        group::Msg::Checked { .. } => "group_checked",
+        group::Msg::Nack { .. } => "group_nack",
+        group::Msg::Repair { .. } => "group_repair",
+        group::Msg::Token { .. } => "group_token",
+        group::Msg::Taken { .. } => "group_taken",
+        group::Msg::NotTaken { .. } => "group_not_taken",
+        group::Msg::Ring { .. } => "group_ring",
+    }
+}

@@ -115,6 +115,8 @@ pub(crate) struct Agent {
     /// Services are stopped when the node has left, not only the agent.
     leaving_for_good: Cell<bool>,
     left: Cell<bool>,
+    /// Rings when nothing runs here any more, for whoever waits to leave.
+    handed_over: RefCell<Option<Sender<()>>>,
 }
 
 impl Agent {
@@ -183,6 +185,12 @@ impl Agent {
             }
             Event::GroupMessage { group, from, from_name, body } => {
                 self.group_message(&group, from, &from_name, &body);
+            }
+            Event::HandedOver => {
+                if let Some(waiting) = self.handed_over.borrow_mut().take() {
+                    // Who waited may have given up.
+                    _ = waiting.try_send(());
+                }
             }
             Event::Left => self.left.set(true),
         }

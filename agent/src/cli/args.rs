@@ -46,6 +46,7 @@ pub(super) enum Command {
     Group(Group),
     Stop(Stop),
     Rm(Rm),
+    Rollback(Rollback),
     Reload(Reload),
     Leave(Leave),
     Demo(Demo),
@@ -55,14 +56,14 @@ pub(super) enum Command {
 /// Every command, for suggestions and `help`.
 pub(super) const COMMANDS: &[&str] = &[
     "init", "invite", "join", "agent", "status", "nodes", "plan", "deploy", "ps", "why", "lookup",
-    "logs", "events", "announce", "group", "stop", "rm", "reload", "leave", "demo", "version",
-    "help",
+    "logs", "events", "announce", "group", "stop", "rm", "rollback", "reload", "leave", "demo",
+    "version", "help",
 ];
 
 /// Commands that tell something, so that `-o json` means something.
 pub(super) const TELLING: &[&str] = &[
-    "status", "nodes", "plan", "deploy", "ps", "why", "lookup", "logs", "events", "group",
-    "version",
+    "status", "nodes", "plan", "deploy", "rollback", "ps", "why", "lookup", "logs", "events",
+    "group", "version",
 ];
 
 /// begin a new community with this machine as its first node
@@ -313,6 +314,14 @@ pub(super) struct Rm {
     pub(super) service: String,
 }
 
+/// go back to the version of a service before the present one
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "rollback", example = "{command_name} wiki")]
+pub(super) struct Rollback {
+    #[argh(positional)]
+    pub(super) service: String,
+}
+
 /// make the agent read the owner's file again
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "reload", example = "{command_name} --dir /srv/dugnad")]
@@ -321,7 +330,11 @@ pub(super) struct Reload {}
 /// hand everything over to the others and go
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "leave", example = "{command_name} --dir /srv/dugnad")]
-pub(super) struct Leave {}
+pub(super) struct Leave {
+    /// go at once: what runs here stops before it runs elsewhere
+    #[argh(switch)]
+    pub(super) now: bool,
+}
 
 /// see it work: a community of real agents on this machine, services, and a failure
 #[derive(FromArgs, Debug)]

@@ -224,11 +224,12 @@ fn dispatch(command: Command, cx: &mut Cx<'_>) -> Outcome {
         Command::Group(args) => group::group(&args, cx),
         Command::Stop(args) => services::stop(&args, cx),
         Command::Rm(args) => services::rm(&args, cx),
+        Command::Rollback(args) => services::rollback(&args, cx),
         Command::Logs(args) => stream::logs(&args, cx),
         Command::Events(args) => stream::events(&args, cx),
         Command::Announce(args) => services::announce(&args, cx),
         Command::Reload(args::Reload {}) => setup::reload(cx),
-        Command::Leave(args::Leave {}) => setup::leave(cx),
+        Command::Leave(args) => setup::leave(&args, cx),
         Command::Demo(args) => demo::run(&args, cx),
         Command::Version(args::Version {}) => version(cx),
     }

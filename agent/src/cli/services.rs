@@ -95,6 +95,16 @@ pub(super) struct Deployed {
     pub(super) missing: Vec<String>,
 }
 
+impl Deployed {
+    fn of(result: &Value) -> Self {
+        let missing = result["missing"].as_array().into_iter().flatten();
+        Self {
+            service: result["service"].clone(),
+            missing: missing.filter_map(Value::as_str).map(plain).collect(),
+        }
+    }
+}
+
 /// Stores the packages of a file and deploys it; `progress` gets a line whenever there is one.
 ///
 /// # Errors
@@ -116,11 +126,7 @@ pub(super) async fn deploy_file(
         if let Some(event) = line.get("progress") {
             progress(format!("{}: {}", text(&event["node_name"]), text(&event["text"])));
         } else if let Some(result) = line.get("result") {
-            let missing = result["missing"].as_array().into_iter().flatten();
-            return Ok(Deployed {
-                service: result["service"].clone(),
-                missing: missing.filter_map(Value::as_str).map(plain).collect(),
-            });
+            return Ok(Deployed::of(result));
         }
     }
     Err(ClientError::Broken("it gave no result".to_owned()).into())
@@ -137,19 +143,25 @@ pub(super) fn deploy(args: &args::Deploy, cx: &mut Cx<'_>) -> Outcome {
         })
         .await
     }));
-    let Deployed { service, missing } = deployed.map_err(|failure| match failure.exit {
+    let deployed = deployed.map_err(|failure| match failure.exit {
         exit::TIMED_OUT => Failure {
             text: format!("{}: {}; it stays wanted: dugnad ps", file.name(), failure.text),
             ..failure
         },
         _ => failure,
     })?;
+    tell_deployed(&client, &deployed, start, cx)
+}
+
+/// How it ended, and what is missing.
+fn tell_deployed(client: &Client, deployed: &Deployed, start: Instant, cx: &mut Cx<'_>) -> Outcome {
+    let Deployed { service, missing } = deployed;
     let met = missing.is_empty();
     if cx.json {
         cx.print_json(&json!({"service": service, "missing": missing}))?;
     } else {
         let took = elapsed(start.elapsed());
-        let place = smol::block_on(address(&client, &service));
+        let place = smol::block_on(address(client, service));
         writeln!(
             cx.out,
             "{} v{}  {}/{} ready in {}{place}",
@@ -160,7 +172,7 @@ pub(super) fn deploy(args: &args::Deploy, cx: &mut Cx<'_>) -> Outcome {
             took.trim_start(),
         )?;
     }
-    for reason in &missing {
+    for reason in missing {
         cx.say(format!("missing: {reason}"));
     }
     Ok(if met { exit::DONE } else { exit::UNMET })
@@ -190,6 +202,13 @@ pub(super) fn stop(args: &args::Stop, cx: &mut Cx<'_>) -> Outcome {
 
 pub(super) fn rm(args: &args::Rm, cx: &mut Cx<'_>) -> Outcome {
     order(cx, "rm", &args.service, "removed")
+}
+
+pub(super) fn rollback(args: &args::Rollback, cx: &mut Cx<'_>) -> Outcome {
+    let (client, start) = (cx.client()?, Instant::now());
+    let path = format!("/v1/rollback/{}", name(&args.service)?);
+    let result = smol::block_on(within(ASK_LIMIT, client.post(&path, None)))?.value;
+    tell_deployed(&client, &Deployed::of(&result), start, cx)
 }
 
 pub(super) fn announce(args: &args::Announce, cx: &mut Cx<'_>) -> Outcome {

@@ -232,12 +232,39 @@ pub(super) fn reload(cx: &mut Cx<'_>) -> Outcome {
     Ok(exit::DONE)
 }
 
-/// Services may have to be started elsewhere first.
-const LEAVE_LIMIT: Duration = Duration::from_secs(300);
+/// Names of the services with a replica on this node.
+fn services_here(status: &serde_json::Value) -> String {
+    let replicas = status["replicas"].as_array().into_iter().flatten();
+    let mut names: Vec<&str> = replicas.filter_map(|r| r["service"].as_str()).collect();
+    names.dedup();
+    names.join(", ")
+}
 
-pub(super) fn leave(cx: &mut Cx<'_>) -> Outcome {
+/// Services have to be started elsewhere first; the agent gives up by itself if they cannot be.
+const LEAVE_LIMIT: Duration = Duration::from_secs(900);
+/// How often it is looked at what is still here.
+const LOOK: Duration = Duration::from_millis(500);
+
+pub(super) fn leave(args: &args::Leave, cx: &mut Cx<'_>) -> Outcome {
     let client = cx.client()?;
-    smol::block_on(within(LEAVE_LIMIT, client.post("/v1/leave", None)))?;
+    let path = if args.now { "/v1/leave?now=1" } else { "/v1/leave" };
+    smol::block_on(within(LEAVE_LIMIT, async {
+        let leaving = async { client.post(path, None).await.map(drop) };
+        let telling = async {
+            let mut told = String::new();
+            loop {
+                // The agent may be gone already.
+                let status = client.get("/v1/status").await.map(|answered| answered.value);
+                let here = status.map(|status| services_here(&status)).unwrap_or_default();
+                if !here.is_empty() && here != told {
+                    cx.say(format!("waiting until others run what runs here: {here}"));
+                    told = here;
+                }
+                smol::Timer::after(LOOK).await;
+            }
+        };
+        smol::future::or(leaving, telling).await
+    }))?;
     cx.say("this node has left; its agent may be stopped");
     Ok(exit::DONE)
 }

@@ -273,8 +273,15 @@ fn orders_say_what_came_of_them() {
     let ran = agent.run(&["rm", "blog"]);
     let text = "dugnad: no service is called \"blog\" here; see: dugnad ps\n";
     assert_eq!((ran.exit, ran.err.as_str()), (1, text));
+    let ran = agent.run(&["rollback", "wiki"]);
+    assert_eq!(ran.exit, 0, "{}", ran.err);
+    assert!(ran.out.contains("3/3 ready"), "{}", ran.out);
+    let ran = agent.run(&["rollback", "theirs"]);
+    assert_eq!((ran.exit, ran.err.as_str()), (5, "dugnad: node 1A2B was first\n"));
     let ran = agent.run(&["leave"]);
-    assert_eq!((ran.exit, ran.err.as_str()), (1, "dugnad: the last one cannot leave\n"));
+    assert_eq!(ran.exit, 3);
+    assert!(ran.err.contains("dugnad leave --now") && ran.err.contains("no place for wiki"));
+    assert_eq!(agent.run(&["leave", "--now"]).exit, 0);
     assert_eq!(agent.run(&["reload"]).err, "limits.cpu\n");
 }
 

@@ -12,8 +12,8 @@
 //! | `POST /v1/plan`, body: the spec | one JSON value |
 //! | `POST /v1/ingest`, body: a folder ([`upload`]) | the stored tree |
 //! | `POST /v1/deploy`, body: the spec | lines: `{"progress":..}`, last `{"result":..}` or error |
-//! | `POST /v1/stop/NAME`, `/v1/rm/NAME` | one JSON value |
-//! | `POST /v1/leave`, `/v1/reload`, `/v1/invite?secs=N` | one JSON value |
+//! | `POST /v1/stop/NAME`, `/v1/rm/NAME`, `/v1/rollback/NAME` | one JSON value |
+//! | `POST /v1/leave` (`?now=1`), `/v1/reload`, `/v1/invite?secs=N` | one JSON value |
 //! | `GET /v1/logs/NAME?tail=N&follow=1`, `/v1/events?follow=1` | one JSON object a line |
 //! | `GET /v1/groups` | one JSON value |
 //! | `POST /v1/groups/NAME/create?members_only=1`, `.../join`, `.../leave` | one JSON value |
@@ -135,8 +135,12 @@ pub(crate) trait AgentApi {
     /// Makes this node a member for as long as the result lives.
     fn hold(&self, group: String) -> Local<Result<Hold, Answer>>;
 
-    /// Hands everything over and leaves the community.
-    fn leave(&self) -> Local<Result<(), String>>;
+    /// Hands everything over and leaves the community; with `now`, services that run here stop
+    /// before they run elsewhere.
+    ///
+    /// # Errors
+    /// Nobody else can run what runs here; this node stays.
+    fn leave(&self, now: bool) -> Local<Result<(), Vec<String>>>;
 
     /// A token for one more node.
     fn invite(&self, expires: Duration) -> Local<Result<String, String>>;

@@ -179,6 +179,9 @@ impl Door {
             (false, ("v1", Some("rm"), Some(name), None)) => {
                 self.ask(Question::Remove(service(name)?), name).await
             }
+            (false, ("v1", Some("rollback"), Some(name), None)) => {
+                self.ask(Question::RollBack(service(name)?), name).await
+            }
             (false, ("v1", Some("plan"), None, None)) => {
                 let spec = read_spec(request).await?;
                 let name = spec.name.clone();
@@ -193,7 +196,11 @@ impl Door {
             }
             (false, ("v1", Some("ingest"), None, None)) => self.ingest(request).await,
             (false, ("v1", Some("leave"), None, None)) => {
-                self.backend.leave().await.map_err(Trouble::failed)?;
+                self.backend.leave(query.has("now")).await.map_err(|reasons| {
+                    let text = "nobody else takes over what runs here, so this node stays; make \
+                                room elsewhere, or go all the same with `dugnad leave --now`";
+                    Trouble { reasons, ..Trouble::new(409, exit::UNMET, text) }
+                })?;
                 Ok(json_response(&json!({})))
             }
             (false, ("v1", Some("reload"), None, None)) => {

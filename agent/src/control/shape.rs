@@ -290,6 +290,7 @@ pub(super) fn answer(answer: Answer, about: &str) -> Result<Told, Trouble> {
             Err(Trouble { reasons, ..Trouble::new(409, exit::UNMET, text) })
         }
         Answer::Unknown => Err(Trouble::unknown(about)),
+        Answer::Conflict(text) => Err(Trouble::new(409, exit::REFUSED, text)),
         Answer::Failed(text) => Err(Trouble::failed(text)),
     }
 }

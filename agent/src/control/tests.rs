@@ -168,7 +168,15 @@ impl FakeAgent {
                 self.tell(&text);
                 Answer::Done
             }
-            Question::Why(_) | Question::Stop(_) | Question::Remove(_) => Answer::Unknown,
+            Question::RollBack(name) if name == "wiki" => {
+                Answer::Deployed { service: wiki(3), missing: Vec::new() }
+            }
+            Question::RollBack(name) if name == "theirs" => {
+                Answer::Conflict("node 1A2B was first".to_owned())
+            }
+            Question::Why(_) | Question::Stop(_) | Question::Remove(_) | Question::RollBack(_) => {
+                Answer::Unknown
+            }
         }
     }
 }
@@ -276,8 +284,9 @@ impl AgentApi for FakeAgent {
         })
     }
 
-    fn leave(&self) -> Local<Result<(), String>> {
-        Box::pin(async { Err("the last one cannot leave".to_owned()) })
+    fn leave(&self, now: bool) -> Local<Result<(), Vec<String>>> {
+        let left = if now { Ok(()) } else { Err(vec!["no place for wiki".to_owned()]) };
+        Box::pin(async { left })
     }
 
     fn invite(&self, expires: Duration) -> Local<Result<String, String>> {
@@ -374,7 +383,8 @@ fn what_does_not_work_arrives_with_its_exit_code() {
         let unmet = ClientError::Answer { exit: exit::UNMET, text, reasons };
         assert_eq!(client.post("/v1/stop/wiki", None).await.unwrap_err(), unmet);
         let error = client.post("/v1/leave", None).await.unwrap_err();
-        assert_eq!(code(error), (exit::FAILED, "the last one cannot leave".to_owned()));
+        assert_eq!(error.exit(), exit::UNMET);
+        client.post("/v1/leave?now=1", None).await.unwrap();
         let error = client.get("/v1/why/..%2fx").await.unwrap_err();
         assert_eq!(error.exit(), exit::USAGE);
         let error = client.post("/v1/plan", Some(&json!({"name": 1}))).await.unwrap_err();

@@ -107,7 +107,7 @@ struct Shared {
 /// The HTTP entry and the TCP ports of this node. Dropped, it accepts no more.
 pub(crate) struct Gateway {
     shared: Rc<Shared>,
-    ports: ports::Ports,
+    ports: Rc<ports::Ports>,
     _accept: Task<()>,
 }
 
@@ -140,7 +140,7 @@ impl Gateway {
             streams: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         });
         let accept = ex.spawn(serve::accept(Rc::clone(&shared), socket));
-        Ok(Self { shared, ports: ports::Ports::default(), _accept: accept })
+        Ok(Self { shared, ports: Rc::default(), _accept: accept })
     }
 
     /// Where it listens; tells the port if 0 was asked for.
@@ -150,7 +150,7 @@ impl Gateway {
     }
 
     /// Listens on exactly these TCP ports, each for a service. What cannot be is a problem, not an
-    /// error, and is tried again at the next call.
+    /// error, and is tried again now and then.
     pub(crate) fn set_ports(&self, wanted: Vec<(String, u16)>) {
         self.ports.set(&self.shared, wanted);
     }

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
+use std::time::Duration;
 
 use hyper::body::Bytes;
-use smol::{Async, Task};
+use smol::{Async, Task, Timer};
 
 use super::pick::pick;
 use super::splice::splice;
@@ -17,10 +18,17 @@ use crate::stream::Stream;
 /// More services with ports of their own than that are a problem, too.
 const PORTS_MAX: usize = 128;
 
+/// A port that could not be opened is tried again after this, doubled up to the longest: nobody
+/// says when another program gives it back.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(30);
+
 #[derive(Default)]
 pub(super) struct Ports {
     open: RefCell<BTreeMap<u16, Open>>,
     problems: RefCell<Vec<String>>,
+    /// Tries again while some wanted port is not open; replaced when others are wanted.
+    again: RefCell<Option<Task<()>>>,
 }
 
 struct Open {
@@ -34,7 +42,28 @@ impl Ports {
         self.problems.borrow().clone()
     }
 
-    pub(super) fn set(&self, shared: &Rc<Shared>, wanted: Vec<(String, u16)>) {
+    pub(super) fn set(self: &Rc<Self>, shared: &Rc<Shared>, wanted: Vec<(String, u16)>) {
+        let missing = self.open_all(shared, wanted.clone());
+        let task = missing.then(|| {
+            let (shared, ports) = (Rc::clone(shared), Rc::downgrade(self));
+            shared.ex.clone().spawn(async move {
+                let mut pause = AGAIN;
+                loop {
+                    Timer::after(pause).await;
+                    pause = (pause * 2).min(AGAIN_MAX);
+                    let Some(ports) = ports.upgrade() else { return };
+                    if !ports.open_all(&shared, wanted.clone()) {
+                        return;
+                    }
+                }
+            })
+        });
+        self.again.replace(task);
+    }
+
+    /// Whether one of them could not be opened and may be later.
+    fn open_all(&self, shared: &Rc<Shared>, wanted: Vec<(String, u16)>) -> bool {
+        let mut missing = false;
         let mut problems = Vec::new();
         let mut owner: BTreeMap<u16, String> = BTreeMap::new();
         for (service, port) in wanted {
@@ -61,7 +90,10 @@ impl Ports {
                 Ok(accept) => {
                     open.insert(port, Open { service, _accept: accept });
                 }
-                Err(why) => problems.push(why),
+                Err(why) => {
+                    missing = true;
+                    problems.push(why);
+                }
             }
         }
         for problem in &problems {
@@ -70,6 +102,7 @@ impl Ports {
             }
         }
         self.problems.replace(problems);
+        missing
     }
 }
 
@@ -77,7 +110,10 @@ fn listen(shared: &Rc<Shared>, service: &str, port: u16) -> Result<Task<()>, Str
     let addr = SocketAddr::new(shared.listen.ip(), port);
     let socket = TcpListener::bind(addr).and_then(Async::new).map_err(|error| {
         let todo = match error.kind() {
-            io::ErrorKind::AddrInUse => "stop what uses it here, or give the service another port",
+            io::ErrorKind::AddrInUse => {
+                "it is opened as soon as what uses it here gives it back; or give the service \
+                 another port"
+            }
             io::ErrorKind::PermissionDenied => {
                 "ports below 1024 need rights; give the service a higher port"
             }

@@ -14,13 +14,15 @@ use smol::channel::Receiver;
 use super::health::{self, Notice};
 use super::launch::{self, Fail, Prepared};
 use super::record::remove_all;
-use super::running::{PATIENCE, Running};
+use super::running::{PATIENCE, Running, last_lines};
 use super::{Endpoint, Shared, State};
 
 /// An end within this time is a crash at start.
 const YOUNG: Duration = Duration::from_secs(10);
 /// So many of them in a row, and it is not started again.
 const CRASHES_MAX: u32 = 5;
+/// Lines of the log that are told with it.
+const LOG_LINES: usize = 10;
 /// Before the first restart; doubled every time. Tests do not wait for it.
 const PAUSE_MIN: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -109,12 +111,15 @@ impl Replica {
                 Err(Fail::Final(reason)) => return self.failed(&run, reason).await,
                 Err(Fail::Again(reason)) => (self.shared.was_young(self.id), reason),
             };
+            // Whoever deployed it is told why it does not come up.
+            let log = if young { self.log_lines(&run).await } else { String::new() };
             let Some(pause) = crashes.next(young) else {
-                let reason = format!("{reason}; given up after {CRASHES_MAX} starts");
+                let reason = format!("{reason}; given up after {CRASHES_MAX} starts{log}");
                 return self.failed(&run, reason).await;
             };
             self.shared.set_state(self.id, State::Unready, &reason);
             self.shared.restarted(self.id);
+            let reason = format!("{reason}{log}");
             self.report(Report::Unready { id: self.id, reason }).await;
             let over = async {
                 Timer::after(pause).await;
@@ -207,9 +212,17 @@ impl Replica {
         self.superseding(run).await
     }
 
+    /// The last lines of its log, each on a line of its own; empty if it wrote none.
+    async fn log_lines(&self, run: &Run) -> String {
+        let path = self.shared.folder(run).0.join("log");
+        let lines = smol::unblock(move || last_lines(&path, LOG_LINES)).await;
+        lines.iter().fold(String::new(), |text, line| text + "\n" + line)
+    }
+
     async fn failed(&self, run: &Run, reason: String) -> Order {
         log::warn!("{} {}: {reason}", run.spec.name, self.id.number);
-        self.shared.set_state(self.id, State::Failed, &reason);
+        let first = reason.lines().next().unwrap_or_default();
+        self.shared.set_state(self.id, State::Failed, first);
         self.report(Report::Failed { id: self.id, reason }).await;
         match self.orders.recv().await {
             Ok(order) => order,

@@ -254,15 +254,28 @@ fn kill_members(members: &Members<'_>) -> io::Result<()> {
 
 /// The last line of the log that is not empty, shortened.
 fn last_line(path: &Path) -> Option<String> {
+    last_lines(path, 1).pop()
+}
+
+/// The last lines of the log that are not empty, oldest first, each shortened.
+pub(super) fn last_lines(path: &Path, count: usize) -> Vec<String> {
     const TAIL: u64 = 4096;
-    let mut file = File::open(path).ok()?;
-    let size = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(size.saturating_sub(TAIL))).ok()?;
-    let mut tail = Vec::new();
-    file.take(TAIL).read_to_end(&mut tail).ok()?;
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let size = file.metadata()?.len();
+        file.seek(SeekFrom::Start(size.saturating_sub(TAIL)))?;
+        let mut tail = Vec::new();
+        file.take(TAIL).read_to_end(&mut tail)?;
+        Ok(tail)
+    };
+    // A service that never wrote has no log, and one that cannot be read tells nothing either.
+    let tail = read().unwrap_or_default();
     let text = String::from_utf8_lossy(&tail);
-    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
-    Some(line.chars().filter(|c| !c.is_control()).take(LINE_MAX).collect())
+    let lines = text.lines().rev().map(str::trim_end).filter(|line| !line.trim().is_empty());
+    let plain = |line: &str| line.chars().filter(|c| !c.is_control()).take(LINE_MAX).collect();
+    let mut last: Vec<String> = lines.take(count).map(plain).collect();
+    last.reverse();
+    last
 }
 
 #[cfg(test)]

@@ -247,8 +247,10 @@ fn the_contract_is_kept() {
 fn an_end_is_explained_and_a_crash_loop_is_given_up() {
     with_host(|world| async move {
         let id = world.start(sh("crash", "echo no luck; exit 3"));
-        for _ in 0..4 {
-            let reason = "exited with 3; it last wrote: no luck".to_owned();
+        for times in 1..=4 {
+            // Below the reason are the last lines of its log.
+            let log = "\nno luck".repeat(times);
+            let reason = format!("exited with 3; it last wrote: no luck{log}");
             assert_eq!(world.trouble().await, Report::Unready { id, reason });
         }
         let Report::Failed { reason, .. } = world.trouble().await else { panic!("not given up") };

@@ -160,6 +160,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         leaving: Cell::new(false),
         leaving_for_good: Cell::new(false),
         left: Cell::new(false),
+        handed_over: RefCell::new(None),
         config: RefCell::new(config),
     });
     // It is set once.

@@ -22,6 +22,8 @@ use crate::stream::Endpoint;
 
 /// The longest any question may take; operations end by themselves long before.
 const ASK_LIMIT: Duration = Duration::from_secs(600);
+/// A hand-over that has not moved for so long will not.
+const HAND_OVER: Duration = Duration::from_secs(60);
 /// Lines and events that wait for a slow reader.
 const QUEUE: usize = 256;
 
@@ -46,6 +48,41 @@ impl Agent {
         let answer = smol::future::or(answered, late).await;
         self.asks.borrow_mut().remove(&ask);
         answer.unwrap_or_else(|| Answer::Failed("no answer came; see `dugnad status`".to_owned()))
+    }
+
+    /// Waits until others run what runs here.
+    ///
+    /// # Errors
+    /// They do not: nothing has moved for [`HAND_OVER`]. What is still here, a line each.
+    async fn hand_over(self: Rc<Self>) -> Result<(), Vec<String>> {
+        let here = || -> Vec<String> {
+            let replicas = self.node.borrow().status().replicas;
+            replicas.into_iter().map(|(_, name, _)| format!("{name} runs here")).collect()
+        };
+        let alone = self.node.borrow().status().state == "alone";
+        if here().is_empty() || (alone && self.links.peers().is_empty()) {
+            return Ok(());
+        }
+        let (over, handed_over) = bounded(1);
+        self.handed_over.replace(Some(over));
+        let told = |error: smol::channel::SendError<Command>| vec![error.to_string()];
+        self.commands.send(Command::HandOver(true)).await.map_err(told)?;
+        loop {
+            let before = here();
+            let done = async { handed_over.recv().await.is_ok() };
+            let late = async {
+                smol::Timer::after(HAND_OVER).await;
+                false
+            };
+            if smol::future::or(done, late).await {
+                return Ok(());
+            }
+            let after = here();
+            if after == before {
+                self.commands.send(Command::HandOver(false)).await.map_err(told)?;
+                return Err(after);
+            }
+        }
     }
 
     /// Reads the owner's file again. A bad file changes nothing.
@@ -235,12 +272,15 @@ impl AgentApi for Api {
         Box::pin(Rc::clone(&self.0).hold(group))
     }
 
-    fn leave(&self) -> Local<Result<(), String>> {
+    fn leave(&self, now: bool) -> Local<Result<(), Vec<String>>> {
         let agent = Rc::clone(&self.0);
         Box::pin(async move {
+            if !now {
+                Rc::clone(&agent).hand_over().await?;
+            }
             agent.leaving.set(true);
             agent.leaving_for_good.set(true);
-            agent.commands.send(Command::Leave).await.map_err(|error| error.to_string())
+            agent.commands.send(Command::Leave).await.map_err(|error| vec![error.to_string()])
         })
     }
 

@@ -56,6 +56,15 @@ pub enum Request {
         key: Key,
         decide: Decide,
     },
+    /// What do you hold of this service, whoever answers for it?
+    Recall {
+        key: Key,
+    },
+    /// To the owner of the key: take this record if the version you know counts `expected` writes.
+    Claim {
+        record: Record,
+        expected: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +84,9 @@ pub enum Response {
     NotManager,
     Why(Vec<String>),
     Decided(Decided),
+    Recalled(Vec<Record>),
+    /// Somebody else wrote first: this.
+    Taken(Option<Record>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,6 +182,8 @@ pub enum Command {
         key: Key,
         ask: DirectoryAsk,
     },
+    /// The agent ends: what this node manages it leaves as it is.
+    Ending,
 }
 
 #[derive(Clone, Debug)]
@@ -237,6 +251,12 @@ pub struct Collective {
     pub(crate) held: BTreeMap<CallId, Waiting>,
     pub(crate) writing: BTreeMap<CallId, Writing>,
     pub(crate) managers: BTreeMap<Key, Manager>,
+    /// Services whose other holders are being asked; and the one they have been asked for.
+    pub(crate) recalling: BTreeSet<Key>,
+    pub(crate) recalled: BTreeSet<Key>,
+    /// Whether this life of the node was ever in a ring with others.
+    pub(crate) met_others: bool,
+    pub(crate) ending: bool,
     pub(crate) dead: BTreeMap<NodeId, Time>,
     /// After a restart with plans on disk: power may have failed for everybody, so hosts get time
     /// to come back before their replicas are given away.
@@ -282,6 +302,10 @@ impl Collective {
             hold_until: None,
             met: BTreeSet::new(),
             managers: BTreeMap::new(),
+            recalling: BTreeSet::new(),
+            recalled: BTreeSet::new(),
+            met_others: false,
+            ending: false,
             dead: BTreeMap::new(),
             directory: Directory::default(),
             counters: BTreeMap::new(),
@@ -365,6 +389,7 @@ impl Collective {
             Command::LinkDown(node) => self.on_link_down(node, cx),
             Command::Ask { ask, question } => self.on_ask(ask, question, cx),
             Command::Directory { call, key, ask } => self.ask_directory(call, key, ask, cx),
+            Command::Ending => self.ending = true,
         }
     }
 
@@ -405,6 +430,8 @@ impl Collective {
         let next = |place: &Place| place.succs.first().map(|peer| peer.id);
         let next_moved = next(&self.place) != next(&place);
         self.place = place;
+        self.met_others |= self.place.range.is_some() && !self.copy_holders().is_empty();
+        self.forget_synced();
         if !self.ticking {
             self.ticking = true;
             cx.after(ANTI_ENTROPY, Timer::AntiEntropy);

@@ -92,6 +92,7 @@ pub(crate) enum Outcome {
     Holders { tree: Tree, from: Vec<NodeId> },
     Answer { ask: u64, reply: ClientReply },
     Placed(deployment::manager::Placed),
+    Recalled { key: Key, records: Vec<Record> },
     PlanStored { service: Key, term: u64, stored: bool },
     Directory { call: u32, answer: DirectoryAnswer },
     Decided { key: Key, record: Option<Record>, to: NodeId, call: u32, response: Response },
@@ -158,6 +159,7 @@ impl Collective {
                 Outcome::Holders { tree, from } => self.on_holders(tree, from, cx),
                 Outcome::Answer { ask, reply } => cx.emit(Event::Answer { ask, reply }),
                 Outcome::Placed(placed) => self.on_placed(placed, cx),
+                Outcome::Recalled { key, records } => self.on_recalled(key, &records, cx),
                 Outcome::PlanStored { service, term, stored } => {
                     self.on_plan_stored(service, term, stored, cx);
                 }

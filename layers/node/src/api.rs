@@ -42,7 +42,11 @@ pub enum Command {
         ceilings: Ceilings,
         takes_work: bool,
     },
-    /// Hand everything over and go; [`Event::Left`] follows.
+    /// Have what runs here run elsewhere first; [`Event::HandedOver`] follows when nothing is left.
+    /// Or, with false, keep it after all.
+    HandOver(bool),
+    /// Hand everything over that is of the ring, and go; [`Event::Left`] follows. Nothing is
+    /// started any more.
     Leave,
 }
 
@@ -69,6 +73,8 @@ pub enum Event {
         from_name: String,
         body: Vec<u8>,
     },
+    /// Nothing runs here any more.
+    HandedOver,
     /// The ring no longer counts on this node.
     Left,
 }
@@ -89,6 +95,8 @@ pub enum Question {
     Stop(String),
     /// Stop its replicas and forget it.
     Remove(String),
+    /// Deploy the version before once more. Answers as a deploy.
+    RollBack(String),
     /// Which node answers for this key.
     Lookup(Key),
     /// Tell everybody; answers [`Answer::Done`] when it is on its way.
@@ -162,6 +170,8 @@ pub enum Answer {
     Unmet(Vec<String>),
     /// No service of this name.
     Unknown,
+    /// Somebody else changed it at the same time; who, and what to do.
+    Conflict(String),
     /// It did not work; what happened and what to do next.
     Failed(String),
 }

@@ -87,6 +87,8 @@ const fn community(msg: &collective::Msg) -> &'static str {
             Request::Why { .. } => "service_why",
             Request::Decide { decide: Decide::Get, .. } => "decide_get",
             Request::Decide { decide: Decide::Cas { .. }, .. } => "decide_cas",
+            Request::Recall { .. } => "recall",
+            Request::Claim { .. } => "claim",
         },
         collective::Msg::Response { response, .. } => match response {
             Response::View(_) => "service_view",
@@ -98,7 +100,9 @@ const fn community(msg: &collective::Msg) -> &'static str {
             | Response::Unknown
             | Response::NotManager
             | Response::Why(_)
-            | Response::Decided(_) => "response",
+            | Response::Decided(_)
+            | Response::Recalled(_)
+            | Response::Taken(_) => "response",
         },
         collective::Msg::Sync(SyncMsg::Digest { .. }) => "sync_digest",
         collective::Msg::Sync(SyncMsg::Want { .. }) => "sync_want",
@@ -127,6 +131,7 @@ const fn to_manager(msg: &ToManager) -> &'static str {
         ToManager::Beat { .. } => "beat",
         ToManager::Nothing { .. } => "nothing",
         ToManager::Deposed { .. } => "deposed",
+        ToManager::Leaving { .. } => "leaving",
     }
 }
 

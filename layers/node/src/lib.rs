@@ -99,6 +99,8 @@ pub struct Node {
     ports: BTreeMap<String, u16>,
     names: BTreeMap<NodeId, String>,
     malformed_records: u64,
+    /// Whether [`Event::HandedOver`] was said.
+    told_handed_over: bool,
 }
 
 impl Component for Node {
@@ -159,6 +161,7 @@ impl Node {
             ports: BTreeMap::new(),
             names: BTreeMap::new(),
             malformed_records: 0,
+            told_handed_over: false,
         }
     }
 
@@ -260,7 +263,13 @@ impl Node {
             Command::Limits { ceilings, takes_work } => {
                 self.host(executor::Command::Limits { ceilings, takes_work }, cx);
             }
+            Command::HandOver(leaving) => {
+                self.told_handed_over = false;
+                self.host(executor::Command::HandOver(leaving), cx);
+            }
             Command::Leave => {
+                self.host(executor::Command::Ending, cx);
+                self.community(collective::Command::Ending, cx);
                 self.feed_groups(Input::Command(group::Command::Depart), cx);
                 self.ring(connectivity::Command::Leave, cx);
             }
@@ -342,6 +351,14 @@ impl Node {
                     self.ring(connectivity::Command::Lookup { call, key: service }, cx);
                 }
             }
+        }
+        self.tell_handed_over(cx);
+    }
+
+    fn tell_handed_over(&mut self, cx: &mut Cx<'_, Self>) {
+        let over = self.executor.handing_over() && self.executor.replicas().next().is_none();
+        if over && !core::mem::replace(&mut self.told_handed_over, true) {
+            cx.emit(Event::HandedOver);
         }
     }
 

@@ -32,6 +32,7 @@ pub(crate) fn question(question: Question) -> Result<ClientQuestion, Own> {
         Question::Resolve(name) => ClientQuestion::Resolve(name),
         Question::Stop(name) => ClientQuestion::Stop(name),
         Question::Remove(name) => ClientQuestion::Remove(name),
+        Question::RollBack(name) => ClientQuestion::RollBack(name),
         Question::Lookup(key) => return Err(Own::Lookup(key)),
         Question::Announce(text) => return Err(Own::Announce(text)),
         Question::Group(question) => return Err(Own::Group(question)),
@@ -73,6 +74,7 @@ impl Node {
             ClientReply::Done => Answer::Done,
             ClientReply::Unmet(reasons) => Answer::Unmet(reasons),
             ClientReply::Unknown => Answer::Unknown,
+            ClientReply::Conflict(text) => Answer::Conflict(text),
             ClientReply::Failed(text) => Answer::Failed(text),
         };
         self.answer_known(ask, answer, cx);

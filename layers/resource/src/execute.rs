@@ -195,4 +195,10 @@ pub enum ToManager {
         service: Key,
         epoch: Epoch,
     },
+    /// This node is about to leave: have its replica run elsewhere, then stop it here. Or it stays
+    /// after all.
+    Leaving {
+        service: Key,
+        leaving: bool,
+    },
 }

@@ -27,8 +27,11 @@ pub const SEARCH_DOUBLINGS: u32 = 7;
 pub const REPLICAS_MAX: usize = 64;
 /// Services whose epochs are remembered.
 pub const EPOCHS_MAX: usize = 512;
-/// Characters of a note.
+/// Characters of a note, and of one that carries the last lines of a log.
 pub const NOTE_MAX: usize = 256;
+pub const LOG_MAX: usize = 2_000;
+/// Replicas of one service on one node: an update starts the new one beside the old.
+pub const OF_ONE_SERVICE: usize = 2;
 
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -52,6 +55,10 @@ pub enum Command {
     Dead(NodeId),
     /// The ring can be asked now: tell the managers what runs here.
     Joined,
+    /// Have what runs here run elsewhere, or keep it after all.
+    HandOver(bool),
+    /// The agent ends: nothing is started any more.
+    Ending,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +105,8 @@ pub struct Executor {
     arch: Arch,
     ledger: Ledger,
     takes_work: bool,
+    handing_over: bool,
+    ending: bool,
     held: BTreeMap<ReplicaId, Held>,
     terms: BTreeMap<Key, Term>,
     beating: bool,
@@ -143,6 +152,8 @@ impl Executor {
             arch,
             ledger: Ledger::new(ceilings),
             takes_work: true,
+            handing_over: false,
+            ending: false,
             held: BTreeMap::new(),
             terms: BTreeMap::new(),
             beating: false,
@@ -157,7 +168,12 @@ impl Executor {
 
     #[must_use]
     pub const fn takes_work(&self) -> bool {
-        self.takes_work
+        self.takes_work && !self.handing_over && !self.ending
+    }
+
+    #[must_use]
+    pub const fn handing_over(&self) -> bool {
+        self.handing_over
     }
 
     #[must_use]
@@ -205,6 +221,18 @@ impl Executor {
                     cx.emit(Event::FindManager(service));
                 }
             }
+            Command::HandOver(leaving) => {
+                self.handing_over = leaving;
+                for service in self.services() {
+                    match self.terms.get(&service).and_then(|term| term.manager) {
+                        Some(manager) => {
+                            cx.send(manager, ToManager::Leaving { service, leaving });
+                        }
+                        None => cx.emit(Event::FindManager(service)),
+                    }
+                }
+            }
+            Command::Ending => self.ending = true,
         }
     }
 
@@ -303,13 +331,14 @@ impl Executor {
         needs: Amounts,
         cx: &mut Cx<'_, Self>,
     ) {
-        let other = self.held.iter().any(|(held, h)| {
+        let other = |(held, h): &(&ReplicaId, &Held)| {
             held.service == id.service && held.number != id.number && h.run.is_some()
-        });
-        let refusal = if !self.takes_work {
+        };
+        let others = self.held.iter().filter(other).count();
+        let refusal = if !self.takes_work() {
             Some("takes no new work".to_string())
-        } else if other {
-            Some("runs another replica of it already".to_string())
+        } else if others >= OF_ONE_SERVICE {
+            Some(format!("runs {OF_ONE_SERVICE} replicas of it already"))
         } else if self.held.len() >= REPLICAS_MAX {
             Some(format!("runs {REPLICAS_MAX} replicas already"))
         } else {
@@ -351,6 +380,12 @@ impl Executor {
             return;
         }
         let upgrade = running.is_some();
+        if self.ending {
+            let note = "the agent is ending".to_string();
+            let (state, node_name) = (HostState::Gone, self.name.clone());
+            cx.send(from, ToManager::Beat { id, generation, state, note, node_name });
+            return;
+        }
         if !upgrade && !self.ledger.keep((id.service, id.number)) {
             let note = "the reservation is over".to_string();
             let (state, node_name) = (HostState::Gone, self.name.clone());
@@ -403,11 +438,20 @@ impl Executor {
         for id in ids {
             self.beat(id, cx);
         }
+        self.say_leaving(service, cx);
+    }
+
+    /// Whoever manages it now may not know yet that this node is about to leave.
+    fn say_leaving(&self, service: Key, cx: &mut Cx<'_, Self>) {
+        let manager = self.terms.get(&service).and_then(|term| term.manager);
+        if let Some(manager) = manager.filter(|_| self.handing_over) {
+            cx.send(manager, ToManager::Leaving { service, leaving: true });
+        }
     }
 
     fn on_persisted(&mut self, id: ReplicaId, cx: &mut Cx<'_, Self>) {
         let Some(held) = self.held.get_mut(&id) else { return };
-        if held.state != HostState::Fetching {
+        if held.state != HostState::Fetching || self.ending {
             return;
         }
         if let Some(run) = held.run.clone() {
@@ -449,7 +493,7 @@ impl Executor {
             return;
         }
         held.state = state;
-        held.note = bounded(note);
+        held.note = bounded_log(note);
         self.beat(id, cx);
     }
 
@@ -460,7 +504,7 @@ impl Executor {
         cx.emit(Event::Forget(id));
         cx.emit(Event::Order(Order::Stop { id, forget: false }));
         let generation = held.run.map_or(0, |run| run.generation);
-        self.tell(id, generation, HostState::Failed, &bounded(reason), cx);
+        self.tell(id, generation, HostState::Failed, &bounded_log(reason), cx);
     }
 
     fn beat(&self, id: ReplicaId, cx: &mut Cx<'_, Self>) {
@@ -520,11 +564,18 @@ impl Executor {
         term.manager = Some(manager);
         term.heard = false;
         self.beat_all(service, cx);
+        self.say_leaving(service, cx);
     }
 }
 
-/// A note for people, cut to [`NOTE_MAX`] characters.
+/// A note for people: its first line, cut to [`NOTE_MAX`] characters.
 #[must_use]
 pub fn bounded(note: &str) -> String {
-    note.chars().take(NOTE_MAX).collect()
+    note.lines().next().unwrap_or_default().chars().take(NOTE_MAX).collect()
+}
+
+/// A note with lines of a log below it, cut to [`LOG_MAX`] characters.
+#[must_use]
+pub fn bounded_log(note: &str) -> String {
+    note.chars().take(LOG_MAX).collect()
 }

@@ -4,10 +4,10 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use dugnad_fabric::{Amounts, Ceilings};
-use dugnad_kernel::{Component, Cx, Duration, Effect, Id, Input, NodeId, Peer, Time, wire};
+use dugnad_kernel::{Component, Cx, Duration, Effect, Hash, Id, Input, NodeId, Peer, Time, wire};
 use dugnad_node::{Answer, AskId, Command, Config, Event, Happened, Msg, Node, Question, Timer};
 use dugnad_resource::describe::Profile;
-use dugnad_resource::execute::{Order, Report};
+use dugnad_resource::execute::{Order, ReplicaId, Report};
 use dugnad_resource::spec::{Arch, Tree};
 
 use crate::host::{Disk, Processes};
@@ -63,6 +63,7 @@ pub struct Machine {
     /// Messages of groups, in order: the group, from whom, and what.
     pub heard: Vec<(String, NodeId, Vec<u8>)>,
     pub left: bool,
+    pub handed_over: bool,
     /// On top of what a sync takes anyway.
     slow_sync: Duration,
     /// When the last order is carried out: one after the other.
@@ -123,6 +124,10 @@ pub struct World {
     pub verbose: bool,
     /// Whether the community must fall silent when the scenario is over.
     pub ends_silent: bool,
+    /// Packages whose programs end at once.
+    pub broken: BTreeSet<Hash>,
+    /// Replicas that were started, in order: when, where, which.
+    pub starts: Vec<(Time, NodeId, ReplicaId)>,
     /// Packages that exist somewhere, whoever asks.
     effects: Vec<Effect<Node>>,
 }
@@ -144,6 +149,8 @@ impl World {
             kinds: BTreeMap::new(),
             verbose: false,
             ends_silent: true,
+            broken: BTreeSet::new(),
+            starts: Vec::new(),
             effects: Vec::new(),
             options,
         }
@@ -192,6 +199,7 @@ impl World {
             happened: Vec::new(),
             heard: Vec::new(),
             left: false,
+            handed_over: false,
             slow_sync: Duration::ZERO,
             last_order: Time(0),
         };
@@ -450,6 +458,11 @@ impl World {
                 }
             }
             Event::Ports(_) => {}
+            Event::HandedOver => {
+                if let Some(machine) = self.machines.get_mut(&id) {
+                    machine.handed_over = true;
+                }
+            }
             Event::GroupMessage { group, from, body, .. } => {
                 if let Some(machine) = self.machines.get_mut(&id) {
                     machine.heard.push((group, from, body));
@@ -598,6 +611,16 @@ impl World {
             }
             Order::Start(run) => {
                 let replica = run.id;
+                self.starts.push((self.now, id, replica));
+                if run.package.is_some_and(|tree| self.broken.contains(&tree.root)) {
+                    // As the host does: a few starts, then it is given up.
+                    let reason = || "ended with exit status 1\nno such file: config".to_owned();
+                    for ms in [40, 600, 1_700, 3_800] {
+                        self.report(id, ms, Report::Unready { id: replica, reason: reason() });
+                    }
+                    self.report(id, 7_900, Report::Failed { id: replica, reason: reason() });
+                    return;
+                }
                 if let Some(machine) = self.machines.get_mut(&id) {
                     machine.processes.running.insert(replica, run);
                 }

@@ -7,12 +7,12 @@ use alloc::vec::Vec;
 
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::describe::Description;
-use dugnad_resource::spec::{Spec, Tree, key_of};
+use dugnad_resource::spec::{Port, Spec, Tree, key_of};
 
 use super::allocator::{self, Choice};
 use super::deployer;
-use super::manager::{View, descriptions};
-use super::service::{Desired, SPEC, Service, SlotState};
+use super::manager::{View, descriptions, reason};
+use super::service::{Desired, FAILED, Failed, PREVIOUS, SPEC, Service, Slot, SlotState};
 use super::trees::{Needed, name_for};
 use crate::cast::{CastBody, CastPart};
 use crate::persistence::put::{get, owners, put};
@@ -33,6 +33,8 @@ const BLOCKED_POLLS: u32 = 2;
 /// Pause before a manager that moved is looked for again.
 const AGAIN: Duration = Duration::from_millis(200);
 const AGAIN_MAX: u32 = 150;
+/// Owners that are asked to take a record, one after the other while the ring moves.
+const CLAIM_TRIES: u32 = 8;
 
 #[derive(Clone, Debug)]
 pub enum ClientQuestion {
@@ -45,24 +47,41 @@ pub enum ClientQuestion {
     Resolve(String),
     Stop(String),
     Remove(String),
+    /// Go back to the version before.
+    RollBack(String),
 }
 
 #[derive(Clone, Debug)]
 pub enum ClientReply {
     Nodes(Vec<Description>),
     Ports(Vec<(String, u16)>),
-    Plan { want: u8, because: String, choice: Choice, notes: Vec<String> },
-    Deployed { view: View, missing: Vec<String> },
-    Ps { views: Vec<View>, complete: bool },
+    Plan {
+        want: u8,
+        because: String,
+        choice: Choice,
+        notes: Vec<String>,
+    },
+    Deployed {
+        view: View,
+        missing: Vec<String>,
+    },
+    Ps {
+        views: Vec<View>,
+        complete: bool,
+    },
     Why(Vec<String>),
     Resolved(View),
     Done,
     Unmet(Vec<String>),
     Unknown,
+    /// Somebody else was first.
+    Conflict(String),
     Failed(String),
 }
 
 const NO_COPY: &str = "no other node took a copy of the package in time; see `dugnad nodes`";
+const NO_ROOM: &str =
+    "the service could not be written to disk on enough nodes; see `dugnad status`";
 const NOBODY: &str = "no node answers for the service's place on the ring; \
     see `dugnad status` and try again";
 
@@ -84,6 +103,7 @@ impl Collective {
             ClientQuestion::Resolve(_) => "resolve",
             ClientQuestion::Stop(_) => "stop",
             ClientQuestion::Remove(_) => "rm",
+            ClientQuestion::RollBack(_) => "rollback",
         };
         let op = |asker| async move {
             let reply = answer(asker, question, me, size, seed).await;
@@ -138,6 +158,7 @@ async fn answer(
         }
         ClientQuestion::Stop(name) => end(&asker, &name, Desired::Stopped, size, me).await,
         ClientQuestion::Remove(name) => end(&asker, &name, Desired::Removed, size, me).await,
+        ClientQuestion::RollBack(name) => roll_back(&asker, &name, me, size).await,
     }
 }
 
@@ -192,6 +213,9 @@ async fn manager(asker: &Asker, service: Key, request: Request) -> Option<Respon
 }
 
 async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ClientReply {
+    if let Some(taken) = port_taken(asker, spec).await {
+        return ClientReply::Unmet(Vec::from([taken]));
+    }
     let nodes = describe(asker, Some(spec)).await;
     let mut rng = fastrand::Rng::with_seed(seed);
     let none = BTreeSet::new();
@@ -226,28 +250,123 @@ async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> 
         let generation = running.map_or(0, |old| old.generation);
         return wait_ready(asker, service, generation).await;
     }
+    if let Some(taken) = port_taken(asker, &spec).await {
+        return ClientReply::Unmet(Vec::from([taken]));
+    }
     if running.is_none() {
         if let Some(unmet) = impossible(asker, &spec, seed).await {
             return unmet;
         }
     }
+    let before: Option<Service> = previous(asker, service).await;
+    let kept: Vec<&Spec> = old.iter().chain(&before).map(|service| &service.spec).collect();
     if let Err(reasons) = store_trees(asker, &spec, me, size).await {
         // Nobody shall go on trying to keep what was refused.
-        forget_trees(asker, &spec, old.as_ref().map(|old| &old.spec), me).await;
+        forget_trees(asker, &spec, &kept, me).await;
         return ClientReply::Unmet(reasons);
     }
-    let generation = old.as_ref().map_or(0, |old| old.generation).saturating_add(1);
+    let generation = next_generation(known.as_ref(), old.as_ref());
     let new = Service { spec, generation, desired: Desired::Running, deployed_from: me };
-    if !store(asker, &new, known.as_ref(), me, size).await {
-        return ClientReply::Failed(
-            "the service could not be written to disk on enough nodes; see `dugnad status`"
-                .to_string(),
-        );
+    // Before the new one counts: it may have to be taken back at once.
+    if let Some(old) = running {
+        if !store_previous(asker, old, me).await {
+            return ClientReply::Failed(NO_ROOM.to_string());
+        }
     }
-    if let Some(old) = &old {
-        forget_trees(asker, &old.spec, Some(&new.spec), me).await;
+    match store(asker, &new, known.as_ref(), me, size).await {
+        Stored::Yes => {}
+        Stored::No => return ClientReply::Failed(NO_ROOM.to_string()),
+        Stored::Taken(other) => {
+            let theirs = other.filter(|theirs| theirs.desired == Desired::Running);
+            if theirs.as_ref().is_some_and(|theirs| theirs.spec == new.spec) {
+                return wait_ready(asker, service, 0).await;
+            }
+            let kept: Vec<&Spec> =
+                kept.into_iter().chain(theirs.as_ref().map(|t| &t.spec)).collect();
+            forget_trees(asker, &new.spec, &kept, me).await;
+            return ClientReply::Conflict(conflict(&new.spec.name, theirs.as_ref()));
+        }
+    }
+    // The one before stays, for a rollback; what was before that goes.
+    if let (Some(_), Some(before)) = (running, &before) {
+        let kept: Vec<&Spec> = old.iter().map(|o| &o.spec).chain([&new.spec]).collect();
+        forget_trees(asker, &before.spec, &kept, me).await;
     }
     wait_ready(asker, service, generation).await
+}
+
+/// Grows with every deploy, also after a version was taken back.
+fn next_generation(known: Option<&Record>, old: Option<&Service>) -> u64 {
+    let written = known.map_or(0, |record| record.version.counter);
+    old.map_or(0, |old| old.generation).max(written).saturating_add(1)
+}
+
+async fn previous(asker: &Asker, service: Key) -> Option<Service> {
+    let record = get(asker, (service, PREVIOUS.to_vec())).await.ok().flatten()?;
+    decode(&record).filter(|previous| previous.spec.key() == service && previous.fits())
+}
+
+async fn store_previous(asker: &Asker, old: &Service, me: NodeId) -> bool {
+    let (key, name) = (old.spec.key(), PREVIOUS.to_vec());
+    let Ok(known) = get(asker, (key, name.clone())).await else { return false };
+    let counter = known.map_or(0, |record| record.version.counter).saturating_add(1);
+    let version = Version { counter, author: me };
+    let value = postcard::to_allocvec(old).ok();
+    !put(asker.clone(), Record { key, name, version, value }, 1).await.is_empty()
+}
+
+fn conflict(name: &str, theirs: Option<&Service>) -> String {
+    match theirs {
+        Some(theirs) => format!(
+            "{name} was deployed by node {} at the same time, as version {}: that one counts; \
+             look at it with `dugnad ps`, and deploy again if yours is to take its place",
+            theirs.deployed_from.short(),
+            theirs.generation
+        ),
+        None => format!(
+            "{name} was changed by somebody else at the same time; see `dugnad ps`, then try again"
+        ),
+    }
+}
+
+/// Which other service has the TCP port this one wants, if so.
+async fn port_taken(asker: &Asker, spec: &Spec) -> Option<String> {
+    let Port::Tcp(port) = spec.port else { return None };
+    let (parts, _) = cast(asker, CastBody::Ports).await;
+    let ports = parts.into_iter().filter_map(|part| match part {
+        CastPart::Ports(ports) => Some(ports),
+        CastPart::Node(_) | CastPart::Services(_) => None,
+    });
+    let (holder, _) = ports.flatten().find(|(name, taken)| *taken == port && *name != spec.name)?;
+    Some(format!(
+        "TCP port {port} belongs to the service {holder}; choose another [port] tcp, or end that \
+         one: dugnad stop {holder}"
+    ))
+}
+
+/// The version before is deployed again, as a new one.
+async fn roll_back(asker: &Asker, name: &str, me: NodeId, size: u64) -> ClientReply {
+    let service = key_of(name);
+    let Ok(known) = get(asker, (service, SPEC.to_vec())).await else {
+        return ClientReply::Failed(NOBODY.to_string());
+    };
+    let old = known.as_ref().and_then(decode).filter(|old| old.desired == Desired::Running);
+    let Some(old) = old else { return ClientReply::Unknown };
+    let before = previous(asker, service).await;
+    let Some(before) = before.filter(|before| before.generation != old.generation) else {
+        let text = format!("{name} has no version before version {}", old.generation);
+        return ClientReply::Failed(text);
+    };
+    let generation = next_generation(known.as_ref(), Some(&old));
+    let new = Service { generation, desired: Desired::Running, ..before };
+    if !store_previous(asker, &old, me).await {
+        return ClientReply::Failed(NO_ROOM.to_string());
+    }
+    match store(asker, &new, known.as_ref(), me, size).await {
+        Stored::Yes => wait_ready(asker, service, generation).await,
+        Stored::No => ClientReply::Failed(NO_ROOM.to_string()),
+        Stored::Taken(other) => ClientReply::Conflict(conflict(name, other.as_ref())),
+    }
 }
 
 fn decode(record: &Record) -> Option<Service> {
@@ -320,9 +439,9 @@ fn distinct_trees(spec: &Spec) -> Vec<Tree> {
     trees
 }
 
-/// Tombstones for packages that `old` needed and `new` does not.
-async fn forget_trees(asker: &Asker, old: &Spec, new: Option<&Spec>, me: NodeId) {
-    let kept = new.map(distinct_trees).unwrap_or_default();
+/// Tombstones for packages that `old` needed and none of `kept` does.
+pub(crate) async fn forget_trees(asker: &Asker, old: &Spec, kept: &[&Spec], me: NodeId) {
+    let kept: Vec<Tree> = kept.iter().flat_map(|spec| distinct_trees(spec)).collect();
     for tree in distinct_trees(old).into_iter().filter(|tree| !kept.contains(tree)) {
         let name = name_for(old.key());
         let Ok(Some(known)) = get(asker, (tree.key(), name.clone())).await else { continue };
@@ -331,39 +450,74 @@ async fn forget_trees(asker: &Asker, old: &Spec, new: Option<&Spec>, me: NodeId)
     }
 }
 
+/// How a write of the service's record ended.
+enum Stored {
+    Yes,
+    /// Not on enough disks.
+    No,
+    /// Somebody else wrote first.
+    Taken(Option<Service>),
+}
+
+/// Writes the record, if what was `known` is still what counts: the owner of its key decides.
 async fn store(
     asker: &Asker,
     service: &Service,
     known: Option<&Record>,
     me: NodeId,
     size: u64,
-) -> bool {
-    let counter = known.map_or(0, |record| record.version.counter).saturating_add(1);
+) -> Stored {
+    let expected = known.map_or(0, |record| record.version.counter);
     let record = Record {
         key: service.spec.key(),
         name: SPEC.to_vec(),
-        version: Version { counter, author: me },
+        version: Version { counter: expected.saturating_add(1), author: me },
         value: postcard::to_allocvec(service).ok(),
     };
-    let enough = RECORD_COPIES.min(usize::try_from(size).unwrap_or(usize::MAX));
-    !put(asker.clone(), record, enough).await.is_empty()
+    for _ in 0..CLAIM_TRIES {
+        if let Some(owner) = asker.ask(Ask::Find(record.key)).await.owner() {
+            let claim = Request::Claim { record: record.clone(), expected };
+            match asker.call(owner, claim).await {
+                Reply::Response(Some(Response::Put { holders, .. })) if !holders.is_empty() => {
+                    let enough = usize::try_from(size).unwrap_or(usize::MAX).min(RECORD_COPIES);
+                    let stored = put(asker.clone(), record, enough).await;
+                    return if stored.is_empty() { Stored::No } else { Stored::Yes };
+                }
+                Reply::Response(Some(Response::Taken(theirs))) => {
+                    return Stored::Taken(theirs.as_ref().and_then(decode));
+                }
+                Reply::Response(Some(Response::Put { .. } | Response::Refused)) => {
+                    return Stored::No;
+                }
+                // It moved, or does not answer: whoever owns it now is asked.
+                _ => {}
+            }
+        }
+        asker.ask(Ask::Sleep(AGAIN)).await;
+    }
+    Stored::No
 }
 
-/// Follows the manager until `done` says so, or nothing changes any more.
+/// Why the manager was not followed any longer.
+enum Ended {
+    /// Nothing changes any more; what was seen last.
+    Quiet(Option<View>),
+    /// The version was given up.
+    Failed { view: View, failed: Failed },
+}
+
+/// Follows the manager until `done` says so, nothing changes any more, or the version that is
+/// waited for was given up.
 async fn follow(
     asker: &Asker,
     service: Key,
+    waits_for: Option<u64>,
     done: impl Fn(&View) -> bool,
-) -> Result<View, Option<View>> {
+) -> Result<View, Ended> {
     let (mut seen, mut quiet, mut again) = (0, 0, 0);
     let mut last: Option<View> = None;
     while quiet < QUIET_POLLS && again < AGAIN_MAX {
-        let owner = asker.ask(Ask::Find(service)).await.owner();
-        let answer = match owner {
-            Some(owner) => asker.call(owner, Request::Query { service, seen }).await,
-            None => Reply::Response(None),
-        };
-        let Reply::Response(Some(Response::View(view))) = answer else {
+        let Some(view) = view_of(asker, service, seen).await else {
             again += 1;
             asker.ask(Ask::Sleep(AGAIN)).await;
             continue;
@@ -371,23 +525,53 @@ async fn follow(
         if done(&view) {
             return Ok(view);
         }
+        if let Some(generation) = waits_for {
+            if let Some(failed) = given_up(asker, service, generation).await {
+                // The manager writes that down before it goes back to the version before.
+                asker.ask(Ask::Sleep(AGAIN)).await;
+                let view = view_of(asker, service, 0).await.unwrap_or(view);
+                return Err(Ended::Failed { view, failed });
+            }
+        }
         quiet = if view.revision == seen { quiet + 1 } else { 0 };
         seen = view.revision;
         let starting = |s: SlotState| matches!(s, SlotState::Reserved | SlotState::Starting);
         let moving = view.slots.iter().any(|slot| starting(slot.state));
         if !view.blocked.is_empty() && !moving && quiet >= BLOCKED_POLLS {
-            return Err(Some(view));
+            return Err(Ended::Quiet(Some(view)));
         }
         last = Some(view);
     }
-    Err(last)
+    Err(Ended::Quiet(last))
+}
+
+/// What the manager says, as soon as it differs from revision `seen`.
+async fn view_of(asker: &Asker, service: Key, seen: u64) -> Option<View> {
+    let owner = asker.ask(Ask::Find(service)).await.owner()?;
+    match asker.call(owner, Request::Query { service, seen }).await {
+        Reply::Response(Some(Response::View(view))) => Some(view),
+        _ => None,
+    }
+}
+
+/// What the manager wrote down when it gave this version up, if it did.
+async fn given_up(asker: &Asker, service: Key, generation: u64) -> Option<Failed> {
+    let record = get(asker, (service, FAILED.to_vec())).await.ok().flatten()?;
+    let failed: Failed = postcard::from_bytes(record.value.as_ref()?).ok()?;
+    (failed.generation == generation).then_some(failed)
 }
 
 async fn wait_ready(asker: &Asker, service: Key, generation: u64) -> ClientReply {
-    let ready = |view: &View| view.generation >= generation && view.ready >= view.want;
-    match follow(asker, service, ready).await {
+    let current = |view: &View| {
+        let of =
+            |slot: &&Slot| slot.state == SlotState::Ready && slot.generation == view.generation;
+        view.slots.iter().filter(of).count() >= usize::from(view.want)
+    };
+    let ready = |view: &View| view.generation >= generation && current(view);
+    match follow(asker, service, Some(generation), ready).await {
         Ok(view) => ClientReply::Deployed { view, missing: Vec::new() },
-        Err(Some(view)) => {
+        Err(Ended::Failed { view, failed }) => ClientReply::Failed(gave_up(&view, &failed)),
+        Err(Ended::Quiet(Some(view))) => {
             let mut missing = view.blocked.clone();
             for slot in view.slots.iter().filter(|slot| slot.state != SlotState::Ready) {
                 let (number, name, note) = (slot.number, &slot.node_name, &slot.note);
@@ -398,8 +582,20 @@ async fn wait_ready(asker: &Asker, service: Key, generation: u64) -> ClientReply
             }
             ClientReply::Deployed { view, missing }
         }
-        Err(None) => ClientReply::Failed(NOBODY.to_string()),
+        Err(Ended::Quiet(None)) => ClientReply::Failed(NOBODY.to_string()),
     }
+}
+
+fn gave_up(view: &View, failed: &Failed) -> String {
+    let (name, version, why) = (&view.name, failed.generation, reason(failed));
+    if view.generation == failed.generation {
+        return format!(
+            "{name} does not get ready {why}\nit is tried again on other nodes; give it up with \
+             `dugnad rm {name}`, or deploy a version that works"
+        );
+    }
+    let stays = view.generation;
+    format!("version {version} of {name} did not get ready {why}\nversion {stays} stays")
 }
 
 async fn end(asker: &Asker, name: &str, desired: Desired, size: u64, me: NodeId) -> ClientReply {
@@ -411,18 +607,21 @@ async fn end(asker: &Asker, name: &str, desired: Desired, size: u64, me: NodeId)
     if old.desired == Desired::Removed {
         return ClientReply::Unknown;
     }
-    let generation = old.generation.saturating_add(1);
+    let generation = next_generation(known.as_ref(), Some(&old));
     let new = Service { desired, generation, ..old };
-    if !store(asker, &new, known.as_ref(), me, size).await {
-        return ClientReply::Failed(
-            "it could not be written to disk on enough nodes; see `dugnad status`".to_string(),
-        );
+    match store(asker, &new, known.as_ref(), me, size).await {
+        Stored::Yes => {}
+        Stored::No => return ClientReply::Failed(NO_ROOM.to_string()),
+        Stored::Taken(other) => return ClientReply::Conflict(conflict(name, other.as_ref())),
     }
     if desired == Desired::Removed {
-        forget_trees(asker, &new.spec, None, me).await;
+        forget_trees(asker, &new.spec, &[], me).await;
+        if let Some(before) = previous(asker, service).await {
+            forget_trees(asker, &before.spec, &[], me).await;
+        }
     }
     let over = |view: &View| view.generation >= generation && view.slots.is_empty();
-    match follow(asker, service, over).await {
+    match follow(asker, service, None, over).await {
         Ok(_) => ClientReply::Done,
         Err(_) => ClientReply::Failed(
             "not every replica said that it stopped; see `dugnad ps`".to_string(),

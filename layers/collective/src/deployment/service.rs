@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 /// Names of the records under the service's key.
 pub const SPEC: &[u8] = b"spec";
 pub const PLAN: &[u8] = b"plan";
+/// The [`Service`] before the present one: what an update falls back to.
+pub const PREVIOUS: &[u8] = b"prev";
+/// The last version that was given up: a [`Failed`].
+pub const FAILED: &[u8] = b"fail";
 /// Replicas a plan names, those that are on their way out included.
 pub const SLOTS_MAX: usize = 64;
 
@@ -38,6 +42,16 @@ pub struct Plan {
     pub epoch: Epoch,
     pub next_number: u32,
     pub slots: Vec<Slot>,
+}
+
+/// A version that did not get ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    pub generation: u64,
+    /// Where it was tried last.
+    pub node_name: String,
+    /// Why, and below it the last lines of its log.
+    pub reason: String,
 }
 
 /// Deploys of one service; a generation beyond this was not reached by deploying.

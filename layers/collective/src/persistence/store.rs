@@ -162,6 +162,32 @@ impl Collective {
         }
     }
 
+    /// A put by somebody who must know what was there before: of two at once, the owner of the key
+    /// takes the one that comes first.
+    fn on_claim(
+        &mut self,
+        from: NodeId,
+        call: u32,
+        record: Record,
+        expected: u64,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        if !self.place.range.is_some_and(|range| owns(&range, record.key, 0)) {
+            self.respond(from, call, Response::NotOwner, cx);
+            return;
+        }
+        let known = self.store.records.get(&record.id());
+        let counter = known.map_or(0, |known| known.version.counter);
+        // A question that comes twice is answered twice.
+        let again = known.is_some_and(|known| *known == record);
+        if counter == expected || again {
+            self.on_put(from, call, record, cx);
+        } else {
+            let taken = Response::Taken(known.cloned());
+            self.respond(from, call, taken, cx);
+        }
+    }
+
     pub(crate) fn copy_holders(&self) -> Vec<NodeId> {
         let others = self.place.succs.iter().map(|p| p.id).filter(|id| *id != self.me);
         others.take(COPIES).collect()
@@ -204,6 +230,8 @@ impl Collective {
             Request::Query { service, seen } => self.on_query(from, call, service, seen, cx),
             Request::Why { service } => self.on_why(from, call, service, cx),
             Request::Decide { key, decide } => self.on_decide(from, call, key, decide, cx),
+            Request::Recall { key } => self.on_recall(from, call, key, cx),
+            Request::Claim { record, expected } => self.on_claim(from, call, record, expected, cx),
         }
     }
 }

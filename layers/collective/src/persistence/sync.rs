@@ -48,6 +48,16 @@ impl Collective {
         }
     }
 
+    /// At once when the ring moves: who is no copy holder for a moment may miss a write in it, and
+    /// so does everybody of a part of the range that is another's for a moment.
+    pub(crate) fn forget_synced(&mut self) {
+        let (holders, range) = (self.copy_holders(), self.place.range);
+        self.store.synced.retain(|id, known| {
+            *known = range.filter(|range| within(range, known)).unwrap_or(*known);
+            holders.contains(id) && range.is_some()
+        });
+    }
+
     pub(crate) fn on_sync_timer(&mut self, cx: &mut Cx<'_, Self>) {
         self.store.sync_planned = false;
         let Some(range) = self.place.range else { return };

@@ -2,7 +2,7 @@
 
 use dugnad_collective::cast::{CastBody, CastPart};
 use dugnad_collective::deployment::manager::View;
-use dugnad_collective::deployment::service::{Desired, Plan, Service, Slot, SlotState};
+use dugnad_collective::deployment::service::{Desired, Failed, Plan, Service, Slot, SlotState};
 use dugnad_collective::deployment::trees::Needed;
 use dugnad_collective::persistence::directory::{Decide, Decided};
 use dugnad_collective::persistence::record::{Record, Version};
@@ -76,10 +76,10 @@ variants!(EntryMsg, "entry": Probe, ProbeRes, Merge, Hint);
 variants!(collective::Msg, "collective":
     Request => request named, Response => response named, Sync => inner, Held, Mirror, NotHeld);
 variants!(Request, "request": Put, Copy, Get, Query, Why,
-    Decide => decide named);
+    Decide => decide named, Recall, Claim);
 variants!(Response, "response":
     Put, Copied, Refused, Get, NotOwner, View, Unknown, NotManager, Why,
-    Decided => inner);
+    Decided => inner, Recalled, Taken);
 variants!(Decide, "decide": Get, Cas);
 variants!(Decided, "decided": Is, Written, Failed);
 variants!(group::Msg, "group": Request => request named, Response => response named, Hello, Members,
@@ -90,7 +90,8 @@ variants!(group::Response, "groupresponse": Welcome, Sent, Refused);
 variants!(GroupCast, "groupcast": Packet, Count, Shrink, Check);
 variants!(SyncMsg, "sync": Digest, Want, Items);
 variants!(ToHost, "tohost": Reserve, Start, Stop, Probe, BeatAck, NotManager);
-variants!(ToManager, "tomanager": Reserved, Refused, Beat, Nothing, Deposed);
+variants!(ToManager, "tomanager": Reserved, Refused, Beat, Nothing, Deposed,
+    Leaving);
 variants!(CastBody, "body": Describe, Services, Ports, Changed, Happened);
 variants!(CastPart, "part": Node, Services, Ports);
 variants!(Desired, "desired": Running, Stopped, Removed);
@@ -408,6 +409,8 @@ fn collective_messages() -> Vec<collective::Msg> {
         Request::Why { service: id(9) },
         Request::Decide { key: id(9), decide: Decide::Get },
         Request::Decide { key: id(9), decide: Decide::Cas { expected: 1, value: Some(vec![1]) } },
+        Request::Recall { key: id(9) },
+        Request::Claim { record: record(), expected: 300 },
     ];
     let responses = [
         Response::Put { holders: vec![id(1), id(2)], places: 5 },
@@ -422,6 +425,8 @@ fn collective_messages() -> Vec<collective::Msg> {
         Response::Decided(Decided::Is { version: 300, value: group_record().encode() }),
         Response::Decided(Decided::Written { version: 300 }),
         Response::Decided(Decided::Failed),
+        Response::Recalled(vec![record()]),
+        Response::Taken(Some(record())),
     ];
     let name = (id(2), b"spec".to_vec());
     let syncs = [
@@ -468,6 +473,7 @@ fn host_messages() -> Vec<Msg> {
         beat,
         ToManager::Nothing { service },
         ToManager::Deposed { service, epoch },
+        ToManager::Leaving { service, leaving: true },
     ];
     to_host.map(Msg::ToHost).into_iter().chain(to_manager.map(Msg::ToManager)).collect()
 }
@@ -488,6 +494,8 @@ pub(crate) fn stored(lines: &mut Lines) {
     ];
     let slots: Vec<Slot> = states.into_iter().map(slot).collect();
     lines.stored("plan", &Plan { epoch: epoch(), next_number: 9, slots });
+    let failed = Failed { generation: 2, node_name: "pi".into(), reason: "it ended".into() };
+    lines.stored("failed", &failed);
     let service = |desired| Service { spec: spec(), generation: 2, desired, deployed_from: id(1) };
     every(lines, "service", [Desired::Running, Desired::Stopped, Desired::Removed], service);
     let bodies = [

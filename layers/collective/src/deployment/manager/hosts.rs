@@ -7,10 +7,10 @@ use alloc::vec::Vec;
 use dugnad_kernel::{Cx, Key, NodeId};
 use dugnad_resource::describe::named;
 use dugnad_resource::execute::{Epoch, HostState, ReplicaId, ToHost, ToManager};
-use dugnad_resource::executor::bounded;
+use dugnad_resource::executor::{bounded, bounded_log};
 
 use super::{AVOID, AVOID_DOUBLINGS, TAKE_OVER};
-use crate::deployment::service::{Desired, PLAN, Plan, Slot, SlotState};
+use crate::deployment::service::{Desired, Slot, SlotState};
 use crate::{Collective, Event, Out, Reply};
 
 impl Collective {
@@ -72,30 +72,6 @@ impl Collective {
         }
     }
 
-    /// Another manager wrote a plan: what runs by it is asked, too, and taken in or stopped.
-    pub(crate) fn on_plan_record(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
-        let Some(manager) = self.managers.get(&key) else { return };
-        let Some(plan) = self.read::<Plan>(key, PLAN) else { return };
-        if plan.epoch.manager == self.me {
-            return;
-        }
-        if plan.epoch > manager.plan.epoch {
-            // It spoke to hosts in a higher term; what it did there must be found out.
-            let nodes: Vec<NodeId> = plan.slots.iter().map(|slot| slot.node).collect();
-            self.on_deposed(self.me, key, plan.epoch, cx);
-            if let Some(manager) = self.managers.get_mut(&key) {
-                manager.taking_over.extend(nodes);
-            }
-            return;
-        }
-        let epoch = manager.plan.epoch;
-        let unknown = |slot: &&Slot| manager.plan.slots.iter().all(|s| s.number != slot.number);
-        for slot in plan.slots.iter().filter(unknown) {
-            let msg = ToHost::Probe { service: key, epoch };
-            cx.emit(Event::ToHost { to: slot.node, msg });
-        }
-    }
-
     pub(crate) fn on_node_dead(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
         let touched: Vec<Key> = self
             .managers
@@ -134,17 +110,24 @@ impl Collective {
             }
             ToManager::Beat { id, generation, state, note, node_name } => {
                 // Views and plans carry them: what a host says must not make those too large.
-                let (note, node_name) = (bounded(&note), named(&node_name));
+                let (note, node_name) = (bounded_log(&note), named(&node_name));
                 let beat = Beat { from, id, generation, state, note, node_name };
                 self.on_beat(beat, cx);
             }
             ToManager::Nothing { service } => self.on_nothing(from, service, cx),
             ToManager::Deposed { service, epoch } => self.on_deposed(from, service, epoch, cx),
+            ToManager::Leaving { service, leaving } => self.on_leaving(from, service, leaving, cx),
         }
     }
 
     /// A host saw a higher term. If the key is still mine, mine must be higher yet.
-    fn on_deposed(&mut self, from: NodeId, key: Key, epoch: Epoch, cx: &mut Cx<'_, Self>) {
+    pub(super) fn on_deposed(
+        &mut self,
+        from: NodeId,
+        key: Key,
+        epoch: Epoch,
+        cx: &mut Cx<'_, Self>,
+    ) {
         self.count("deposed");
         let me = self.me;
         let Some(manager) = self.managers.get_mut(&key) else { return };
@@ -152,12 +135,30 @@ impl Collective {
         if manager.plan.epoch >= epoch || !epoch.fits() {
             return;
         }
-        manager.taking_over.insert(from);
-        manager.plan.epoch = epoch.next(me);
         // Reserved under the old term, and never started under it: these lapse by themselves.
         manager.plan.slots.retain(|slot| slot.state != SlotState::Reserved);
+        // Whoever spoke in it decided something: that is found out before anything is done.
+        if epoch.manager != me {
+            self.recall(key, cx);
+        }
+        self.speak_above(key, epoch, Vec::from([from]), cx);
+    }
+
+    /// From now on in a term above `epoch`, as soon as the hosts of the plan and `also` have said
+    /// what they run.
+    pub(super) fn speak_above(
+        &mut self,
+        key: Key,
+        epoch: Epoch,
+        also: Vec<NodeId>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let me = self.me;
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        manager.plan.epoch = manager.plan.epoch.max(epoch.next(me));
         manager.sources.clear();
         manager.taking_over.extend(manager.plan.slots.iter().map(|slot| slot.node));
+        manager.taking_over.extend(also);
         manager.probe_again = true;
         // Not at once: two that both believe to own the key would race at the speed of the wire.
         self.later(key, TAKE_OVER, cx);
@@ -187,8 +188,19 @@ impl Collective {
             HostState::Fetching | HostState::Starting | HostState::Ready | HostState::Unready
         );
         if runs && !known {
-            // A host runs one replica of a service: others that an old plan names are not there.
-            manager.plan.slots.retain(|slot| slot.node != from);
+            // It did not say that it runs what an old plan names there: it is told to stop that,
+            // and says that there is nothing, if so.
+            let ghost = |slot: &&mut Slot| {
+                slot.node == from
+                    && matches!(slot.state, SlotState::Starting | SlotState::Lost)
+                    && !manager.sources.contains_key(&slot.number)
+            };
+            for slot in manager.plan.slots.iter_mut().filter(ghost) {
+                slot.state = SlotState::Draining;
+                let id = ReplicaId { service: key, number: slot.number };
+                let msg = ToHost::Stop { id, epoch, forget: false };
+                cx.emit(Event::ToHost { to: from, msg });
+            }
         }
         match state {
             HostState::Gone => self.on_replica_gone(key, id.number, from, cx),
@@ -209,6 +221,7 @@ impl Collective {
         if manager.plan.slots.len() == before {
             return;
         }
+        manager.forget_number(number);
         if manager.plan.slots.is_empty() && manager.service.desired != Desired::Running {
             self.store_plan(key, cx);
         }
@@ -229,11 +242,14 @@ impl Collective {
         let Some(manager) = self.managers.get_mut(&key) else { return };
         let failed = manager.plan.slots.iter().find(|s| s.number == number && s.node == from);
         let Some(name) = failed.map(|slot| slot.node_name.clone()) else { return };
+        self.on_unready(key, number, &note, true, cx);
+        let Some(manager) = self.managers.get_mut(&key) else { return };
         let (times, until) = manager.avoid.entry(from).or_insert((0, now));
         *until = now + AVOID * (1 << (*times).min(AVOID_DOUBLINGS));
         *times += 1;
         manager.plan.slots.retain(|slot| slot.number != number || slot.node != from);
-        let text = format!("failed on {name}: {note}");
+        manager.forget_number(number);
+        let text = format!("failed on {name}: {}", bounded(&note));
         manager.note(text.clone());
         self.tell_people(key, text, cx);
         self.reconcile(key, cx);
@@ -250,6 +266,8 @@ impl Collective {
             return;
         }
         let new = SlotState::of_host(state);
+        let log = note;
+        let note = bounded(&log);
         if slot.state == SlotState::Draining && new != SlotState::Draining {
             // It was away when it was told to stop.
             let (node, epoch) = (slot.node, manager.plan.epoch);
@@ -276,9 +294,16 @@ impl Collective {
             }
             _ => None,
         };
+        if new == SlotState::Ready {
+            manager.unready.remove(&number);
+            manager.in_place.remove(&number);
+        }
         if let Some(text) = text {
             manager.note(text.clone());
             self.tell_people(key, text, cx);
+        }
+        if state == HostState::Unready && was == SlotState::Starting {
+            self.on_unready(key, number, &log, false, cx);
         }
         self.reconcile(key, cx);
         self.touch(key, cx);
@@ -294,9 +319,15 @@ impl Collective {
         let running = manager.service.desired == Desired::Running;
         let here = manager.live().any(|slot| slot.node == from);
         let taken = manager.slot(id.number).is_some();
-        let wanted = manager.live().count() < usize::from(manager.want);
-        if running && wanted && !here && !taken && manager.placing {
-            // It may be the one that is being looked for: asked again when that is over.
+        // One that serves is worth more than one that may: it stays until that one is ready.
+        let serving = manager.live().filter(|slot| slot.state == SlotState::Ready).count();
+        let serves = state == HostState::Ready && serving < usize::from(manager.want);
+        let wanted = serves || manager.live().count() < usize::from(manager.want);
+        let undecided =
+            !manager.taking_over.is_empty() || (wanted && !here && !taken && manager.placing);
+        if running && undecided {
+            // It may be the one that is being looked for, or there is a later one that has not
+            // reported yet: asked again when that is over.
             manager.returned.insert(from);
             return;
         }
@@ -311,6 +342,7 @@ impl Collective {
             };
             manager.plan.next_number = manager.plan.next_number.max(id.number.saturating_add(1));
             manager.plan.slots.push(slot);
+            manager.extra.insert(id.number);
             self.watch_hosts(cx);
             self.store_plan(key, cx);
             self.reconcile(key, cx);

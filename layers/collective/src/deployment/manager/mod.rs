@@ -4,12 +4,12 @@
 //! dies, the next owner reads the plan, asks the hosts, and goes on in a higher term.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use dugnad_kernel::{Cx, Duration, Key, NodeId, Time};
 use dugnad_resource::describe::named;
-use dugnad_resource::execute::ToHost;
+use dugnad_resource::execute::{Epoch, ToHost};
 use dugnad_resource::executor::bounded;
 use dugnad_resource::spec::{Kind, Port};
 use serde::{Deserialize, Serialize};
@@ -17,9 +17,13 @@ use serde::{Deserialize, Serialize};
 mod hosts;
 mod queries;
 mod reconcile;
+mod take_over;
+mod update;
+
+pub(crate) use update::reason;
 
 use super::deployer;
-use super::service::{Desired, PLAN, Plan, SPEC, Service, Slot, SlotState};
+use super::service::{Desired, Plan, SPEC, Service, Slot, SlotState};
 use crate::cast::{CastBody, CastPart};
 use crate::{Collective, Event, Response};
 
@@ -65,6 +69,8 @@ pub struct View {
 pub(crate) struct Placed {
     service: Key,
     term: u64,
+    /// The replica a new version was to be placed beside.
+    beside: Option<u32>,
     slots: Vec<(Slot, Vec<NodeId>)>,
     blocked: Vec<String>,
 }
@@ -75,6 +81,9 @@ pub struct Manager {
     want: u8,
     because: String,
     plan: Plan,
+    /// Whose decisions the plan holds: the epoch this manager speaks in may be raised before it
+    /// knows what was decided in the one before.
+    decided: Epoch,
     /// Hosts of an earlier term that have not reported yet.
     taking_over: BTreeSet<NodeId>,
     /// Hosts of the plan that have not said what they run: asked when they can be reached.
@@ -89,6 +98,14 @@ pub struct Manager {
     blocked: Vec<String>,
     blocked_times: u32,
     avoid: BTreeMap<NodeId, (u32, Time)>,
+    /// Replicas that came back by themselves: the first to go if there are too many.
+    extra: BTreeSet<u32>,
+    /// Hosts that are about to leave.
+    leaving: BTreeSet<NodeId>,
+    /// Replicas that a new version replaced where they are.
+    in_place: BTreeSet<u32>,
+    /// How often a replica came to an end before it was ready.
+    unready: BTreeMap<u32, u32>,
     /// Who can be asked for the package, by replica number.
     sources: BTreeMap<u32, Vec<NodeId>>,
     /// Counter of the last plan written: two may be on their way at once.
@@ -106,6 +123,7 @@ impl Manager {
             service,
             want,
             because,
+            decided: plan.epoch,
             plan,
             taking_over: BTreeSet::new(),
             unheard: BTreeSet::new(),
@@ -116,6 +134,10 @@ impl Manager {
             blocked: Vec::new(),
             blocked_times: 0,
             avoid: BTreeMap::new(),
+            extra: BTreeSet::new(),
+            leaving: BTreeSet::new(),
+            in_place: BTreeSet::new(),
+            unready: BTreeMap::new(),
             sources: BTreeMap::new(),
             written: 0,
             revision: 0,
@@ -136,10 +158,40 @@ impl Manager {
         })
     }
 
+    /// Live, and not on a node that is about to leave.
+    fn staying(&self) -> impl Iterator<Item = &Slot> {
+        self.live().filter(|slot| !self.leaving.contains(&slot.node))
+    }
+
+    /// Replicas that serve, of whatever version; never more than are wanted.
     fn ready(&self) -> usize {
-        let current =
-            |s: &&Slot| s.state == SlotState::Ready && s.generation == self.service.generation;
-        self.plan.slots.iter().filter(current).count()
+        let ready = self.plan.slots.iter().filter(|slot| slot.state == SlotState::Ready).count();
+        ready.min(usize::from(self.want))
+    }
+
+    /// Marks a replica as on its way out; where it is, its number, the name of the node.
+    fn drain(&mut self, number: u32) -> Option<(NodeId, u32, String)> {
+        let slot = self.slot(number)?;
+        slot.state = SlotState::Draining;
+        let out = (slot.node, number, slot.node_name.clone());
+        self.forget_number(number);
+        Some(out)
+    }
+
+    fn forget_number(&mut self, number: u32) {
+        self.extra.remove(&number);
+        self.in_place.remove(&number);
+        self.unready.remove(&number);
+        self.sources.remove(&number);
+    }
+
+    fn set_service(&mut self, service: Service) {
+        (self.want, self.because) = deployer::replicas(service.spec.want);
+        self.service = service;
+        self.blocked.clear();
+        self.blocked_times = 0;
+        self.avoid.clear();
+        self.unready.clear();
     }
 
     #[must_use]
@@ -223,7 +275,7 @@ impl Collective {
     }
 
     pub(crate) fn on_service_record(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
-        if !self.manages(key) {
+        if !self.manages(key) || self.ending {
             return;
         }
         let Some(service) = self.read::<Service>(key, SPEC) else { return };
@@ -232,19 +284,13 @@ impl Collective {
             return;
         }
         let Some(manager) = self.managers.get_mut(&key) else {
-            self.take_over(key, service, cx);
+            self.begin_take_over(key, service, cx);
             return;
         };
         if manager.service == service {
             return;
         }
-        let (want, because) = deployer::replicas(service.spec.want);
-        manager.want = want;
-        manager.because = because;
-        manager.service = service;
-        manager.blocked.clear();
-        manager.blocked_times = 0;
-        manager.avoid.clear();
+        manager.set_service(service);
         self.announce_change(key, cx);
         self.reconcile(key, cx);
         self.touch(key, cx);
@@ -262,41 +308,6 @@ impl Collective {
 
     pub(super) fn read<T: for<'a> Deserialize<'a>>(&self, key: Key, name: &[u8]) -> Option<T> {
         postcard::from_bytes(self.store.get(key, name)?.value.as_ref()?).ok()
-    }
-
-    fn take_over(&mut self, key: Key, service: Service, cx: &mut Cx<'_, Self>) {
-        let mut plan: Plan = self.read(key, PLAN).filter(Plan::fits).unwrap_or_default();
-        plan.epoch = plan.epoch.next(self.me);
-        let mut manager = Manager::new(service, plan);
-        for slot in &mut manager.plan.slots {
-            if self.dead.contains_key(&slot.node) {
-                slot.state = SlotState::Lost;
-            } else if slot.state != SlotState::Lost {
-                manager.taking_over.insert(slot.node);
-                // Reserved when the plan was written; what came after only its host knows.
-                if slot.state == SlotState::Reserved {
-                    slot.state = SlotState::Starting;
-                }
-            }
-        }
-        manager.old_news = manager.plan.slots.iter().map(|slot| slot.number).collect();
-        let epoch = manager.plan.epoch;
-        for node in &manager.taking_over {
-            cx.emit(Event::ToHost { to: *node, msg: ToHost::Probe { service: key, epoch } });
-        }
-        if !manager.plan.slots.is_empty() {
-            manager.note("this node manages it now".to_string());
-        }
-        let waits = !manager.taking_over.is_empty();
-        self.managers.insert(key, manager);
-        self.watch_hosts(cx);
-        self.announce_change(key, cx);
-        if waits {
-            self.later(key, TAKE_OVER, cx);
-        } else {
-            self.reconcile(key, cx);
-        }
-        self.touch(key, cx);
     }
 
     /// Something people or waiting queries should hear of.

@@ -22,7 +22,10 @@ impl Collective {
             return;
         }
         let Some(manager) = self.managers.get_mut(&key) else {
-            self.respond(from, call, Response::Unknown, cx);
+            // While the other holders are asked nobody knows whether there is one.
+            let asking = self.recalling.contains(&key);
+            let answer = if asking { Response::NotManager } else { Response::Unknown };
+            self.respond(from, call, answer, cx);
             return;
         };
         let view = manager.view(key);
@@ -46,7 +49,7 @@ impl Collective {
 
     pub(crate) fn on_why(&mut self, from: NodeId, call: u32, key: Key, cx: &mut Cx<'_, Self>) {
         let response = match self.managers.get(&key) {
-            _ if !self.manages(key) => Response::NotManager,
+            _ if !self.manages(key) || self.recalling.contains(&key) => Response::NotManager,
             None => Response::Unknown,
             Some(manager) => {
                 let mut lines = Vec::from([format!(

@@ -19,6 +19,9 @@ use crate::persistence::put::put;
 use crate::persistence::record::Record;
 use crate::{Ask, Asker, Collective, Event, OPS_MAX, Outcome, Reply, Timer};
 
+/// The bits of a plan's version below its term: writes within one term.
+const TERM_SHIFT: u32 = 28;
+
 impl Collective {
     /// Looks after the service again in `delay`; an earlier appointment is void.
     pub(super) fn later(&mut self, key: Key, delay: Duration, cx: &mut Cx<'_, Self>) {
@@ -45,6 +48,7 @@ impl Collective {
         let silent = core::mem::take(&mut manager.taking_over);
         manager.unheard.extend(silent);
         let hosts: Vec<NodeId> = manager.plan.slots.iter().map(|slot| slot.node).collect();
+        manager.leaving.retain(|node| hosts.contains(node));
         manager.unheard.retain(|node| hosts.contains(node));
         self.reconcile(key, cx);
     }
@@ -52,14 +56,20 @@ impl Collective {
     /// Compares what is with what is wanted, and does the next thing about it.
     pub(super) fn reconcile(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
         let Some(manager) = self.managers.get_mut(&key) else { return };
-        if !manager.taking_over.is_empty() {
+        if !manager.taking_over.is_empty() || self.ending {
             return;
+        }
+        if !manager.placing {
+            let epoch = manager.plan.epoch;
+            for node in core::mem::take(&mut manager.returned) {
+                cx.emit(Event::ToHost { to: node, msg: ToHost::Probe { service: key, epoch } });
+            }
         }
         if manager.service.desired != Desired::Running {
             self.stop_all(key, cx);
             return;
         }
-        let (live, want) = (manager.live().count(), usize::from(manager.want));
+        let (live, want) = (manager.staying().count(), usize::from(manager.want));
         // A host that was not seen since this node started may just be starting, too.
         let missing = |slot: &Slot| slot.state == SlotState::Lost && !self.met.contains(&slot.node);
         let starting = manager.plan.slots.iter().any(missing);
@@ -78,11 +88,10 @@ impl Collective {
         let before = manager.plan.slots.len();
         manager.plan.slots.retain(|slot| slot.state != SlotState::Lost);
         let replaced = manager.plan.slots.len() != before;
-        if live > want {
-            self.drop_surplus(key, live - want, cx);
-        } else if replaced {
+        if replaced {
             self.store_plan(key, cx);
         }
+        self.drop_surplus(key, cx);
         self.upgrade_next(key, cx);
     }
 
@@ -101,50 +110,28 @@ impl Collective {
         }
     }
 
-    pub(super) fn drop_surplus(&mut self, key: Key, count: usize, cx: &mut Cx<'_, Self>) {
-        let Some(manager) = self.managers.get_mut(&key) else { return };
-        let epoch = manager.plan.epoch;
-        let forget = !manager.service.spec.keep_state;
-        for _ in 0..count {
-            // The one that serves least goes: not ready before ready, young before old.
-            let rank = |slot: &&mut Slot| (slot.state == SlotState::Ready, u32::MAX - slot.number);
-            let live = manager.plan.slots.iter_mut().filter(|slot| {
-                matches!(slot.state, SlotState::Reserved | SlotState::Starting | SlotState::Ready)
-            });
-            let Some(slot) = live.min_by_key(rank) else { return };
-            slot.state = SlotState::Draining;
-            let id = ReplicaId { service: key, number: slot.number };
-            let text = format!("one replica too many, stopping the one on {}", slot.node_name);
-            cx.emit(Event::ToHost { to: slot.node, msg: ToHost::Stop { id, epoch, forget } });
-            manager.note(text);
-        }
-        self.store_plan(key, cx);
-    }
-
-    /// Rolling update: one replica at a time, the next when the last is ready.
-    pub(super) fn upgrade_next(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
-        let Some(manager) = self.managers.get_mut(&key) else { return };
-        let generation = manager.service.generation;
-        let busy = manager
-            .live()
-            .any(|slot| slot.generation == generation && slot.state != SlotState::Ready);
-        let Some(slot) = manager.plan.slots.iter_mut().find(|s| s.generation < generation && !busy)
-        else {
-            return;
-        };
-        slot.generation = generation;
-        slot.state = SlotState::Starting;
-        let (number, node) = (slot.number, slot.node);
-        let text = format!("version {generation} goes to {}", slot.node_name);
-        let mut sources = Vec::from([manager.service.deployed_from]);
-        sources.extend(manager.plan.slots.iter().filter(|s| s.node != node).map(|s| s.node));
-        manager.sources.insert(number, sources);
-        manager.note(text);
-        self.start_replica(key, number, cx);
-        self.store_plan(key, cx);
+    /// Room for the next version of replica `number`, best beside it.
+    pub(super) fn place_beside(
+        &mut self,
+        key: Key,
+        number: u32,
+        node: NodeId,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        self.look_for_places(key, 1, Some((number, node)), cx);
     }
 
     pub(super) fn place_more(&mut self, key: Key, need: usize, cx: &mut Cx<'_, Self>) {
+        self.look_for_places(key, need, None, cx);
+    }
+
+    fn look_for_places(
+        &mut self,
+        key: Key,
+        need: usize,
+        beside: Option<(u32, NodeId)>,
+        cx: &mut Cx<'_, Self>,
+    ) {
         let now = cx.now;
         let full = self.ops.len() >= OPS_MAX;
         if full {
@@ -156,7 +143,9 @@ impl Collective {
         }
         manager.placing = true;
         manager.avoid.retain(|_, (_, until)| *until + AVOID > now);
-        let live = |slot: &&Slot| slot.state != SlotState::Lost;
+        let elsewhere = |slot: &&Slot| {
+            slot.state != SlotState::Lost && beside.is_none_or(|(_, node)| node != slot.node)
+        };
         let search = Search {
             key,
             epoch: manager.plan.epoch,
@@ -164,7 +153,8 @@ impl Collective {
             spec: manager.service.spec.clone(),
             need,
             first_number: manager.plan.next_number,
-            taken: manager.plan.slots.iter().filter(live).map(|slot| slot.node).collect(),
+            taken: manager.plan.slots.iter().filter(elsewhere).map(|slot| slot.node).collect(),
+            beside,
             avoid: manager
                 .avoid
                 .iter()
@@ -190,13 +180,19 @@ impl Collective {
             return;
         }
         let found = placed.slots.len();
+        if let (Some(number), 0) = (placed.beside, found) {
+            // No room for both: better a short gap than no update.
+            self.replace_in_place(key, number, cx);
+            self.touch(key, cx);
+            return;
+        }
         for (slot, sources) in placed.slots {
             manager.plan.next_number = manager.plan.next_number.max(slot.number.saturating_add(1));
             manager.note(format!("replica {} goes to {}", slot.number, slot.node_name));
             manager.sources.insert(slot.number, sources);
             manager.plan.slots.push(slot);
         }
-        let missing = usize::from(manager.want).saturating_sub(manager.live().count());
+        let missing = usize::from(manager.want).saturating_sub(manager.staying().count());
         if missing > 0 {
             manager.blocked = placed.blocked;
             manager.blocked.truncate(BLOCKED_LINES);
@@ -213,11 +209,18 @@ impl Collective {
     }
 
     pub(super) fn store_plan(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        if self.ending {
+            // It would not reach everybody before this node is gone; the next manager writes.
+            return;
+        }
         let mut version = self.store.next_version(key, PLAN, self.me);
         let Some(manager) = self.managers.get_mut(&key) else { return };
-        version.counter = version.counter.max(manager.written.saturating_add(1));
+        // A plan of a lower term never wins, however often it was written.
+        let of_term = manager.plan.epoch.term << TERM_SHIFT;
+        version.counter = version.counter.max(manager.written.saturating_add(1)).max(of_term);
         manager.written = version.counter;
         let term = manager.plan.epoch.term;
+        manager.decided = manager.plan.epoch;
         let Ok(value) = postcard::to_allocvec(&manager.plan) else { return };
         let record = Record { key, name: PLAN.to_vec(), version, value: Some(value) };
         let copies = PLAN_COPIES.min(usize::try_from(self.place.size).unwrap_or(usize::MAX));
@@ -293,6 +296,8 @@ struct Search {
     need: usize,
     first_number: u32,
     taken: BTreeSet<NodeId>,
+    /// The replica it comes for, and its node.
+    beside: Option<(u32, NodeId)>,
     avoid: BTreeSet<NodeId>,
     seed: u64,
 }
@@ -314,7 +319,12 @@ async fn place(asker: Asker, search: Search) -> Outcome {
         .filter(|(node, _, _)| !search.taken.contains(node))
         .map(|(_, name, reason)| format!("{name}: {reason}"))
         .collect();
-    let mut candidates = choice.candidates.into_iter();
+    // Where the old one is, its state and its visitors are.
+    let (near, far): (Vec<_>, Vec<_>) = choice
+        .candidates
+        .into_iter()
+        .partition(|candidate| search.beside.is_some_and(|(_, node)| node == candidate.node));
+    let mut candidates = near.into_iter().chain(far);
     let mut slots = Vec::new();
     let mut number = search.first_number;
     while slots.len() < search.need {
@@ -354,7 +364,8 @@ async fn place(asker: Asker, search: Search) -> Outcome {
         blocked.push(format!("the community has {all} nodes and each runs one replica at most"));
     }
     let term = search.epoch.term;
-    Outcome::Placed(Placed { service: search.key, term, slots, blocked })
+    let beside = search.beside.map(|(number, _)| number);
+    Outcome::Placed(Placed { service: search.key, term, beside, slots, blocked })
 }
 
 /// Nodes that hold the package `node` needs.

@@ -1,0 +1,164 @@
+//! Becoming the manager of a service: first what the other holders of its records know, then what
+//! the hosts say. A node that was away has yesterday's plan on its disk, and must not act on it.
+
+use alloc::collections::BTreeSet;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use dugnad_kernel::ops::first;
+use dugnad_kernel::{Cx, Duration, Key, NodeId};
+use dugnad_resource::execute::{Epoch, ToHost};
+
+use super::{Manager, TAKE_OVER};
+use crate::deployment::service::{PLAN, Plan, SPEC, Service, SlotState};
+use crate::persistence::record::{DEGREE, Record, class};
+use crate::{Ask, Asker, AskerExt, Collective, Event, Outcome, Reply, Request, Response};
+
+/// How long the other holders have to be found, and as long again to answer: the same order as
+/// the check of a closed connection, because services wait meanwhile when a manager died.
+const RECALL: Duration = Duration::from_millis(500);
+/// Records of one service that one answer carries at most, in bytes.
+const RECALL_BYTES: usize = 48 * 1024;
+
+impl Collective {
+    /// The records of a service this node answers for are here; it may be the first to know.
+    pub(super) fn begin_take_over(&mut self, key: Key, service: Service, cx: &mut Cx<'_, Self>) {
+        if self.recalling.contains(&key) {
+            return;
+        }
+        if self.recalled.contains(&key) || !self.recall(key, cx) {
+            self.take_over(key, service, cx);
+        }
+    }
+
+    /// Asks the other holders what they know of a service; whether there is anybody to ask.
+    pub(super) fn recall(&mut self, key: Key, cx: &mut Cx<'_, Self>) -> bool {
+        let (me, others) = (self.me, self.copy_holders());
+        if others.is_empty() || !self.recalling.insert(key) {
+            return false;
+        }
+        let asked = self.start("ask the holders", move |asker| recall(asker, key, me, others), cx);
+        if !asked {
+            self.recalling.remove(&key);
+        }
+        asked
+    }
+
+    /// What the other holders know; the newest counts from now on.
+    pub(crate) fn on_recalled(&mut self, key: Key, records: &[Record], cx: &mut Cx<'_, Self>) {
+        self.recalling.remove(&key);
+        // Before the records: they may be news, which would ask again.
+        self.recalled.insert(key);
+        let own: Vec<Record> = records.iter().filter(|r| r.key == key).cloned().collect();
+        self.take_in(&own, cx);
+        self.on_service_record(key, cx);
+        self.recalled.remove(&key);
+    }
+
+    /// All records of the service that are here, whoever answers for them.
+    pub(crate) fn on_recall(&self, from: NodeId, call: u32, key: Key, cx: &mut Cx<'_, Self>) {
+        let mut bytes = 0;
+        let names = [PLAN, SPEC];
+        let held = names.iter().filter_map(|name| self.store.get(key, name));
+        let small = held.filter(|record| {
+            bytes += record.bytes();
+            bytes <= RECALL_BYTES
+        });
+        self.respond(from, call, Response::Recalled(small.cloned().collect()), cx);
+    }
+
+    fn take_over(&mut self, key: Key, service: Service, cx: &mut Cx<'_, Self>) {
+        let mut plan: Plan = self.read(key, PLAN).filter(Plan::fits).unwrap_or_default();
+        let restarted = self.hold_until.is_some_and(|until| until > cx.now);
+        plan.epoch = if self.met_others && !restarted && plan.epoch.manager != self.me {
+            plan.epoch.next(self.me)
+        } else {
+            // It was away, and perhaps so were all it has met: whoever was not has decided in a
+            // higher term, and that counts when they meet. Hosts that heard of one say so.
+            Epoch { term: plan.epoch.term, manager: self.me }
+        };
+        let mut manager = Manager::new(service, plan);
+        for slot in &mut manager.plan.slots {
+            if self.dead.contains_key(&slot.node) {
+                slot.state = SlotState::Lost;
+            } else if slot.state != SlotState::Lost {
+                manager.taking_over.insert(slot.node);
+                // Reserved when the plan was written; what came after only its host knows.
+                if slot.state == SlotState::Reserved {
+                    slot.state = SlotState::Starting;
+                }
+            }
+        }
+        manager.old_news = manager.plan.slots.iter().map(|slot| slot.number).collect();
+        let epoch = manager.plan.epoch;
+        for node in &manager.taking_over {
+            cx.emit(Event::ToHost { to: *node, msg: ToHost::Probe { service: key, epoch } });
+        }
+        if !manager.plan.slots.is_empty() {
+            manager.note("this node manages it now".to_string());
+        }
+        let waits = !manager.taking_over.is_empty();
+        self.managers.insert(key, manager);
+        self.watch_hosts(cx);
+        self.announce_change(key, cx);
+        if waits {
+            self.later(key, TAKE_OVER, cx);
+        } else {
+            self.reconcile(key, cx);
+        }
+        self.touch(key, cx);
+    }
+
+    /// Another manager wrote a plan. One of a higher term was decided later, by somebody who knew
+    /// more: it counts from now on, and what this node had started is taken in or stopped.
+    pub(crate) fn on_plan_record(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(plan) = self.read::<Plan>(key, PLAN).filter(Plan::fits) else { return };
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        if plan.epoch.manager == self.me {
+            return;
+        }
+        let epoch = manager.plan.epoch;
+        if plan.epoch > manager.decided {
+            let mine: Vec<NodeId> = manager.live().map(|slot| slot.node).collect();
+            manager.plan.next_number = manager.plan.next_number.max(plan.next_number);
+            manager.plan.slots = plan.slots;
+            manager.decided = plan.epoch;
+            for slot in manager.plan.slots.iter_mut().filter(|s| s.state == SlotState::Reserved) {
+                slot.state = SlotState::Starting;
+            }
+            self.speak_above(key, plan.epoch, mine, cx);
+            self.watch_hosts(cx);
+            return;
+        }
+        let known: BTreeSet<u32> = manager.plan.slots.iter().map(|slot| slot.number).collect();
+        for slot in plan.slots.iter().filter(|slot| !known.contains(&slot.number)) {
+            let msg = ToHost::Probe { service: key, epoch };
+            cx.emit(Event::ToHost { to: slot.node, msg });
+        }
+    }
+}
+
+/// Asks the successors and the owners of the other places, as far as they answer in time.
+async fn recall(asker: Asker, key: Key, me: NodeId, successors: Vec<NodeId>) -> Outcome {
+    let mut holders: BTreeSet<NodeId> = successors.into_iter().collect();
+    let finds = (1..DEGREE).map(|x| asker.ask(Ask::Find(class(key, x))));
+    let mut found: Vec<_> = finds.chain([asker.ask(Ask::Sleep(RECALL))]).collect();
+    while found.len() > 1 {
+        match first(&mut found).await {
+            Reply::Over => break,
+            reply => holders.extend(reply.owner()),
+        }
+    }
+    holders.remove(&me);
+    let calls = holders.into_iter().map(|node| asker.call(node, Request::Recall { key }));
+    let mut answers: Vec<_> = calls.chain([asker.ask(Ask::Sleep(RECALL))]).collect();
+    let mut records = Vec::new();
+    while answers.len() > 1 {
+        match first(&mut answers).await {
+            Reply::Over => break,
+            Reply::Response(Some(Response::Recalled(known))) => records.extend(known),
+            _ => {}
+        }
+    }
+    Outcome::Recalled { key, records }
+}

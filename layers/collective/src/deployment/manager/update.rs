@@ -1,0 +1,239 @@
+//! From one version to the next: the new replica starts first, serves, and then the old one goes.
+//! A version that does not become ready is withdrawn, and the one before it stays.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use dugnad_kernel::{Cx, Key, NodeId};
+use dugnad_resource::execute::{ReplicaId, ToHost};
+use dugnad_resource::executor::{bounded, bounded_log};
+
+use crate::deployment::client::forget_trees;
+use crate::deployment::service::{
+    Desired, FAILED, Failed, PREVIOUS, SPEC, Service, Slot, SlotState,
+};
+use crate::persistence::put::put;
+use crate::persistence::record::{Record, Version};
+use crate::{Collective, Event, Outcome};
+
+/// A replica of a new version that comes to an end so often before it was ever ready will not get
+/// ready.
+const UNREADY_MAX: u32 = 2;
+
+impl Collective {
+    /// Stops what is too much, and only what others already serve for.
+    pub(super) fn drop_surplus(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let (want, generation) = (usize::from(manager.want), manager.service.generation);
+        let mut stopped = Vec::new();
+        loop {
+            let staying: Vec<&Slot> = manager.staying().collect();
+            let ready = staying.iter().filter(|slot| slot.state == SlotState::Ready).count();
+            let current = |slot: &&&Slot| slot.generation == generation;
+            let pending = staying.iter().filter(current).any(|s| s.state != SlotState::Ready);
+            let old = staying.iter().any(|slot| slot.generation != generation);
+            // A successor that is not ready yet stands beside the one it comes for.
+            let room = want + usize::from(old && pending);
+            // The one that serves least goes: not ready before ready, another version before the
+            // wanted one, what came back by itself before what was planned, one beside its
+            // successor before one that has none yet, young before old.
+            let rank = |slot: &&&Slot| {
+                let planned = !manager.extra.contains(&slot.number);
+                let (serves, current) =
+                    (slot.state == SlotState::Ready, slot.generation == generation);
+                let on_its_node =
+                    |other: &&Slot| other.node == slot.node && other.generation == generation;
+                let alone = !staying.iter().copied().any(|other| on_its_node(&other));
+                (serves, current, planned, alone, u32::MAX - slot.number)
+            };
+            let mut number = None;
+            if staying.len() > room {
+                number = staying.iter().min_by_key(rank).map(|slot| slot.number);
+            } else if ready >= want {
+                let leaves = |slot: &&Slot| manager.leaving.contains(&slot.node);
+                number = manager.live().find(leaves).map(|slot| slot.number);
+            }
+            let Some(number) = number else { break };
+            stopped.extend(manager.drain(number));
+        }
+        if stopped.is_empty() {
+            return;
+        }
+        let epoch = manager.plan.epoch;
+        let forget = !manager.service.spec.keep_state;
+        for (node, number, name) in stopped {
+            manager.note(format!("replica {number} on {name} is no longer needed: it is stopped"));
+            let id = ReplicaId { service: key, number };
+            cx.emit(Event::ToHost { to: node, msg: ToHost::Stop { id, epoch, forget } });
+        }
+        self.store_plan(key, cx);
+    }
+
+    /// Rolling update: one replica at a time, the next when the last is ready.
+    pub(super) fn upgrade_next(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let generation = manager.service.generation;
+        let busy = manager
+            .staying()
+            .any(|slot| slot.generation == generation && slot.state != SlotState::Ready);
+        let old = manager.staying().find(|slot| slot.generation != generation);
+        let Some((number, node)) = old.map(|slot| (slot.number, slot.node)).filter(|_| !busy)
+        else {
+            return;
+        };
+        // Two programs must not write to the same state.
+        if manager.service.spec.keep_state {
+            self.replace_in_place(key, number, cx);
+        } else {
+            self.place_beside(key, number, node, cx);
+        }
+    }
+
+    /// The old replica ends before the new one starts, on the same node.
+    pub(super) fn replace_in_place(&mut self, key: Key, number: u32, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let generation = manager.service.generation;
+        let Some(slot) = manager.slot(number) else { return };
+        let older = slot.generation < generation;
+        let (node, name) = (slot.node, slot.node_name.clone());
+        if !older {
+            // Back to an earlier version: hosts do not go back, so it is stopped and placed anew.
+            let stopped = manager.drain(number);
+            let epoch = manager.plan.epoch;
+            if stopped.is_some() {
+                let id = ReplicaId { service: key, number };
+                let msg = ToHost::Stop { id, epoch, forget: false };
+                cx.emit(Event::ToHost { to: node, msg });
+            }
+            self.store_plan(key, cx);
+            return;
+        }
+        slot.generation = generation;
+        slot.state = SlotState::Starting;
+        manager.in_place.insert(number);
+        let mut sources = Vec::from([manager.service.deployed_from]);
+        sources.extend(manager.plan.slots.iter().filter(|s| s.node != node).map(|s| s.node));
+        manager.sources.insert(number, sources);
+        manager.note(format!("version {generation} goes to {name}, in place of the one there"));
+        self.start_replica(key, number, cx);
+        self.store_plan(key, cx);
+    }
+
+    /// A replica of the new version came to an end before it was ready.
+    pub(super) fn on_unready(
+        &mut self,
+        key: Key,
+        number: u32,
+        note: &str,
+        given_up: bool,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let generation = manager.service.generation;
+        let Some(slot) = manager.plan.slots.iter().find(|slot| slot.number == number) else {
+            return;
+        };
+        if slot.generation != generation || manager.service.desired != Desired::Running {
+            return;
+        }
+        let name = slot.node_name.clone();
+        let times = manager.unready.entry(number).or_default();
+        *times += 1;
+        if !given_up && *times < UNREADY_MAX {
+            return;
+        }
+        let in_place = manager.in_place.contains(&number);
+        let previous: Option<Service> = self.read(key, PREVIOUS);
+        let known = previous.filter(|previous| previous.spec.key() == key && previous.fits());
+        let serves = |previous: &Service| {
+            let of = |slot: &Slot| slot.generation == previous.generation;
+            let serves = |slot: &Slot| of(slot) && slot.state == SlotState::Ready;
+            previous.generation < generation
+                && (in_place || self.managers.get(&key).is_some_and(|m| m.staying().any(serves)))
+        };
+        let back = known.filter(serves);
+        if back.is_some() || given_up {
+            let failed = Failed { generation, node_name: name, reason: bounded_log(note) };
+            self.write(key, FAILED, postcard::to_allocvec(&failed).ok(), cx);
+        }
+        if let Some(previous) = back {
+            self.withdraw(key, previous, note, cx);
+        }
+    }
+
+    /// The version before is the wanted one again.
+    fn withdraw(&mut self, key: Key, previous: Service, note: &str, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let (bad, good) = (manager.service.generation, previous.generation);
+        let text = format!(
+            "version {bad} did not get ready and is withdrawn, version {good} stays: {}",
+            bounded(note)
+        );
+        let (spec, kept, me) = (manager.service.spec.clone(), previous.spec.clone(), self.me);
+        manager.set_service(previous.clone());
+        manager.note(text.clone());
+        self.count("versions_withdrawn");
+        self.write(key, SPEC, postcard::to_allocvec(&previous).ok(), cx);
+        let forget = move |asker| async move {
+            forget_trees(&asker, &spec, &[&kept], me).await;
+            Outcome::Nothing
+        };
+        self.start("forget a version", forget, cx);
+        self.tell_people(key, text, cx);
+        self.announce_change(key, cx);
+        self.touch(key, cx);
+    }
+
+    /// Writes a record of a service this node manages, as its newest version.
+    fn write(&mut self, key: Key, name: &[u8], value: Option<Vec<u8>>, cx: &mut Cx<'_, Self>) {
+        let Version { counter, author } = self.store.next_version(key, name, self.me);
+        let version = Version { counter, author };
+        let record = Record { key, name: name.to_vec(), version, value };
+        // It counts here at once: what follows must not be decided on the one before.
+        self.take_in(core::slice::from_ref(&record), cx);
+        let op = |asker| async move {
+            put(asker, record, 1).await;
+            Outcome::Nothing
+        };
+        self.start("write", op, cx);
+    }
+
+    /// A host is about to leave, or stays after all.
+    pub(super) fn on_leaving(
+        &mut self,
+        from: NodeId,
+        key: Key,
+        leaving: bool,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let Some(manager) = self.managers.get_mut(&key) else {
+            cx.emit(Event::ToHost { to: from, msg: ToHost::NotManager { service: key } });
+            return;
+        };
+        let changed =
+            if leaving { manager.leaving.insert(from) } else { manager.leaving.remove(&from) };
+        let Some(name) = manager.live().find(|s| s.node == from).map(|s| s.node_name.clone())
+        else {
+            return;
+        };
+        if changed {
+            let what = if leaving { "is about to leave: its replica moves" } else { "stays" };
+            manager.note(format!("{name} {what}"));
+            self.reconcile(key, cx);
+            self.touch(key, cx);
+        }
+    }
+}
+
+/// Why a version was given up, for whoever deployed it.
+#[must_use]
+pub(crate) fn reason(failed: &Failed) -> String {
+    let Failed { node_name, reason, .. } = failed;
+    match reason.split_once('\n') {
+        Some((reason, log)) => {
+            format!("on {node_name}: {reason}\nlast lines of its log:\n{}", log.trim_end())
+        }
+        None => format!("on {node_name}: {reason}"),
+    }
+}

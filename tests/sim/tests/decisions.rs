@@ -1,0 +1,334 @@
+//! What was decided later counts: returning managers, updates, withdrawals, removals, and two
+//! people who decide at once.
+
+use std::collections::BTreeMap;
+
+use dugnad_kernel::{Duration, Hash, Key, NodeId};
+use dugnad_node::{Answer, AskId, Command, Question};
+use dugnad_resource::spec::{Kind, Port, Spec};
+use dugnad_sim::report::{community, deploy, site};
+use dugnad_sim::world::Crash;
+use dugnad_sim::{Options, World, check};
+
+const SECOND: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(20);
+
+fn world(seed: u64) -> World {
+    World::new(Options { encode: false, ..Options::seed(seed) })
+}
+
+fn manager(world: &World, key: Key) -> Option<NodeId> {
+    world.alive().into_iter().find(|id| {
+        world.node(*id).is_some_and(|n| n.collective().managers().any(|(k, _)| *k == key))
+    })
+}
+
+fn running(world: &World, key: Key) -> Vec<(NodeId, u32)> {
+    check::running(world).remove(&key).unwrap_or_default()
+}
+
+fn settles(world: &mut World, key: Key, want: usize, what: &str) {
+    let wanted = BTreeMap::from([(key, want)]);
+    let fine = |w: &World| check::ideal_ring(w).and_then(|()| check::services(w, &wanted));
+    let settled = world.run_until(SECOND * 120, SECOND, |w| fine(w).is_ok());
+    assert!(settled, "{what}: {:?}", fine(world));
+}
+
+fn ask_deploy(world: &mut World, from: NodeId, spec: &Spec) -> AskId {
+    for (_, tree) in &spec.artifacts {
+        world.give_tree(from, *tree);
+    }
+    world.ask(from, Question::Deploy(spec.clone()))
+}
+
+fn answer(world: &mut World, ask: AskId, what: &str) -> Answer {
+    let done = world.run_until(SECOND * 120, TICK, |w| w.answers.contains_key(&ask));
+    assert!(done, "{what}: no answer");
+    world.answers[&ask].clone()
+}
+
+fn version(name: &str, number: u8, replicas: u8) -> Spec {
+    let mut spec = site(name, replicas);
+    spec.artifacts[0].1.root = Hash::of(&[number]);
+    spec
+}
+
+/// The manager and the only replica's host die and come back after it healed: what serves now
+/// goes on serving, and nothing of before takes its place.
+#[test]
+fn who_comes_back_does_not_undo_what_was_decided_meanwhile() {
+    let one = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    for seed in one.map_or(1..=300, |seed| seed..=seed) {
+        let what = format!("seed {seed}");
+        let mut world = world(seed);
+        let size = 3 + usize::try_from(seed % 5).unwrap_or(0);
+        let ids = community(&mut world, size);
+        let wanted = deploy(&mut world, 1, 1);
+        let (key, _) = wanted.into_iter().next().unwrap_or_default();
+        let old = running(&world, key);
+        let mut away: Vec<NodeId> = old.iter().map(|(node, _)| *node).collect();
+        away.extend(manager(&world, key));
+        away.dedup();
+        world.verbose = one.is_some();
+        away.iter().for_each(|id| world.crash(*id, Crash::Power));
+        if world.alive().iter().all(|id| world.machines[id].disk.trees.is_empty()) {
+            // Both copies of the package went: nobody else can run it.
+            continue;
+        }
+        settles(&mut world, key, 1, &what);
+        world.run_for(SECOND * 20);
+        let serves = running(&world, key);
+        // In some runs they first begin a ring of their own, with what their disks hold.
+        let apart = seed % 3 == 0;
+        if apart {
+            let side = |id: &NodeId| (*id, u32::from(away.contains(id)));
+            world.partition(ids.iter().map(side).collect());
+        }
+        for id in &away {
+            world.start(*id);
+            let pause = Duration::from_millis(world.rng.u64(0..3_000));
+            world.run_for(pause);
+        }
+        if apart {
+            world.run_for(SECOND * 45);
+            world.net.heal();
+        }
+        for _ in 0..60 * 50 {
+            world.run_for(TICK);
+            let now = running(&world, key);
+            assert!(serves.iter().all(|s| now.contains(s)), "{what}: {serves:?} became {now:?}");
+        }
+        settles(&mut world, key, 1, &what);
+        assert_eq!(running(&world, key), serves, "{what}");
+    }
+}
+
+/// One replica or more: at every moment as many serve as before, and the new ones take over.
+#[test]
+fn an_update_starts_first_and_stops_then() {
+    for seed in 1..=100 {
+        let what = format!("seed {seed}");
+        let mut world = world(seed);
+        let size = 1 + usize::try_from(seed % 4).unwrap_or(0);
+        let from = community(&mut world, size)[0];
+        let replicas = u8::try_from(size.min(2)).unwrap_or(1);
+        let first = ask_deploy(&mut world, from, &version("web", 1, replicas));
+        answer(&mut world, first, &what);
+        let new = version("web", 2, replicas);
+        let second = ask_deploy(&mut world, from, &new);
+        while !world.answers.contains_key(&second) {
+            world.run_for(TICK);
+            let serving = running(&world, new.key()).len();
+            assert!(serving >= usize::from(replicas), "{what}: {serving} serve");
+        }
+        match answer(&mut world, second, &what) {
+            Answer::Deployed { service, missing } if missing.is_empty() => {
+                assert_eq!(service.version, 2, "{what}");
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+        settles(&mut world, new.key(), usize::from(replicas), &what);
+    }
+}
+
+/// A version that does not start is withdrawn; whoever deployed it learns why, what served serves,
+/// and a rollback of a later, good one goes back to it.
+#[test]
+fn a_version_that_does_not_start_is_withdrawn() {
+    for seed in 1..=100 {
+        let what = format!("seed {seed}");
+        let mut world = world(seed);
+        let size = 1 + usize::try_from(seed % 4).unwrap_or(0);
+        let from = community(&mut world, size)[0];
+        let replicas = u8::try_from(size.min(2)).unwrap_or(1);
+        let good = version("web", 1, replicas);
+        let first = ask_deploy(&mut world, from, &good);
+        answer(&mut world, first, &what);
+        let serves = running(&world, good.key());
+        let bad = version("web", 2, replicas);
+        world.broken.insert(bad.artifacts[0].1.root);
+        let second = ask_deploy(&mut world, from, &bad);
+        while !world.answers.contains_key(&second) {
+            world.run_for(TICK);
+            let now = running(&world, good.key());
+            assert!(serves.iter().all(|s| now.contains(s)), "{what}: {serves:?} became {now:?}");
+        }
+        match answer(&mut world, second, &what) {
+            Answer::Failed(text) => {
+                assert!(text.contains("no such file: config"), "{what}: {text}");
+                assert!(text.contains("version 1 stays"), "{what}: {text}");
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+        settles(&mut world, good.key(), usize::from(replicas), &what);
+        assert_eq!(running(&world, good.key()), serves, "{what}");
+        // Whoever manages it later knows it, too.
+        world.run_for(SECOND * 30);
+        let third = ask_deploy(&mut world, from, &version("web", 3, replicas));
+        match answer(&mut world, third, &what) {
+            Answer::Deployed { missing, .. } if missing.is_empty() => {}
+            other => panic!("{what}: {other:?}"),
+        }
+        let back = world.ask(from, Question::RollBack("web".into()));
+        match answer(&mut world, back, &what) {
+            Answer::Deployed { missing, .. } if missing.is_empty() => {}
+            other => panic!("{what}: {other:?}"),
+        }
+        settles(&mut world, good.key(), usize::from(replicas), &what);
+        let root = good.artifacts[0].1.root;
+        let machines = world.machines.values();
+        let all = machines.flat_map(|m| m.processes.running.values());
+        assert!(all.clone().count() > 0, "{what}");
+        assert!(
+            all.into_iter().all(|run| run.package.is_some_and(|tree| tree.root == root)),
+            "{what}"
+        );
+    }
+}
+
+/// A first version that does not start: the deploy ends, and says why.
+#[test]
+fn a_first_version_that_does_not_start_is_told() {
+    for seed in 1..=20 {
+        let mut world = world(seed);
+        let size = 1 + usize::try_from(seed % 3).unwrap_or(0);
+        let from = community(&mut world, size)[0];
+        let bad = version("web", 2, 1);
+        world.broken.insert(bad.artifacts[0].1.root);
+        let ask = ask_deploy(&mut world, from, &bad);
+        match answer(&mut world, ask, "first") {
+            Answer::Failed(text) => assert!(text.contains("no such file"), "{text}"),
+            other => panic!("seed {seed}: {other:?}"),
+        }
+    }
+}
+
+/// A node that is about to leave has its replica run elsewhere before it stops.
+#[test]
+fn who_leaves_hands_over_first() {
+    for seed in 1..=100 {
+        let what = format!("seed {seed}");
+        let mut world = world(seed);
+        let size = 2 + usize::try_from(seed % 4).unwrap_or(0);
+        community(&mut world, size);
+        let (key, _) = deploy(&mut world, 1, 1).into_iter().next().unwrap_or_default();
+        let leaver = running(&world, key)[0].0;
+        world.command(leaver, Command::HandOver(true));
+        let over = |w: &World| w.machines[&leaver].handed_over;
+        while !over(&world) {
+            world.run_for(TICK);
+            assert!(!running(&world, key).is_empty(), "{what}: a gap");
+            assert!(world.now < dugnad_kernel::Time(600_000_000), "{what}: never handed over");
+        }
+        assert!(running(&world, key).iter().all(|(node, _)| *node != leaver), "{what}");
+        world.command(leaver, Command::Leave);
+        world.run_until(SECOND * 30, TICK, |w| w.machines[&leaver].left);
+        world.crash(leaver, Crash::Power);
+        settles(&mut world, key, 1, &what);
+    }
+}
+
+/// Everything is removed, then all agents are told to end: nothing is started any more.
+#[test]
+fn what_was_removed_stays_removed_while_all_agents_end() {
+    for seed in 1..=200 {
+        let mut world = world(seed);
+        let size = 2 + usize::try_from(seed % 8).unwrap_or(0);
+        let ids = community(&mut world, size);
+        deploy(&mut world, 3, u8::try_from(size.min(3)).unwrap_or(1));
+        for number in 0..3 {
+            let ask = world.ask(ids[0], Question::Remove(format!("site-{number}")));
+            assert_eq!(answer(&mut world, ask, "rm"), Answer::Done, "seed {seed}");
+        }
+        let starts = world.starts.len();
+        for id in &ids {
+            world.command(*id, Command::Leave);
+        }
+        for _ in 0..30 * 50 {
+            world.run_for(TICK);
+            for id in &ids {
+                if world.machines[id].left && world.node(*id).is_some() {
+                    world.crash(*id, Crash::Process);
+                }
+            }
+        }
+        assert_eq!(world.starts.len(), starts, "seed {seed}: {:?}", &world.starts[starts..]);
+        assert!(check::running(&world).is_empty(), "seed {seed}");
+        // And stays so when they start again.
+        ids.iter()
+            .filter(|id| world.node(**id).is_some())
+            .copied()
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|id| world.crash(id, Crash::Power));
+        for id in &ids {
+            world.set_seeds(*id, ids.iter().copied().filter(|other| other != id).collect());
+            world.start(*id);
+        }
+        world.run_for(SECOND * 90);
+        assert_eq!(world.starts.len(), starts, "seed {seed}: {:?}", &world.starts[starts..]);
+    }
+}
+
+/// Two people deploy one name from two nodes in the same instant: one wins and the other is told
+/// whose it is.
+#[test]
+fn of_two_deploys_at_once_one_wins() {
+    let mut conflicts = 0;
+    for seed in 1..=200 {
+        let what = format!("seed {seed}");
+        let mut world = world(seed);
+        let size = 2 + usize::try_from(seed % 8).unwrap_or(0);
+        let ids = community(&mut world, size);
+        let (a, b) = (ids[0], ids[size - 1]);
+        let (one, two) = (version("web", 1, 1), version("web", 2, 1));
+        let asks = [ask_deploy(&mut world, a, &one), ask_deploy(&mut world, b, &two)];
+        let answers = asks.map(|ask| answer(&mut world, ask, &what));
+        let lost = answers.iter().filter(|answer| matches!(answer, Answer::Conflict(_))).count();
+        conflicts += lost;
+        for told in &answers {
+            match told {
+                Answer::Conflict(text) => assert!(text.contains("at the same time"), "{text}"),
+                Answer::Deployed { missing, .. } if missing.is_empty() => {}
+                other => panic!("{what}: {other:?}"),
+            }
+        }
+        assert!(lost <= 1, "{what}: {answers:?}");
+        settles(&mut world, one.key(), 1, &what);
+        let won = answers.iter().position(|a| matches!(a, Answer::Deployed { .. }));
+        if lost == 1 {
+            let root = [&one, &two][won.unwrap_or(0)].artifacts[0].1.root;
+            let runs = world.machines.values().flat_map(|m| m.processes.running.values());
+            for run in runs {
+                assert!(run.package.is_some_and(|tree| tree.root == root), "{what}");
+            }
+        }
+    }
+    assert!(conflicts >= 150, "{conflicts} conflicts: the deploys were not at the same time");
+}
+
+/// A TCP port belongs to one service.
+#[test]
+fn a_port_that_is_taken_is_refused_with_its_holder() {
+    let mut world = world(7);
+    let ids = community(&mut world, 3);
+    let with_port = |name: &str| {
+        let mut spec = site(name, 1);
+        spec.kind = Kind::Process;
+        spec.command = vec!["./cache".into()];
+        spec.port = Port::Tcp(6379);
+        spec
+    };
+    let first = ask_deploy(&mut world, ids[0], &with_port("cache"));
+    assert!(matches!(answer(&mut world, first, "first"), Answer::Deployed { .. }));
+    let plan = world.ask(ids[1], Question::Plan(with_port("store")));
+    let second = ask_deploy(&mut world, ids[2], &with_port("store"));
+    for ask in [plan, second] {
+        match answer(&mut world, ask, "second") {
+            Answer::Unmet(reasons) => assert!(reasons[0].contains("cache"), "{reasons:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let again = ask_deploy(&mut world, ids[1], &with_port("cache"));
+    assert!(matches!(answer(&mut world, again, "again"), Answer::Deployed { .. }));
+}

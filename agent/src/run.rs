@@ -10,6 +10,7 @@ mod groups;
 mod people;
 mod serve;
 mod traffic;
+mod ways;
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -117,6 +118,8 @@ pub(crate) struct Agent {
     left: Cell<bool>,
     /// Rings when nothing runs here any more, for whoever waits to leave.
     handed_over: RefCell<Option<Sender<()>>>,
+    /// Rings when there is somebody new to dial, or this machine moved.
+    dial_soon: (Sender<()>, Receiver<()>),
 }
 
 impl Agent {
@@ -168,7 +171,10 @@ impl Agent {
 
     fn event(self: &Rc<Self>, event: Event) {
         match event {
-            Event::Contact(peer) => self.links.learn(peer),
+            Event::Contact(peer) => {
+                self.links.learn(peer);
+                self.dial_soon();
+            }
             Event::Persist { token, writes } => self.disk.persist(token, writes),
             Event::Host(order) => self.order(order),
             Event::Answer(ask, answer) => {

@@ -192,6 +192,16 @@ impl Book {
         true
     }
 
+    /// Learns of a peer from itself: where it says it is, it is, and nowhere else.
+    pub(super) fn learn_from(&self, itself: &Peer) -> bool {
+        self.with(itself.id, |entry| {
+            if itself.inc >= entry.peer.inc {
+                entry.peer.addrs.clear();
+            }
+        });
+        self.learn(itself)
+    }
+
     pub(super) fn drop_address(&self, id: NodeId, addr: SocketAddr) {
         self.with(id, |entry| entry.peer.addrs.retain(|known| *known != addr));
     }

@@ -21,6 +21,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dugnad_kernel::peer::ADDRS_MAX;
+use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{CommunityId, Id, NodeId, Peer, wire};
 use ed25519_dalek::VerifyingKey;
 use serde::{Deserialize, Serialize};
@@ -126,6 +127,8 @@ const REASONS: [&str; 4] = ["refused_other", "refused_secret", "refused_identity
 /// What this node brings into every handshake.
 pub(super) struct Local {
     pub(super) me: Peer,
+    /// Where it can be dialled now.
+    pub(super) addrs: RefCell<Addrs>,
     community: CommunityId,
     preamble: [u8; PREAMBLE],
     psk: [u8; 32],
@@ -165,6 +168,7 @@ impl Local {
         preamble[6] = version;
         preamble[8..].copy_from_slice(&id.0[..8]);
         Self {
+            addrs: RefCell::new(me.addrs.clone()),
             me,
             community: id,
             preamble,
@@ -193,7 +197,7 @@ impl Local {
         let hello = Hello {
             public_key: self.public_key,
             inc: self.me.inc,
-            addrs: self.me.addrs.to_vec(),
+            addrs: self.addrs.borrow().to_vec(),
             ended,
         };
         postcard::to_allocvec(&hello).map_err(|e| Failure::Io(io::Error::other(e)))

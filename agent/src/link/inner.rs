@@ -173,7 +173,7 @@ impl Inner {
         if self.closing.get() {
             return Err(Failure::Refused("closing"));
         }
-        if !self.book.learn(&proven.peer) {
+        if !self.book.learn_from(&proven.peer) {
             return Err(Failure::Refused("book_full"));
         }
         if self.decides(id) {

@@ -38,6 +38,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{NodeId, Peer};
 use smol::net::TcpListener;
 use smol::{LocalExecutor, Timer};
@@ -111,15 +112,7 @@ impl Links {
         let listener = TcpListener::try_from(listener)?;
         let mut me = Peer::new(node_id(&config.identity, &config.community));
         me.inc = config.incarnation;
-        for mut addr in config.announce {
-            if addr.port() == 0 {
-                addr.set_port(listening.port());
-            }
-            // More than four cannot be told.
-            if book::diallable(&addr) && !me.addrs.contains(&addr) && me.addrs.push(addr).is_err() {
-                break;
-            }
-        }
+        me.addrs = told(&config.announce, listening);
         let local = Local::new(&config.identity, &config.community, me);
         let inner = Rc::new(Inner::new(ex, inbox, local, listening));
         inner.spawn(accept(Rc::clone(&inner), listener));
@@ -129,7 +122,28 @@ impl Links {
     /// This node as others are told about it.
     #[must_use]
     pub(crate) fn me(&self) -> Peer {
-        self.0.local.me.clone()
+        Peer { addrs: self.0.local.addrs.borrow().clone(), ..self.0.local.me.clone() }
+    }
+
+    /// This machine has other addresses now. Every session ends and is dialled anew: those on an
+    /// address that is gone are dead without a word, and the others learn the new one so.
+    pub(crate) fn moved(&self, addrs: &[SocketAddr]) {
+        *self.0.local.addrs.borrow_mut() = told(addrs, self.0.listening);
+        for session in self.0.book.sessions() {
+            self.0.session_ended(&session);
+            self.0.book.with(session.peer.id, |entry| entry.backoff = book::Backoff::default());
+            self.0.start_dial(session.peer.id);
+        }
+    }
+
+    /// Dials a peer that is known and has no session, unless it did not answer just now.
+    pub(crate) fn connect(&self, id: NodeId) {
+        let dial = self.0.book.with(id, |entry| {
+            entry.live().is_none() && !entry.dialling && entry.backoff.left().is_none()
+        });
+        if dial == Some(true) {
+            self.0.start_dial(id);
+        }
     }
 
     #[must_use]
@@ -272,6 +286,26 @@ impl Links {
     pub(crate) fn count(&self, name: &'static str) {
         self.0.counters.add(name, 1);
     }
+}
+
+/// What peers are told of these addresses: what can be dialled, four at most. Loopback is where
+/// each of them finds itself, unless all listen there.
+fn told(addrs: &[SocketAddr], listening: SocketAddr) -> Addrs {
+    let mut out = Addrs::new();
+    for mut addr in addrs.iter().copied() {
+        if addr.port() == 0 {
+            addr.set_port(listening.port());
+        }
+        // More than four cannot be told.
+        let elsewhere = listening.ip().is_unspecified() && addr.ip().is_loopback();
+        if elsewhere {
+            continue;
+        }
+        if book::diallable(&addr) && !out.contains(&addr) && out.push(addr).is_err() {
+            break;
+        }
+    }
+    out
 }
 
 fn cannot_listen(addr: SocketAddr, error: &io::Error) -> io::Error {

@@ -33,8 +33,8 @@ use crate::link::{LinkConfig, Links};
 /// Inputs that wait for the loop, by source. Readers of links wait when theirs is full; nothing
 /// in the loop itself ever does.
 const INBOX: usize = 256;
-/// While there is nobody to talk to, addresses are dialled again after 1 s, doubling to this.
-const REDIAL_MAX: Duration = Duration::from_secs(60);
+/// Who was met is written down so long after the start, and then this often.
+const REMEMBER: Duration = Duration::from_secs(60);
 const REMEMBER_FIRST: Duration = Duration::from_secs(5);
 
 /// Runs the agent in the foreground until it is told to end.
@@ -161,12 +161,13 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         leaving_for_good: Cell::new(false),
         left: Cell::new(false),
         handed_over: RefCell::new(None),
+        dial_soon: bounded(1),
         config: RefCell::new(config),
     });
     // It is set once.
     _ = itself.set(Rc::downgrade(&agent));
-    if SystemTime::now() < SystemTime::UNIX_EPOCH + Duration::from_secs(1_577_836_800) {
-        agent.warn("the clock was never set (it says a year before 2020); times are wrong".into());
+    if let Some(problem) = clock_problem() {
+        log::warn!("{problem}");
     }
 
     // Local services first: they need no network.
@@ -182,10 +183,11 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
     ready_line(&agent);
     let dialling = ex.spawn(Rc::clone(&agent).keep_dialling());
     let remembering = ex.spawn(Rc::clone(&agent).keep_remembering());
+    let following = ex.spawn(Rc::clone(&agent).follow_addresses());
 
     agent.run(Sources { links, disk, reports, commands, signals }).await;
 
-    drop((control, dialling, remembering));
+    drop((control, dialling, remembering, following));
     agent.gateway.borrow_mut().take();
     if agent.leaving_for_good.get() {
         agent.host.stop_all().await;
@@ -228,37 +230,6 @@ impl Agent {
         Ok(())
     }
 
-    /// Dials seeds and remembered peers while there is nobody to talk to.
-    async fn keep_dialling(self: Rc<Self>) {
-        let mut wait = Duration::from_secs(1);
-        loop {
-            let alone = self.node.borrow().status().state == "alone";
-            if self.links.peers().is_empty() || alone {
-                self.dial_all().await;
-                smol::Timer::after(wait).await;
-                wait = (wait * 2).min(REDIAL_MAX);
-            } else {
-                wait = Duration::from_secs(1);
-                smol::Timer::after(REDIAL_MAX).await;
-            }
-        }
-    }
-
-    async fn dial_all(&self) {
-        let seeds = self.config.borrow().seeds.clone();
-        for seed in seeds {
-            match smol::net::resolve(seed.as_str()).await {
-                Ok(addrs) => addrs.into_iter().for_each(|addr| self.links.dial(addr)),
-                Err(error) => log::warn!("seed {seed}: {error}"),
-            }
-        }
-        let remembered: Vec<SocketAddr> =
-            self.remembered.borrow().peers().flat_map(|peer| peer.addrs.to_vec()).collect();
-        for addr in remembered {
-            self.links.dial(addr);
-        }
-    }
-
     /// Writes down who was met, seldom and only if it changed.
     async fn keep_remembering(self: Rc<Self>) {
         smol::Timer::after(REMEMBER_FIRST).await;
@@ -266,9 +237,20 @@ impl Agent {
             if let Err(error) = self.remembered.borrow_mut().save_if_changed() {
                 self.warn(error.to_string());
             }
-            smol::Timer::after(REDIAL_MAX).await;
+            smol::Timer::after(REMEMBER).await;
         }
     }
+}
+
+/// What is wrong with the clock, if it shows: boards without a battery begin in 1970.
+pub(super) fn clock_problem() -> Option<String> {
+    const YEAR_2020: u64 = 1_577_836_800;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    (now.as_secs() < YEAR_2020).then(|| {
+        "this machine's clock was never set: it says a year before 2020. Set it (`date -s`, or a \
+         service such as systemd-timesyncd or ntpd)"
+            .to_owned()
+    })
 }
 
 /// What services ask. Not the control socket: whoever may talk to that may administer the node.
@@ -293,7 +275,7 @@ fn own_arch() -> std::io::Result<Arch> {
 }
 
 /// Nodes behind one address share power and line: the network part of the first address.
-fn home(announce: &[SocketAddr]) -> u32 {
+pub(super) fn home(announce: &[SocketAddr]) -> u32 {
     let network = match announce.first().map(SocketAddr::ip) {
         Some(std::net::IpAddr::V4(ip)) => ip.octets()[..3].to_vec(),
         Some(std::net::IpAddr::V6(ip)) => ip.octets()[..8].to_vec(),

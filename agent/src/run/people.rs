@@ -13,6 +13,7 @@ use dugnad_resource::spec::{Tree, key_of};
 use serde_json::Value;
 use smol::channel::{Receiver, bounded};
 
+use super::boot::clock_problem;
 use super::{ASKS_MAX, Agent};
 use crate::config::{Config, Overrides};
 use crate::control::{AgentApi, Hold, Local, LogLines, Metrics, Wanted, shape};
@@ -117,6 +118,7 @@ impl Agent {
         let gateway = self.gateway.borrow();
         let mut warnings: Vec<String> = self.warnings.borrow().iter().cloned().collect();
         warnings.extend(gateway.iter().flat_map(|gateway| gateway.problems()));
+        warnings.extend(clock_problem());
         let traffic = self.traffic.borrow();
         warnings.extend(traffic.floods(Instant::now()));
         let mut services = vec![format!("box: {}", self.host.box_layers())];
@@ -287,6 +289,11 @@ impl AgentApi for Api {
     fn invite(&self, expires: Duration) -> Local<Result<String, String>> {
         let agent = Rc::clone(&self.0);
         Box::pin(async move {
+            if let Some(problem) = clock_problem() {
+                return Err(format!(
+                    "{problem}, and invite again: the expiry of an invitation is a time"
+                ));
+            }
             let addrs = usable_addrs(agent.links.local_addr()).map_err(|e| e.to_string())?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let expires_unix = Some((now + expires).as_secs());

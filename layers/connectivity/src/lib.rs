@@ -30,6 +30,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
+use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Arc, ArcSet, Component, Cx, Duration, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
@@ -229,6 +230,11 @@ impl Overlay {
         &self.ring
     }
 
+    /// Where this node can be dialled now; others learn it from its next sessions.
+    pub fn set_addrs(&mut self, addrs: Addrs) {
+        self.ring.set_addrs(addrs);
+    }
+
     #[must_use]
     pub const fn table(&self) -> &Table {
         &self.table
@@ -351,6 +357,11 @@ impl Overlay {
         }
         if restarted {
             cx.emit(Event::Restarted(peer.id));
+        }
+        // It says itself where it is, whatever others still remember of this life.
+        let moved = |known: &Peer| known.inc == peer.inc && known.addrs != peer.addrs;
+        if self.book.get(&peer.id).is_some_and(moved) {
+            self.book.insert(peer.id, peer.clone());
         }
         self.contact(peer, cx);
         self.ring.lives(peer.id);
@@ -546,17 +557,27 @@ impl Overlay {
         }
         self.table.offer(peer);
         let known = self.book.get(&peer.id);
-        let news = known.is_none_or(|old| {
-            old.inc < peer.inc || (old.inc == peer.inc && old.addrs.len() < peer.addrs.len())
-        });
-        if !news {
-            return;
+        let news = known.is_none_or(|old| old.inc < peer.inc);
+        let mut peer = peer.clone();
+        if let Some(old) = known.filter(|_| !news) {
+            // It moved, or others know it by another way. Where there is a session, the known one
+            // is right; else what is new is tried first.
+            let more = peer.addrs.iter().any(|addr| !old.addrs.contains(addr));
+            if old.inc > peer.inc || !more || self.detector.is_linked(peer.id) {
+                return;
+            }
+            for addr in &old.addrs {
+                // More than four are not kept.
+                if !peer.addrs.contains(addr) && peer.addrs.push(*addr).is_err() {
+                    break;
+                }
+            }
         }
         if self.book.len() >= BOOK_MAX && !self.book.contains_key(&peer.id) {
             self.forget_some(cx);
         }
         self.book.insert(peer.id, peer.clone());
-        cx.emit(Event::Contact(peer.clone()));
+        cx.emit(Event::Contact(peer));
     }
 
     /// Makes room in the book: a random peer that nothing here counts on.

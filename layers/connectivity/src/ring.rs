@@ -15,6 +15,7 @@ mod print;
 use alloc::vec::Vec;
 
 use dugnad_kernel::arc::in_oc;
+use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Arc, Component, Cx, Duration, Input, NodeId, Peer, Time};
 
 use crate::config::{BACKOFF, BACKOFF_DOUBLINGS, SUCCESSORS, T_LOCK};
@@ -129,6 +130,16 @@ impl Ring {
     #[must_use]
     pub const fn me(&self) -> &Peer {
         &self.me
+    }
+
+    pub(crate) fn set_addrs(&mut self, addrs: Addrs) {
+        // Alone it is its own neighbour.
+        for own in [&mut self.pred].into_iter().chain(&mut self.succs) {
+            if own.id == self.me.id {
+                own.addrs.clone_from(&addrs);
+            }
+        }
+        self.me.addrs = addrs;
     }
 
     #[must_use]

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 pub use dugnad_connectivity::group::Manner as GroupManner;
 pub use dugnad_connectivity::group::directory::{Mode as GroupMode, Policy as GroupPolicy};
 use dugnad_fabric::{Amounts, Ceilings};
+use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Duration, Key, NodeId, Peer};
 use dugnad_resource::describe::Profile;
 use dugnad_resource::execute::{Order, ReplicaId, Report};
@@ -41,6 +42,11 @@ pub enum Command {
     Limits {
         ceilings: Ceilings,
         takes_work: bool,
+    },
+    /// Where this node can be dialled now, and which home it sees itself in.
+    Addresses {
+        addrs: Addrs,
+        home: u32,
     },
     /// Have what runs here run elsewhere first; [`Event::HandedOver`] follows when nothing is left.
     /// Or, with false, keep it after all.

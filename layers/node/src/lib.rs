@@ -263,6 +263,11 @@ impl Node {
             Command::Limits { ceilings, takes_work } => {
                 self.host(executor::Command::Limits { ceilings, takes_work }, cx);
             }
+            Command::Addresses { addrs, home } => {
+                self.profile.home = home;
+                self.groups.groups.set_addrs(addrs.clone());
+                self.overlay.set_addrs(addrs);
+            }
             Command::HandOver(leaving) => {
                 self.told_handed_over = false;
                 self.host(executor::Command::HandOver(leaving), cx);

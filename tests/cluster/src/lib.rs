@@ -9,6 +9,7 @@ mod binary;
 mod community;
 pub mod http;
 mod sweep;
+mod wires;
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 pub use binary::{program, slim_program};
 pub use community::{Community, Node, Options, Said, create, write};
 pub use sweep::{Mark, processes_of};
+pub use wires::Wires;
 
 /// How long anything may take that has no budget of its own. Machines that build at the same time
 /// are slow; a test that passes never waits for it.

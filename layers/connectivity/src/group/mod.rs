@@ -24,6 +24,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use dugnad_kernel::ops::{CallId, Ops, Step};
+use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Component, Cx, Duration, Input, NodeId, Peer, Time};
 
 use crate::Overlay;
@@ -183,6 +184,11 @@ impl Groups {
             watched: BTreeSet::new(),
             counters: BTreeMap::new(),
         }
+    }
+
+    /// Where this node can be dialled now.
+    pub fn set_addrs(&mut self, addrs: Addrs) {
+        self.me.addrs = addrs;
     }
 
     /// The memberships of this node.

@@ -308,10 +308,20 @@ pub(crate) fn check_node(dir: &Path, id: NodeId) -> io::Result<()> {
     ))
 }
 
-/// Counts this start of the agent: one more than last time, already on the medium.
+/// More than any count of starts, for a damaged counter on a machine without a clock.
+const DAMAGED: u32 = 1 << 24;
+
+/// Seconds since 2020; 0 where the clock was never set.
+fn since_2020() -> u32 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u32::try_from(now.as_secs().saturating_sub(1_577_836_800)).unwrap_or(u32::MAX)
+}
+
+/// Numbers this start of the agent, higher than every one before, already on the medium: 1 for the
+/// first, then the seconds since 2020 or one more than last time, whatever is more. So a directory
+/// that is restored from an older copy goes on above what others have seen of it.
 ///
-/// A damaged counter is replaced by the seconds since 1970, which is more than any count of
-/// starts, and the log says so.
+/// A damaged counter is replaced the same way, and the log says so.
 ///
 /// # Errors
 /// Whatever the file system says, with the path.
@@ -322,10 +332,9 @@ pub(crate) fn next_incarnation(dir: &Path) -> io::Result<u32> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => 1,
         Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
         text => match text.ok().and_then(|text| text.trim().parse::<u32>().ok()) {
-            Some(last) => last.saturating_add(1),
+            Some(last) => last.saturating_add(1).max(since_2020()),
             None => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                let next = u32::try_from(now.as_secs()).unwrap_or(u32::MAX);
+                let next = since_2020().max(DAMAGED);
                 log::warn!("{}: damaged, continuing with {next}", path.display());
                 next
             }

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use dugnad_kernel::{Component, Cx, Effect, Input, Peer, Time, wire};
 use dugnad_node::{Answer, AskId, Command, Event, Happened, Msg, Node, Timer};
 use dugnad_resource::execute::{Order, Report};
+use dugnad_resource::spec::state_mark;
 use serde_json::Value;
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender};
@@ -130,12 +131,24 @@ impl Agent {
             match happening {
                 Happening::Link(event) => self.on_link(event),
                 Happening::Disk(event) => self.on_disk(event),
-                Happening::Report(report) => self.input(Input::Command(Command::Host(report))),
+                Happening::Report(report) => {
+                    let stopped = matches!(report, Report::Stopped { .. } | Report::Started { .. });
+                    self.input(Input::Command(Command::Host(report)));
+                    if stopped {
+                        self.tell_kept();
+                    }
+                }
                 Happening::Command(command) => self.input(Input::Command(command)),
                 Happening::Signal(signal) => self.on_signal(signal),
                 Happening::Due => self.on_due(),
             }
         }
+    }
+
+    /// Which services have state here though none of their replicas runs.
+    fn tell_kept(self: &Rc<Self>) {
+        let kept = self.host.kept_state().iter().map(|(name, _)| state_mark(name)).collect();
+        self.input(Input::Command(Command::KeptState(kept)));
     }
 
     fn input(self: &Rc<Self>, input: Input<Node>) {
@@ -228,7 +241,9 @@ impl Agent {
                     agent.warn(format!("package {} was not deleted: {error}", tree.root));
                 }
             }),
-            Order::Start(_) | Order::Stop { .. } => self.host.order(order),
+            Order::Start(_) | Order::Stop { .. } | Order::ForgetState { .. } => {
+                self.host.order(order);
+            }
         }
     }
 

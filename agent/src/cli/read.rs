@@ -137,6 +137,10 @@ fn status_text(status: &Value, bold: bool) -> String {
     for key in list("not_enforced") {
         told.push_str(&format!("not acted upon yet: {}\n", text(&key)));
     }
+    for kept in status["kept_state"].as_array().into_iter().flatten() {
+        let (service, since) = (text(&kept["service"]), span(&kept["secs"]));
+        told.push_str(&format!("keeps the state of {service}, which stopped here {since} ago\n"));
+    }
     for warning in list("warnings") {
         told.push_str(&format!("warning: {}\n", text(&warning)));
     }

@@ -38,6 +38,8 @@ pub(crate) struct Facts {
     pub(crate) seeds: Vec<String>,
     /// Anything else its owner should know, one line each.
     pub(crate) warnings: Vec<String>,
+    /// State that stopped replicas left here: of which service, and since when.
+    pub(crate) kept_state: Vec<(String, SystemTime)>,
     /// Frames received and sent since the start, by kind of message.
     pub(crate) frames: FramesByKind,
 }
@@ -97,6 +99,10 @@ pub(crate) fn status(status: &Status, facts: &Facts) -> Value {
         "services": facts.services,
         "running": facts.running,
         "seeds": facts.seeds,
+        "kept_state": facts.kept_state.iter().map(|(service, since)| {
+            let secs = since.elapsed().unwrap_or_default().as_secs();
+            json!({"service": service, "secs": secs})
+        }).collect::<Vec<_>>(),
         "warnings": facts.warnings,
     })
 }

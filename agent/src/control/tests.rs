@@ -212,6 +212,7 @@ pub(crate) fn status_value() -> Value {
         not_enforced: vec!["policy.network = \"members\"".to_owned()],
         warnings: Vec::new(),
         frames: shape::FramesByKind::default(),
+        kept_state: Vec::new(),
     };
     shape::status(&status, &facts)
 }

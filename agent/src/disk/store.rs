@@ -284,7 +284,27 @@ fn open_and_read(dir: &Path) -> io::Result<Result<Opened, String>> {
     Ok(Ok((db, stored, damage)))
 }
 
+/// A snapshot of the database that a power cut left half written. sled takes it for damage of the
+/// whole, but it is only a copy that was not finished: the log has everything.
+fn remove_unfinished(path: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(at(path, &error)),
+    };
+    for entry in entries {
+        let file = entry.map_err(|e| at(path, &e))?.path();
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            log::info!("{}: left by a power cut, removed", file.display());
+            fs::remove_file(&file).map_err(|e| at(&file, &e))?;
+        }
+    }
+    Ok(())
+}
+
 fn open_db(path: &Path) -> io::Result<Result<Db, String>> {
+    remove_unfinished(path)?;
     let config = sled::Config::new()
         .path(path)
         .cache_capacity(1 << 20)

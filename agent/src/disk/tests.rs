@@ -277,3 +277,17 @@ fn a_full_disk_fails_writes_and_the_next_ones_work_again() {
     let _: nix::Result<()> = umount(dir.path())
         .or_else(|_| nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH));
 }
+
+/// What a power cut leaves of a snapshot is no damage.
+#[test]
+fn an_unfinished_snapshot_costs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(dir.path());
+    disk.write(1, "a", b"first");
+    drop(disk);
+    let left = dir.path().join("records/snap.0000000000000123.generating");
+    fs::write(&left, b"half").unwrap();
+    let disk = open(dir.path());
+    assert_eq!(disk.get("a"), Some(&b"first"[..]));
+    assert!(disk.notes.is_empty() && !left.exists(), "{:?}", disk.notes);
+}

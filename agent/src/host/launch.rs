@@ -25,7 +25,7 @@ use smol::LocalExecutor;
 
 use super::record::{Folder, Record, make_dir, remove_all};
 use super::running::{Around, PATIENCE, Running};
-use super::{Shared, contract, elf, keeper};
+use super::{Shared, contract, elf, folders, keeper};
 
 /// Users for services: below those systemd gives away by itself, above those of people.
 const USERS: std::ops::Range<u32> = 60_000..65_000;
@@ -203,8 +203,13 @@ pub(super) async fn start(
     let folder = shared.folder(run);
     let user = shared.user_for(run.id);
     {
-        let folder = folder.clone();
-        smol::unblock(move || folder.make()).await?;
+        let (folder, services) = (folder.clone(), shared.services.clone());
+        let keeps = run.spec.keep_state;
+        smol::unblock(move || -> io::Result<()> {
+            folder.make()?;
+            if keeps { take_up_state(&services, &folder) } else { Ok(()) }
+        })
+        .await?;
     }
     if let Some(tree) = run.package {
         if *unpacked != Some(tree) {
@@ -356,6 +361,24 @@ fn open_to_all(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// State belongs to the service and not to the number of a replica: what an earlier one left here
+/// is the next one's, the newest if there are several.
+fn take_up_state(services: &Path, folder: &Folder) -> io::Result<()> {
+    if folder.state().exists() {
+        return Ok(());
+    }
+    let service = folder.id().map(|id| id.service);
+    let left = folders(services).into_iter().filter(|other| {
+        let same = other.id().map(|id| id.service) == service;
+        same && other != folder && other.is_kept() && other.state().exists()
+    });
+    let Some(newest) = left.max_by_key(Folder::kept_since) else { return Ok(()) };
+    fs::rename(newest.state(), folder.state())
+        .map_err(|error| explain(&error, &format!("cannot move {}", newest.state().display())))?;
+    log::info!("{} takes up the state that {} left", folder.name(), newest.name());
+    newest.delete()
 }
 
 fn prepare_folders(folder: &Folder, user: Option<u32>, tmp: bool) -> io::Result<()> {

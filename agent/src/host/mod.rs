@@ -37,6 +37,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::SystemTime;
 
 use dugnad_fabric::Ceilings;
 use dugnad_kernel::{Key, NodeId};
@@ -235,6 +236,7 @@ impl Host {
         let id = match &order {
             Order::Start(run) => run.id,
             Order::Stop { id, .. } => *id,
+            Order::ForgetState { service } => return self.forget_state(*service),
             Order::Fetch { .. } | Order::Keep { .. } | Order::Drop { .. } => {
                 log::debug!("not for the host: {order:?}");
                 return;
@@ -375,6 +377,25 @@ impl Host {
         for (id, forget) in left.into_iter().filter(|(id, _)| !ordered.contains(id)) {
             log::info!("nobody wants replica {} of {} here", id.number, id.service.short());
             self.pass(id, Order::Stop { id, forget });
+        }
+    }
+
+    /// State that stopped replicas left here: of which service, and since when.
+    pub(crate) fn kept_state(&self) -> Vec<(String, SystemTime)> {
+        let kept = folders(&self.shared.services).into_iter().filter_map(|folder| {
+            let (service, _) = folder.name().rsplit_once('.')?;
+            Some((service.to_owned(), folder.kept_since()?))
+        });
+        kept.collect()
+    }
+
+    /// The service was removed: what its stopped replicas left here goes, too.
+    pub(crate) fn forget_state(&self, service: Key) {
+        for folder in folders(&self.shared.services) {
+            let left = folder.id().filter(|id| id.service == service && folder.is_kept());
+            if let Some(id) = left {
+                self.pass(id, Order::Stop { id, forget: true });
+            }
         }
     }
 

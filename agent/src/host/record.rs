@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use dugnad_platform::explain;
 use dugnad_platform::process::Process;
@@ -151,6 +152,11 @@ impl Folder {
 
     pub(super) fn is_kept(&self) -> bool {
         self.kept().exists()
+    }
+
+    /// When its replica stopped, if its state was kept.
+    pub(super) fn kept_since(&self) -> Option<SystemTime> {
+        fs::metadata(self.kept()).and_then(|marker| marker.modified()).ok()
     }
 
     pub(super) fn delete(&self) -> io::Result<()> {

@@ -85,7 +85,10 @@ impl Replica {
             match order {
                 Order::Start(run) => next = Some(self.keep(Rc::new(run), None).await),
                 Order::Stop { forget, .. } => self.stopped(forget).await,
-                Order::Fetch { .. } | Order::Keep { .. } | Order::Drop { .. } => {}
+                Order::Fetch { .. }
+                | Order::Keep { .. }
+                | Order::Drop { .. }
+                | Order::ForgetState { .. } => {}
             }
         }
     }

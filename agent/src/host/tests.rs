@@ -400,6 +400,35 @@ fn a_stubborn_service_is_killed_with_all_its_children() {
     });
 }
 
+/// State is the service's: the next replica finds it, whatever its number; and after the service
+/// was removed it is gone.
+#[test]
+fn the_next_replica_takes_up_the_state() {
+    with_host(|world| async move {
+        let mut spec = sh("diary", "echo entry >> diary; cat diary; exec sleep 1000");
+        spec.keep_state = true;
+        for number in 0..3 {
+            let id = ReplicaId { service: spec.key(), number };
+            let run = Run { id, generation: 1, spec: spec.clone(), package: None };
+            world.host.order(Order::Start(run));
+            world.ready(id).await;
+            let diary = fs::read_to_string(world.folder(&format!("diary.{number}/state/diary")));
+            assert_eq!(diary.unwrap().lines().count(), 1 + number as usize);
+            assert!(world.host.kept_state().is_empty(), "it is in use");
+            world.stop(id, false).await;
+            let kept = world.host.kept_state();
+            assert_eq!(kept.len(), 1, "{kept:?}");
+            assert_eq!(kept[0].0, "diary");
+        }
+        world.host.order(Order::ForgetState { service: spec.key() });
+        while !world.host.kept_state().is_empty() {
+            world.next().await;
+        }
+        assert!(!world.folder("diary.2").exists());
+        world
+    });
+}
+
 #[test]
 fn too_much_memory_ends_a_service_and_is_named() {
     with_host(|world| async move {

@@ -83,10 +83,7 @@ impl Inner {
         }
         if let Err(Failure::Oneself { inc }) = result {
             if inc != self.local.me.inc {
-                log::warn!(
-                    "{addr} runs with this node's identity too: one of the two state directories \
-                     is a copy; give the other node its own with `dugnad join`"
-                );
+                self.twin_of_mine(&addr.to_string());
             }
         }
         result

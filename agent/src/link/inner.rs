@@ -41,6 +41,8 @@ pub(super) const SESSIONS_MAX: usize = 128;
 const UNUSED: Duration = Duration::from_secs(60);
 /// How many peers are dialled at a time.
 const DIALS_MAX: usize = 32;
+/// Warnings of identities that are used twice.
+const TWINS_MAX: usize = 8;
 /// How many seeds are remembered for the user.
 const SEEDS_MAX: usize = 64;
 
@@ -65,6 +67,8 @@ pub(super) struct Inner {
     /// [`UNUSED`], or less in tests.
     pub(super) unused: Cell<Duration>,
     pub(super) closing: Cell<bool>,
+    /// Identities that two machines use at the same time, a line each for the owner.
+    twins: RefCell<Vec<String>>,
     /// Bytes of sessions that ended.
     past: Cell<(u64, u64)>,
 }
@@ -90,6 +94,7 @@ impl Inner {
             sessions: Cell::new(0),
             unused: Cell::new(UNUSED),
             closing: Cell::new(false),
+            twins: RefCell::default(),
             past: Cell::new((0, 0)),
         }
     }
@@ -182,6 +187,9 @@ impl Inner {
                 self.install(proven, Some(ACCEPT));
                 return Ok(id);
             }
+            if verdict == STALE {
+                self.twin_seen(id, proven.addr);
+            }
             // The other side may be gone; it is refused all the same.
             let _: io::Result<()> = proven.writer.record(&proven.noise, &[VERDICT, verdict]).await;
             return Err(refusal(verdict, id));
@@ -193,6 +201,9 @@ impl Inner {
         let verdict = proven.read_verdict().await?;
         if verdict != ACCEPT {
             abandoned.armed.set(false);
+            if verdict == STALE {
+                self.twin_of_mine(&format!("node {}", id.short()));
+            }
             return Err(refusal(verdict, id));
         }
         let newer = self.book.with(id, |entry| {
@@ -204,6 +215,39 @@ impl Inner {
         abandoned.armed.set(false);
         self.install(proven, None);
         Ok(id)
+    }
+
+    /// A connection from an earlier start of a node whose later start is linked: both run.
+    fn twin_seen(&self, id: NodeId, addr: SocketAddr) {
+        let other = self.session(id).map(|session| session.addr.ip().to_string());
+        let other = other.unwrap_or_else(|| "another machine".to_owned());
+        self.tell_twin(format!(
+            "two machines run with the identity of node {}: {} and {other}; one of the two state \
+             directories is a copy: give that machine its own with `dugnad join`",
+            id.short(),
+            addr.ip(),
+        ));
+    }
+
+    /// Somebody else was found with this node's own identity.
+    pub(super) fn twin_of_mine(&self, whom: &str) {
+        self.tell_twin(format!(
+            "another machine runs with this node's identity (met through {whom}): one of the two \
+             state directories is a copy; stop the copy, remove its state directory, and let it \
+             join as a node of its own with `dugnad join`"
+        ));
+    }
+
+    fn tell_twin(&self, text: String) {
+        let mut twins = self.twins.borrow_mut();
+        if !twins.contains(&text) && twins.len() < TWINS_MAX {
+            log::warn!("{text}");
+            twins.push(text);
+        }
+    }
+
+    pub(super) fn twins(&self) -> Vec<String> {
+        self.twins.borrow().clone()
     }
 
     fn decide(&self, proven: &Proven) -> u8 {

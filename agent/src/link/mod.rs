@@ -227,6 +227,12 @@ impl Links {
         Ok(stream)
     }
 
+    /// Identities that were seen on two machines at the same time, a line each.
+    #[must_use]
+    pub(crate) fn twins(&self) -> Vec<String> {
+        self.0.twins()
+    }
+
     /// Whether there is a session with a peer.
     #[must_use]
     #[cfg(test)]

@@ -173,6 +173,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
     // Local services first: they need no network.
     agent.input(Input::Command(Command::Boot { records, trees, alone }));
     agent.host.forget_unordered();
+    agent.tell_kept();
     agent.open_gateway()?;
     let control = Control::start(
         Rc::clone(&ex),

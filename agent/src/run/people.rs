@@ -119,6 +119,7 @@ impl Agent {
         let mut warnings: Vec<String> = self.warnings.borrow().iter().cloned().collect();
         warnings.extend(gateway.iter().flat_map(|gateway| gateway.problems()));
         warnings.extend(clock_problem());
+        warnings.extend(self.links.twins());
         let traffic = self.traffic.borrow();
         warnings.extend(traffic.floods(Instant::now()));
         let mut services = vec![format!("box: {}", self.host.box_layers())];
@@ -140,6 +141,7 @@ impl Agent {
             seeds: self.links.seeds().into_iter().map(|(addr, s)| format!("{addr}: {s}")).collect(),
             warnings,
             frames: (traffic.received.clone(), traffic.sent.clone()),
+            kept_state: self.host.kept_state(),
         }
     }
 

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use dugnad_kernel::{Hash, NodeId};
+use dugnad_kernel::{Hash, Key, NodeId};
 use dugnad_resource::describe::Description;
 use dugnad_resource::spec::Port;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,8 @@ pub enum CastBody {
     Changed { name: String, port: Port, removed: bool },
     /// Something people may want to read about.
     Happened { by: NodeId, by_name: String, service: Option<String>, text: String },
+    /// A service was removed for good: what its stopped replicas left goes, too.
+    Removed { service: Key },
 }
 
 /// One node's part of the feedback.

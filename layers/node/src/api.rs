@@ -1,5 +1,6 @@
 //! What the node takes from and gives to whatever drives it: the agent, or the simulator.
 
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -7,9 +8,10 @@ pub use dugnad_connectivity::group::Manner as GroupManner;
 pub use dugnad_connectivity::group::directory::{Mode as GroupMode, Policy as GroupPolicy};
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::peer::Addrs;
-use dugnad_kernel::{Duration, Key, NodeId, Peer};
+use dugnad_kernel::{Duration, Hash, Key, NodeId, Peer};
 use dugnad_resource::describe::Profile;
 use dugnad_resource::execute::{Order, ReplicaId, Report};
+pub use dugnad_resource::spec::state_mark;
 use dugnad_resource::spec::{Port, Spec, Tree};
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +50,8 @@ pub enum Command {
         addrs: Addrs,
         home: u32,
     },
+    /// Marks ([`state_mark`]) of the services whose state is here though they do not run here.
+    KeptState(BTreeSet<Hash>),
     /// Have what runs here run elsewhere first; [`Event::HandedOver`] follows when nothing is left.
     /// Or, with false, keep it after all.
     HandOver(bool),

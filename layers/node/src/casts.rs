@@ -8,6 +8,7 @@ use dugnad_collective::cast::{CastBody, CastPart};
 use dugnad_connectivity as connectivity;
 use dugnad_kernel::{Cx, Hash};
 use dugnad_resource::describe::{Description, named};
+use dugnad_resource::execute::Order;
 use dugnad_resource::executor::bounded;
 use dugnad_resource::spec::{Port, valid_name};
 
@@ -58,6 +59,10 @@ impl Node {
                 self.on_changed(name, port, removed, cx);
                 return None;
             }
+            CastBody::Removed { service } => {
+                cx.emit(Event::Host(Order::ForgetState { service }));
+                return None;
+            }
             CastBody::Happened { by, by_name, service, text } => {
                 self.remember_name(by, &by_name);
                 let by_name = named(&by_name);
@@ -77,7 +82,9 @@ impl Node {
         cx: &Cx<'_, Self>,
     ) -> Description {
         let known = self.collective.trees().iter().map(|tree| tree.root);
-        let held: Vec<Hash> = known.chain(self.executor.packages().map(|tree| tree.root)).collect();
+        let packages = self.executor.packages().map(|tree| tree.root);
+        let held: Vec<Hash> =
+            known.chain(packages).chain(self.kept_state.iter().copied()).collect();
         let has = |program: &&str| self.programs.binary_search(&program_hash(program)).is_ok();
         let up = self.started.map_or(0, |started| cx.now.since(started).as_secs());
         Description {

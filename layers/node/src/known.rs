@@ -59,7 +59,10 @@ impl Node {
             Order::Fetch { from, .. } | Order::Keep { from, .. } => {
                 self.unknown(from.iter().copied())
             }
-            Order::Start(_) | Order::Stop { .. } | Order::Drop { .. } => BTreeSet::new(),
+            Order::Start(_)
+            | Order::Stop { .. }
+            | Order::Drop { .. }
+            | Order::ForgetState { .. } => BTreeSet::new(),
         };
         self.defer(missing, What::Order(order), cx);
     }

@@ -17,7 +17,7 @@ mod views;
 
 pub use api::*;
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -29,7 +29,7 @@ use dugnad_connectivity as connectivity;
 use dugnad_connectivity::{Overlay, group};
 use dugnad_fabric::Ceilings;
 use dugnad_kernel::arc::in_oo;
-use dugnad_kernel::{Arc, Component, Cx, Effect, Input, Key, NodeId, Peer};
+use dugnad_kernel::{Arc, Component, Cx, Effect, Hash, Input, Key, NodeId, Peer};
 use dugnad_resource::describe::{Profile, named};
 use dugnad_resource::execute::{Order, ReplicaId, Run, ToHost, ToManager};
 use dugnad_resource::executor::{self, Executor};
@@ -99,6 +99,7 @@ pub struct Node {
     ports: BTreeMap<String, u16>,
     names: BTreeMap<NodeId, String>,
     malformed_records: u64,
+    kept_state: BTreeSet<Hash>,
     /// Whether [`Event::HandedOver`] was said.
     told_handed_over: bool,
 }
@@ -161,6 +162,7 @@ impl Node {
             ports: BTreeMap::new(),
             names: BTreeMap::new(),
             malformed_records: 0,
+            kept_state: BTreeSet::new(),
             told_handed_over: false,
         }
     }
@@ -263,6 +265,7 @@ impl Node {
             Command::Limits { ceilings, takes_work } => {
                 self.host(executor::Command::Limits { ceilings, takes_work }, cx);
             }
+            Command::KeptState(kept) => self.kept_state = kept,
             Command::Addresses { addrs, home } => {
                 self.profile.home = home;
                 self.groups.groups.set_addrs(addrs.clone());

@@ -43,6 +43,8 @@ pub enum Order {
     Keep { tree: Tree, from: Vec<NodeId> },
     /// Nobody needs this tree here any more.
     Drop { tree: Tree },
+    /// The service was removed: delete the state that its stopped replicas left here.
+    ForgetState { service: Key },
 }
 
 /// What the host reports.

@@ -8,6 +8,12 @@ use dugnad_fabric::Amounts;
 use dugnad_kernel::{Hash, Key};
 use serde::{Deserialize, Serialize};
 
+/// How a node says that it has state of a service: a hash as those of packages.
+#[must_use]
+pub fn state_mark(service: &str) -> Hash {
+    Hash::of(alloc::format!("state of {service}").as_bytes())
+}
+
 /// Bounds on what a service file may say; a spec outside them is refused everywhere.
 pub const NAME_MAX: usize = 48;
 pub const WORDS_MAX: usize = 64;

@@ -604,6 +604,7 @@ impl World {
                 Ok(ms) => self.report(id, ms, Report::Kept { tree }),
                 Err(reason) => self.report(id, 50, Report::KeepFailed { tree, reason }),
             },
+            Order::ForgetState { .. } => {}
             Order::Drop { tree } => {
                 if let Some(machine) = self.machines.get_mut(&id) {
                     machine.disk.trees.remove(&tree);

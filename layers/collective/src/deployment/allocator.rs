@@ -5,9 +5,19 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use dugnad_kernel::NodeId;
+use dugnad_kernel::{Hash, NodeId};
 use dugnad_resource::describe::Description;
-use dugnad_resource::spec::{Kind, Spec};
+use dugnad_resource::spec::{Kind, Spec, state_mark};
+
+/// More than everything else together: a replica without its state is another service.
+const HAS_STATE: i64 = 1_000;
+
+/// What a node is asked whether it has it, before a place for `spec` is chosen: packages, and state.
+#[must_use]
+pub fn marks(spec: &Spec) -> Vec<Hash> {
+    let trees = spec.artifacts.iter().map(|(_, tree)| tree.root);
+    trees.chain(spec.keep_state.then(|| state_mark(&spec.name))).collect()
+}
 
 /// A node that can run it, and why it stands where it stands.
 #[derive(Clone, Debug)]
@@ -106,6 +116,10 @@ fn score(spec: &Spec, node: &Description) -> (i64, String) {
     if package.is_some_and(|tree| node.holds.contains(&tree.root)) {
         score += 15;
         why.push("has the package".to_string());
+    }
+    if spec.keep_state && node.holds.contains(&state_mark(&spec.name)) {
+        score += HAS_STATE;
+        why.push("has its state".to_string());
     }
     let left = node.free.memory.saturating_sub(spec.needs.memory);
     let share = left.saturating_mul(20) / node.gives.memory.max(1);

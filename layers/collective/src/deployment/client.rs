@@ -187,7 +187,7 @@ async fn cast(asker: &Asker, body: CastBody) -> (Vec<CastPart>, bool) {
 }
 
 async fn describe(asker: &Asker, spec: Option<&Spec>) -> Vec<Description> {
-    let trees = spec.map(|spec| spec.artifacts.iter().map(|(_, tree)| tree.root).collect());
+    let trees = spec.map(allocator::marks);
     let program = spec.and_then(Spec::host_program).map(ToString::to_string);
     let body = CastBody::Describe { trees: trees.unwrap_or_default(), program };
     match asker.ask(Ask::Cast(body)).await {

@@ -92,7 +92,7 @@ variants!(SyncMsg, "sync": Digest, Want, Items);
 variants!(ToHost, "tohost": Reserve, Start, Stop, Probe, BeatAck, NotManager);
 variants!(ToManager, "tomanager": Reserved, Refused, Beat, Nothing, Deposed,
     Leaving);
-variants!(CastBody, "body": Describe, Services, Ports, Changed, Happened);
+variants!(CastBody, "body": Describe, Services, Ports, Changed, Happened, Removed);
 variants!(CastPart, "part": Node, Services, Ports);
 variants!(Desired, "desired": Running, Stopped, Removed);
 variants!(SlotState, "slot": Reserved, Starting, Ready, Draining, Lost);
@@ -509,6 +509,7 @@ pub(crate) fn stored(lines: &mut Lines) {
             service: Some("wiki".into()),
             text: "healed".into(),
         },
+        CastBody::Removed { service: id(9) },
     ];
     every(lines, "cast", bodies, |body| body);
     let parts = [

@@ -304,6 +304,10 @@ impl Collective {
             removed: manager.service.desired != Desired::Running,
         };
         cx.emit(Event::Cast { call: 0, body, feedback: false });
+        if manager.service.desired == Desired::Removed {
+            let body = CastBody::Removed { service: key };
+            cx.emit(Event::Cast { call: 0, body, feedback: false });
+        }
     }
 
     pub(super) fn read<T: for<'a> Deserialize<'a>>(&self, key: Key, name: &[u8]) -> Option<T> {

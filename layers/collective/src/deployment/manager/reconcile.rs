@@ -13,7 +13,7 @@ use super::{
     AVOID, BLOCKED, BLOCKED_DOUBLINGS, BLOCKED_LINES, PLAN_COPIES, Placed, TAKE_OVER, descriptions,
 };
 use crate::cast::CastBody;
-use crate::deployment::allocator;
+use crate::deployment::allocator::{self, marks};
 use crate::deployment::service::{Desired, PLAN, Slot, SlotState};
 use crate::persistence::put::put;
 use crate::persistence::record::Record;
@@ -304,7 +304,7 @@ struct Search {
 
 /// Asks everybody, orders the answers, reserves until enough have room.
 async fn place(asker: Asker, search: Search) -> Outcome {
-    let trees = search.spec.artifacts.iter().map(|(_, tree)| tree.root).collect();
+    let trees = marks(&search.spec);
     let program = search.spec.host_program().map(ToString::to_string);
     let answer = asker.ask(Ask::Cast(CastBody::Describe { trees, program })).await;
     let nodes = match answer {

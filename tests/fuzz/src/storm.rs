@@ -352,7 +352,7 @@ impl Storm {
             Order::Stop { id, .. } => Report::Stopped { id },
             Order::Keep { tree, .. } if good => Report::Kept { tree },
             Order::Keep { tree, .. } => Report::KeepFailed { tree, reason },
-            Order::Drop { .. } => return,
+            Order::Drop { .. } | Order::ForgetState { .. } => return,
         };
         self.command(Command::Host(report));
     }

@@ -228,6 +228,25 @@ fn who_leaves_hands_over_first() {
     }
 }
 
+/// Where there is no other place, a node may leave as long as others serve; the only replica stays
+/// until there is one.
+#[test]
+fn who_leaves_waits_for_one_that_serves() {
+    for seed in 1..=40 {
+        let mut world = world(seed);
+        let ids = community(&mut world, 2);
+        let (key, _) = deploy(&mut world, 1, 2).into_iter().next().unwrap_or_default();
+        world.command(ids[1], Command::HandOver(true));
+        let over = world.run_until(SECOND * 30, TICK, |w| w.machines[&ids[1]].handed_over);
+        assert!(over, "seed {seed}: it still waits");
+        assert_eq!(running(&world, key).len(), 1, "seed {seed}");
+        // The last one has nobody to hand over to.
+        world.command(ids[0], Command::HandOver(true));
+        let over = world.run_until(SECOND * 30, TICK, |w| w.machines[&ids[0]].handed_over);
+        assert!(!over && running(&world, key).len() == 1, "seed {seed}: a service was given up");
+    }
+}
+
 /// Everything is removed, then all agents are told to end: nothing is started any more.
 #[test]
 fn what_was_removed_stays_removed_while_all_agents_end() {

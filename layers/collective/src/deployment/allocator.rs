@@ -12,7 +12,7 @@ use dugnad_resource::spec::{Kind, Spec, state_mark};
 /// More than everything else together: a replica without its state is another service.
 const HAS_STATE: i64 = 1_000;
 
-/// What a node is asked whether it has it, before a place for `spec` is chosen: packages, and state.
+/// What a node is asked for before a place for `spec` is chosen: its packages, and its state.
 #[must_use]
 pub fn marks(spec: &Spec) -> Vec<Hash> {
     let trees = spec.artifacts.iter().map(|(_, tree)| tree.root);

@@ -354,7 +354,10 @@ async fn roll_back(asker: &Asker, name: &str, me: NodeId, size: u64) -> ClientRe
     let Some(old) = old else { return ClientReply::Unknown };
     let before = previous(asker, service).await;
     let Some(before) = before.filter(|before| before.generation != old.generation) else {
-        let text = format!("{name} has no version before version {}", old.generation);
+        let text = format!(
+            "no version before version {} of {name} is kept; deploy the one you want",
+            old.generation
+        );
         return ClientReply::Failed(text);
     };
     let generation = next_generation(known.as_ref(), Some(&old));

@@ -200,6 +200,7 @@ impl Collective {
             manager.blocked_times += 1;
             manager.note(format!("no place for {missing} more"));
             self.later(key, delay, cx);
+            self.drop_surplus(key, cx);
         }
         self.watch_hosts(cx);
         if found > 0 {

@@ -50,7 +50,8 @@ impl Collective {
             let mut number = None;
             if staying.len() > room {
                 number = staying.iter().min_by_key(rank).map(|slot| slot.number);
-            } else if ready >= want {
+            } else if ready >= want || (ready > 0 && !manager.blocked.is_empty()) {
+                // Who leaves waits for as many as are wanted, or for as many as there is room for.
                 let leaves = |slot: &&Slot| manager.leaving.contains(&slot.node);
                 number = manager.live().find(leaves).map(|slot| slot.number);
             }

@@ -248,6 +248,9 @@ pub struct Collective {
     pub(crate) second_try: BTreeSet<Tree>,
     /// Trees a predecessor wants mirrored, whose record is not here yet.
     pub(crate) mirrors: BTreeSet<(Tree, NodeId)>,
+    /// Fetches that failed in a row, and whether another try is planned.
+    pub(crate) keep_failures: u32,
+    pub(crate) keep_planned: bool,
     pub(crate) held: BTreeMap<CallId, Waiting>,
     pub(crate) writing: BTreeMap<CallId, Writing>,
     pub(crate) managers: BTreeMap<Key, Manager>,
@@ -297,6 +300,8 @@ impl Collective {
             fetching: BTreeMap::new(),
             second_try: BTreeSet::new(),
             mirrors: BTreeSet::new(),
+            keep_failures: 0,
+            keep_planned: false,
             held: BTreeMap::new(),
             writing: BTreeMap::new(),
             hold_until: None,
@@ -419,7 +424,7 @@ impl Collective {
             Timer::AntiEntropy => self.on_anti_entropy(cx),
             Timer::Service { key, round } => self.on_service_timer(key, round, cx),
             Timer::Poll { key, from, call } => self.on_poll_due(key, from, call, cx),
-            Timer::KeepAgain => self.refresh_trees(cx),
+            Timer::KeepAgain => self.keep_again(cx),
         }
     }
 

@@ -386,6 +386,22 @@ impl Executor {
             cx.send(from, ToManager::Beat { id, generation, state, note, node_name });
             return;
         }
+        let is_twin = |(other, held): &(&ReplicaId, &Held)| {
+            let same = other.service == id.service && other.number != id.number;
+            same && held.run.as_ref().is_some_and(|run| run.generation == generation)
+        };
+        let twin = self.held.iter().find(is_twin).map(|(other, _)| *other);
+        if let Some(twin) = twin.filter(|_| !upgrade) {
+            // Given up and met again while a place was looked for: one of a version is enough.
+            self.held.remove(&id);
+            self.ledger.release((id.service, id.number));
+            let note = "runs another replica of this version already".to_string();
+            let (state, node_name) = (HostState::Gone, self.name.clone());
+            cx.send(from, ToManager::Beat { id, generation, state, note, node_name });
+            // The manager does not know of it, or would not have asked.
+            self.beat(twin, cx);
+            return;
+        }
         if !upgrade && !self.ledger.keep((id.service, id.number)) {
             let note = "the reservation is over".to_string();
             let (state, node_name) = (HostState::Gone, self.name.clone());

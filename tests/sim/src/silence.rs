@@ -11,7 +11,8 @@ pub const FRAMES_MAX: f64 = 60.0;
 /// After this nothing is left to do: hold-offs after a restart, searches, and dials that back off
 /// have come to their longest pause.
 const REST: Duration = Duration::from_secs(300);
-const MINUTES: u32 = 2;
+/// The period of the slowest thing that repeats: comparing records with the other places.
+const MINUTES: u32 = 10;
 
 /// Leaves the community alone and counts what its nodes send then.
 ///

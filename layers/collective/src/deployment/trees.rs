@@ -16,8 +16,10 @@ use crate::persistence::put::owners;
 use crate::persistence::record::{DEGREE, Record, class};
 use crate::{Asker, Collective, Event, Msg, Outcome, Reply, Timer};
 
-/// A tree that could not be fetched is tried again after this.
+/// A tree that could not be fetched is tried again after this, doubled so often: whoever has it
+/// may be off for good.
 pub(crate) const KEEP_AGAIN: Duration = Duration::from_secs(30);
+const KEEP_DOUBLINGS: u32 = 5;
 
 /// Trees up to this size are also kept by the owners' next successors: they cost little, and 30 %
 /// of the nodes may crash at once.
@@ -58,6 +60,18 @@ impl Collective {
             .filter_map(needed)
             .collect();
         for needed in mine {
+            self.want_tree(needed, cx);
+        }
+    }
+
+    /// Tries again to get the trees that are missing here.
+    pub(crate) fn keep_again(&mut self, cx: &mut Cx<'_, Self>) {
+        self.keep_planned = false;
+        let mine = self.store.iter().filter(|record| self.owns_class_of(record.key));
+        let needed: Vec<Needed> = mine.filter_map(needed).collect();
+        for needed in
+            needed.into_iter().filter(|n| !self.trees.contains(&n.tree)).collect::<Vec<_>>()
+        {
             self.want_tree(needed, cx);
         }
     }
@@ -160,6 +174,7 @@ impl Collective {
             Report::Kept { tree } => {
                 self.trees.insert(*tree);
                 self.second_try.remove(tree);
+                self.keep_failures = 0;
                 for origin in self.fetching.remove(tree).unwrap_or_default() {
                     self.tell_held(tree.root, origin, cx);
                     self.mirror(Needed { tree: *tree, origin }, cx);
@@ -180,7 +195,10 @@ impl Collective {
             return;
         }
         self.second_try.remove(&tree);
-        cx.after(KEEP_AGAIN, Timer::KeepAgain);
+        if !core::mem::replace(&mut self.keep_planned, true) {
+            cx.after(KEEP_AGAIN * (1 << self.keep_failures), Timer::KeepAgain);
+            self.keep_failures = (self.keep_failures + 1).min(KEEP_DOUBLINGS);
+        }
         for origin in self.fetching.remove(&tree).unwrap_or_default() {
             if origin != self.me {
                 let (root, reason) = (tree.root, bounded(reason));

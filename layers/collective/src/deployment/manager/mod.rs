@@ -171,7 +171,9 @@ impl Manager {
 
     /// Marks a replica as on its way out; where it is, its number, the name of the node.
     fn drain(&mut self, number: u32) -> Option<(NodeId, u32, String)> {
-        let slot = self.slot(number)?;
+        // After a merge an old plan may name another replica by the same number.
+        let live = |slot: &&mut Slot| slot.number == number && slot.state != SlotState::Draining;
+        let slot = self.plan.slots.iter_mut().filter(|s| s.state != SlotState::Lost).find(live)?;
         slot.state = SlotState::Draining;
         let out = (slot.node, number, slot.node_name.clone());
         self.forget_number(number);

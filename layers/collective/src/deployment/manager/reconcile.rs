@@ -40,6 +40,7 @@ impl Collective {
             for node in &manager.taking_over {
                 cx.emit(Event::ToHost { to: *node, msg: ToHost::Probe { service: key, epoch } });
             }
+            self.stop_again(key, cx);
             self.later(key, TAKE_OVER, cx);
             return;
         }

@@ -7,10 +7,10 @@ use alloc::vec::Vec;
 
 use dugnad_kernel::ops::first;
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
-use dugnad_resource::execute::{Epoch, ToHost};
+use dugnad_resource::execute::{Epoch, ReplicaId, ToHost};
 
 use super::{Manager, TAKE_OVER};
-use crate::deployment::service::{PLAN, Plan, SPEC, Service, SlotState};
+use crate::deployment::service::{Desired, PLAN, Plan, SPEC, Service, SlotState};
 use crate::persistence::record::{DEGREE, Record, class};
 use crate::{Ask, Asker, AskerExt, Collective, Event, Outcome, Reply, Request, Response};
 
@@ -99,6 +99,7 @@ impl Collective {
         }
         let waits = !manager.taking_over.is_empty();
         self.managers.insert(key, manager);
+        self.stop_again(key, cx);
         self.watch_hosts(cx);
         self.announce_change(key, cx);
         if waits {
@@ -107,6 +108,18 @@ impl Collective {
             self.reconcile(key, cx);
         }
         self.touch(key, cx);
+    }
+
+    /// What an earlier manager stopped, and whose end it may not have heard of.
+    pub(super) fn stop_again(&self, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get(&key) else { return };
+        let removed = manager.service.desired == Desired::Removed;
+        let forget = removed || !manager.service.spec.keep_state;
+        let epoch = manager.plan.epoch;
+        for slot in manager.plan.slots.iter().filter(|slot| slot.state == SlotState::Draining) {
+            let id = ReplicaId { service: key, number: slot.number };
+            cx.emit(Event::ToHost { to: slot.node, msg: ToHost::Stop { id, epoch, forget } });
+        }
     }
 
     /// Another manager wrote a plan. One of a higher term was decided later, by somebody who knew

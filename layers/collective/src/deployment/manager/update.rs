@@ -55,8 +55,8 @@ impl Collective {
                 let leaves = |slot: &&Slot| manager.leaving.contains(&slot.node);
                 number = manager.live().find(leaves).map(|slot| slot.number);
             }
-            let Some(number) = number else { break };
-            stopped.extend(manager.drain(number));
+            let Some(out) = number.and_then(|number| manager.drain(number)) else { break };
+            stopped.push(out);
         }
         if stopped.is_empty() {
             return;

@@ -254,9 +254,8 @@ pub struct Collective {
     pub(crate) held: BTreeMap<CallId, Waiting>,
     pub(crate) writing: BTreeMap<CallId, Writing>,
     pub(crate) managers: BTreeMap<Key, Manager>,
-    /// Services whose other holders are being asked; and the one they have been asked for.
+    /// Services whose other holders are being asked.
     pub(crate) recalling: BTreeSet<Key>,
-    pub(crate) recalled: BTreeSet<Key>,
     /// Whether this life of the node was ever in a ring with others.
     pub(crate) met_others: bool,
     pub(crate) ending: bool,
@@ -308,7 +307,6 @@ impl Collective {
             met: BTreeSet::new(),
             managers: BTreeMap::new(),
             recalling: BTreeSet::new(),
-            recalled: BTreeSet::new(),
             met_others: false,
             ending: false,
             dead: BTreeMap::new(),

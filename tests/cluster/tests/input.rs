@@ -383,6 +383,10 @@ fn a_clock_at_1970_is_said_and_survived() {
     let warnings = community.status(1)["warnings"].to_string();
     say(community.start, &format!("warnings: {warnings}"));
     assert!(warnings.contains("clock"), "{warnings}");
+    // A token of 1970 would be dead before it is read.
+    let said = community.cli(1, &["invite"]);
+    assert!(said.code != 0 && said.err.contains("clock"), "{}", said.all());
+    assert!(said.out.is_empty(), "{}", said.out);
     write(&community.folder("files-page/www").join("index.html"), "the page");
     let f = community.service_file("page", &format!("name = \"page\"\nreplicas = 2\n{FOLDER}"));
     community.deploy(1, &f);
@@ -394,4 +398,5 @@ fn a_clock_at_1970_is_said_and_survived() {
     community.wait_whole();
     community.wait_exactly(1, "page", 2, PATIENCE);
     assert!(!community.status(1)["warnings"].to_string().contains("clock"));
+    community.ok(1, &["invite"]);
 }

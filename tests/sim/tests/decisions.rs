@@ -47,6 +47,27 @@ fn answer(world: &mut World, ask: AskId, what: &str) -> Answer {
     world.answers[&ask].clone()
 }
 
+/// Runs until the question is answered, and looks at every moment on the way.
+fn meanwhile(world: &mut World, ask: AskId, what: &str, look: impl Fn(&World)) -> Answer {
+    while !world.answers.contains_key(&ask) {
+        world.run_for(TICK);
+        look(world);
+    }
+    answer(world, ask, what)
+}
+
+fn all_still_run(world: &World, key: Key, serves: &[(NodeId, u32)], what: &str) {
+    let now = running(world, key);
+    assert!(serves.iter().all(|s| now.contains(s)), "{what}: {serves:?} became {now:?}");
+}
+
+fn ready(told: &Answer, what: &str) -> u64 {
+    match told {
+        Answer::Deployed { service, missing } if missing.is_empty() => service.version,
+        other => panic!("{what}: {other:?}"),
+    }
+}
+
 fn version(name: &str, number: u8, replicas: u8) -> Spec {
     let mut spec = site(name, replicas);
     spec.artifacts[0].1.root = Hash::of(&[number]);
@@ -95,8 +116,7 @@ fn who_comes_back_does_not_undo_what_was_decided_meanwhile() {
         }
         for _ in 0..60 * 50 {
             world.run_for(TICK);
-            let now = running(&world, key);
-            assert!(serves.iter().all(|s| now.contains(s)), "{what}: {serves:?} became {now:?}");
+            all_still_run(&world, key, &serves, &what);
         }
         settles(&mut world, key, 1, &what);
         assert_eq!(running(&world, key), serves, "{what}");
@@ -116,17 +136,11 @@ fn an_update_starts_first_and_stops_then() {
         answer(&mut world, first, &what);
         let new = version("web", 2, replicas);
         let second = ask_deploy(&mut world, from, &new);
-        while !world.answers.contains_key(&second) {
-            world.run_for(TICK);
-            let serving = running(&world, new.key()).len();
+        let told = meanwhile(&mut world, second, &what, |world| {
+            let serving = running(world, new.key()).len();
             assert!(serving >= usize::from(replicas), "{what}: {serving} serve");
-        }
-        match answer(&mut world, second, &what) {
-            Answer::Deployed { service, missing } if missing.is_empty() => {
-                assert_eq!(service.version, 2, "{what}");
-            }
-            other => panic!("{what}: {other:?}"),
-        }
+        });
+        assert_eq!(ready(&told, &what), 2, "{what}");
         settles(&mut world, new.key(), usize::from(replicas), &what);
     }
 }
@@ -148,12 +162,10 @@ fn a_version_that_does_not_start_is_withdrawn() {
         let bad = version("web", 2, replicas);
         world.broken.insert(bad.artifacts[0].1.root);
         let second = ask_deploy(&mut world, from, &bad);
-        while !world.answers.contains_key(&second) {
-            world.run_for(TICK);
-            let now = running(&world, good.key());
-            assert!(serves.iter().all(|s| now.contains(s)), "{what}: {serves:?} became {now:?}");
-        }
-        match answer(&mut world, second, &what) {
+        let told = meanwhile(&mut world, second, &what, |world| {
+            all_still_run(world, good.key(), &serves, &what);
+        });
+        match told {
             Answer::Failed(text) => {
                 assert!(text.contains("no such file: config"), "{what}: {text}");
                 assert!(text.contains("version 1 stays"), "{what}: {text}");
@@ -165,15 +177,9 @@ fn a_version_that_does_not_start_is_withdrawn() {
         // Whoever manages it later knows it, too.
         world.run_for(SECOND * 30);
         let third = ask_deploy(&mut world, from, &version("web", 3, replicas));
-        match answer(&mut world, third, &what) {
-            Answer::Deployed { missing, .. } if missing.is_empty() => {}
-            other => panic!("{what}: {other:?}"),
-        }
+        ready(&answer(&mut world, third, &what), &what);
         let back = world.ask(from, Question::RollBack("web".into()));
-        match answer(&mut world, back, &what) {
-            Answer::Deployed { missing, .. } if missing.is_empty() => {}
-            other => panic!("{what}: {other:?}"),
-        }
+        ready(&answer(&mut world, back, &what), &what);
         settles(&mut world, good.key(), usize::from(replicas), &what);
         let root = good.artifacts[0].1.root;
         let machines = world.machines.values();

@@ -277,14 +277,7 @@ impl Collective {
     }
 
     pub(crate) fn on_service_record(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
-        if !self.manages(key) || self.ending {
-            return;
-        }
-        let Some(service) = self.read::<Service>(key, SPEC) else { return };
-        if service.spec.check().is_err() || service.spec.key() != key || !service.fits() {
-            self.count("invalid_service_record");
-            return;
-        }
+        let Some(service) = self.managed_service(key) else { return };
         let Some(manager) = self.managers.get_mut(&key) else {
             self.begin_take_over(key, service, cx);
             return;
@@ -292,8 +285,15 @@ impl Collective {
         if manager.service == service {
             return;
         }
+        let removed = service.desired == Desired::Removed;
         manager.set_service(service);
         self.announce_change(key, cx);
+        if removed {
+            // Only now, when it happens: a record of a removal that somebody kept while the service
+            // was deployed anew must not delete what that has written.
+            let body = CastBody::Removed { service: key };
+            cx.emit(Event::Cast { call: 0, body, feedback: false });
+        }
         self.reconcile(key, cx);
         self.touch(key, cx);
     }
@@ -306,10 +306,19 @@ impl Collective {
             removed: manager.service.desired != Desired::Running,
         };
         cx.emit(Event::Cast { call: 0, body, feedback: false });
-        if manager.service.desired == Desired::Removed {
-            let body = CastBody::Removed { service: key };
-            cx.emit(Event::Cast { call: 0, body, feedback: false });
+    }
+
+    /// The service of this key, if this node is to manage it and its record is sound.
+    fn managed_service(&mut self, key: Key) -> Option<Service> {
+        if !self.manages(key) || self.ending {
+            return None;
         }
+        let service: Service = self.read(key, SPEC)?;
+        if service.spec.check().is_err() || service.spec.key() != key || !service.fits() {
+            self.count("invalid_service_record");
+            return None;
+        }
+        Some(service)
     }
 
     pub(super) fn read<T: for<'a> Deserialize<'a>>(&self, key: Key, name: &[u8]) -> Option<T> {

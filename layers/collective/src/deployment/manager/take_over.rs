@@ -23,10 +23,7 @@ const RECALL_BYTES: usize = 48 * 1024;
 impl Collective {
     /// The records of a service this node answers for are here; it may be the first to know.
     pub(super) fn begin_take_over(&mut self, key: Key, service: Service, cx: &mut Cx<'_, Self>) {
-        if self.recalling.contains(&key) {
-            return;
-        }
-        if self.recalled.contains(&key) || !self.recall(key, cx) {
+        if !self.recalling.contains(&key) && !self.recall(key, cx) {
             self.take_over(key, service, cx);
         }
     }
@@ -46,13 +43,15 @@ impl Collective {
 
     /// What the other holders know; the newest counts from now on.
     pub(crate) fn on_recalled(&mut self, key: Key, records: &[Record], cx: &mut Cx<'_, Self>) {
-        self.recalling.remove(&key);
-        // Before the records: they may be news, which would ask again.
-        self.recalled.insert(key);
         let own: Vec<Record> = records.iter().filter(|r| r.key == key).cloned().collect();
+        // While it still counts as asking: what is news here must not make it ask again.
         self.take_in(&own, cx);
-        self.on_service_record(key, cx);
-        self.recalled.remove(&key);
+        self.recalling.remove(&key);
+        if !self.managers.contains_key(&key) {
+            if let Some(service) = self.managed_service(key) {
+                self.take_over(key, service, cx);
+            }
+        }
     }
 
     /// All records of the service that are here, whoever answers for them.

@@ -30,8 +30,9 @@ pub const EPOCHS_MAX: usize = 512;
 /// Characters of a note, and of one that carries the last lines of a log.
 pub const NOTE_MAX: usize = 256;
 pub const LOG_MAX: usize = 2_000;
-/// Replicas of one service on one node: an update starts the new one beside the old.
-pub const OF_ONE_SERVICE: usize = 2;
+/// Replicas of one service on one node at most: the old one, the new one that an update starts
+/// beside it, and one that was given up and is on its way out.
+pub const OF_ONE_SERVICE: usize = 3;
 
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -337,8 +338,8 @@ impl Executor {
         let others = self.held.iter().filter(other).count();
         let refusal = if !self.takes_work() {
             Some("takes no new work".to_string())
-        } else if others >= OF_ONE_SERVICE {
-            Some(format!("runs {OF_ONE_SERVICE} replicas of it already"))
+        } else if others + 1 > OF_ONE_SERVICE {
+            Some(format!("runs {others} replicas of it already"))
         } else if self.held.len() >= REPLICAS_MAX {
             Some(format!("runs {REPLICAS_MAX} replicas already"))
         } else {
@@ -381,10 +382,7 @@ impl Executor {
         }
         let upgrade = running.is_some();
         if self.ending {
-            let note = "the agent is ending".to_string();
-            let (state, node_name) = (HostState::Gone, self.name.clone());
-            cx.send(from, ToManager::Beat { id, generation, state, note, node_name });
-            return;
+            return self.gone(from, id, generation, "the agent is ending", cx);
         }
         let is_twin = |(other, held): &(&ReplicaId, &Held)| {
             let same = other.service == id.service && other.number != id.number;
@@ -395,18 +393,12 @@ impl Executor {
             // Given up and met again while a place was looked for: one of a version is enough.
             self.held.remove(&id);
             self.ledger.release((id.service, id.number));
-            let note = "runs another replica of this version already".to_string();
-            let (state, node_name) = (HostState::Gone, self.name.clone());
-            cx.send(from, ToManager::Beat { id, generation, state, note, node_name });
+            self.gone(from, id, generation, "runs another replica of this version already", cx);
             // The manager does not know of it, or would not have asked.
-            self.beat(twin, cx);
-            return;
+            return self.beat(twin, cx);
         }
         if !upgrade && !self.ledger.keep((id.service, id.number)) {
-            let note = "the reservation is over".to_string();
-            let (state, node_name) = (HostState::Gone, self.name.clone());
-            cx.send(from, ToManager::Beat { id, generation, state, note, node_name });
-            return;
+            return self.gone(from, id, generation, "the reservation is over", cx);
         }
         if upgrade {
             self.ledger.adopt((id.service, id.number), spec.needs);
@@ -424,6 +416,12 @@ impl Executor {
             None => cx.emit(Event::Keep(run)),
         }
         self.beat(id, cx);
+    }
+
+    /// It is not started here.
+    fn gone(&self, to: NodeId, id: ReplicaId, generation: u64, why: &str, cx: &mut Cx<'_, Self>) {
+        let (note, node_name) = (why.to_string(), self.name.clone());
+        cx.send(to, ToManager::Beat { id, generation, state: HostState::Gone, note, node_name });
     }
 
     fn on_stop(&mut self, id: ReplicaId, forget: bool, cx: &mut Cx<'_, Self>) {

@@ -229,8 +229,16 @@ fn who_leaves_hands_over_first() {
         assert!(running(&world, key).iter().all(|(node, _)| *node != leaver), "{what}");
         world.command(leaver, Command::Leave);
         world.run_until(SECOND * 30, TICK, |w| w.machines[&leaver].left);
-        world.crash(leaver, Crash::Power);
+        world.crash(leaver, Crash::Process);
         settles(&mut world, key, 1, &what);
+        // It comes again, and is a host like any other.
+        world.start(leaver);
+        let back = world.run_until(SECOND * 60, SECOND, |w| check::ideal_ring(w).is_ok());
+        assert!(back, "{what}: it is not back: {:?}", check::ideal_ring(&world));
+        let everywhere = site("site-0", u8::try_from(size).unwrap_or(1));
+        let ask = ask_deploy(&mut world, leaver, &everywhere);
+        ready(&answer(&mut world, ask, &what), &what);
+        settles(&mut world, key, size, &what);
     }
 }
 

@@ -121,13 +121,7 @@ impl Collective {
     }
 
     /// A host saw a higher term. If the key is still mine, mine must be higher yet.
-    pub(super) fn on_deposed(
-        &mut self,
-        from: NodeId,
-        key: Key,
-        epoch: Epoch,
-        cx: &mut Cx<'_, Self>,
-    ) {
+    fn on_deposed(&mut self, from: NodeId, key: Key, epoch: Epoch, cx: &mut Cx<'_, Self>) {
         self.count("deposed");
         let me = self.me;
         let Some(manager) = self.managers.get_mut(&key) else { return };

@@ -49,7 +49,6 @@ impl Collective {
         let silent = core::mem::take(&mut manager.taking_over);
         manager.unheard.extend(silent);
         let hosts: Vec<NodeId> = manager.plan.slots.iter().map(|slot| slot.node).collect();
-        manager.leaving.retain(|node| hosts.contains(node));
         manager.unheard.retain(|node| hosts.contains(node));
         self.reconcile(key, cx);
     }
@@ -60,6 +59,9 @@ impl Collective {
         if !manager.taking_over.is_empty() || self.ending {
             return;
         }
+        // Who left and comes again is a host like any other.
+        let hosts: BTreeSet<NodeId> = manager.live().map(|slot| slot.node).collect();
+        manager.leaving.retain(|node| hosts.contains(node));
         if !manager.placing {
             let epoch = manager.plan.epoch;
             for node in core::mem::take(&mut manager.returned) {
@@ -81,7 +83,7 @@ impl Collective {
             return;
         }
         if live < want {
-            self.place_more(key, want - live, cx);
+            self.look_for_places(key, want - live, None, cx);
             return;
         }
         manager.blocked.clear();
@@ -111,22 +113,8 @@ impl Collective {
         }
     }
 
-    /// Room for the next version of replica `number`, best beside it.
-    pub(super) fn place_beside(
-        &mut self,
-        key: Key,
-        number: u32,
-        node: NodeId,
-        cx: &mut Cx<'_, Self>,
-    ) {
-        self.look_for_places(key, 1, Some((number, node)), cx);
-    }
-
-    pub(super) fn place_more(&mut self, key: Key, need: usize, cx: &mut Cx<'_, Self>) {
-        self.look_for_places(key, need, None, cx);
-    }
-
-    fn look_for_places(
+    /// Looks for places, `beside` the replica (number, node) that a new version comes for, if any.
+    pub(super) fn look_for_places(
         &mut self,
         key: Key,
         need: usize,

@@ -87,7 +87,7 @@ impl Collective {
         if manager.service.spec.keep_state {
             self.replace_in_place(key, number, cx);
         } else {
-            self.place_beside(key, number, node, cx);
+            self.look_for_places(key, 1, Some((number, node)), cx);
         }
     }
 
@@ -212,12 +212,13 @@ impl Collective {
             cx.emit(Event::ToHost { to: from, msg: ToHost::NotManager { service: key } });
             return;
         };
-        let changed =
-            if leaving { manager.leaving.insert(from) } else { manager.leaving.remove(&from) };
+        // Who runs nothing of it has nothing to hand over.
         let Some(name) = manager.live().find(|s| s.node == from).map(|s| s.node_name.clone())
         else {
             return;
         };
+        let changed =
+            if leaving { manager.leaving.insert(from) } else { manager.leaving.remove(&from) };
         if changed {
             let what = if leaving { "is about to leave: its replica moves" } else { "stays" };
             manager.note(format!("{name} {what}"));

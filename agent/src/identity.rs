@@ -7,6 +7,7 @@
 //! | `node`                      | the node id that `init` or `join` derived         |
 //! | `incarnation`               | how often the agent was started                   |
 //! | `peers`                     | where other nodes answered, to find back after a restart |
+//! | `copy`                      | that another machine runs with this identity: nothing starts |
 //! | `lock`                      | pid of the running agent, locked while it runs    |
 //!
 //! All are small text files, written aside, synced and renamed: a power cut leaves the old or the
@@ -23,7 +24,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use dugnad_kernel::{CommunityId, Id, NodeId};
 use ed25519_dalek::SigningKey;
@@ -31,6 +32,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
 
+use crate::clock::{YEAR_2020, now_unix};
 pub(crate) use peers::Remembered;
 
 /// The longest name of a community, in bytes.
@@ -150,6 +152,23 @@ impl Identity {
         let seed = random()?;
         write_synced(dir, Self::FILE, format!("{}\n", hex(&seed)).as_bytes())?;
         Ok(Self(SigningKey::from_bytes(&seed)))
+    }
+
+    /// A new key in the place of one that another machine has, too. What belonged to that node is
+    /// removed first: should this stop half way, there is no node, and it can be done again.
+    ///
+    /// # Errors
+    /// Whatever the file system says, with the path.
+    pub(crate) fn replace(dir: &Path) -> io::Result<Self> {
+        for name in ["records", "records-large"] {
+            let path = dir.join(name);
+            missing_is_fine(fs::remove_dir_all(&path)).map_err(|e| at(&path, &e))?;
+        }
+        for name in [NODE_FILE, INCARNATION_FILE, COPY_FILE, Self::FILE] {
+            let path = dir.join(name);
+            missing_is_fine(fs::remove_file(&path)).map_err(|e| at(&path, &e))?;
+        }
+        Self::create(dir)
     }
 
     /// # Errors
@@ -278,6 +297,40 @@ pub(crate) fn node_id(identity: &Identity, community: &Community) -> NodeId {
 }
 
 const NODE_FILE: &str = "node";
+const INCARNATION_FILE: &str = "incarnation";
+const COPY_FILE: &str = "copy";
+
+fn missing_is_fine(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Writes down that this directory is a copy: another machine runs with its identity.
+///
+/// # Errors
+/// Whatever the file system says, with the path.
+pub(crate) fn record_copy(dir: &Path) -> io::Result<()> {
+    write_synced(dir, COPY_FILE, b"another machine runs with this identity\n")
+}
+
+/// # Errors
+/// If this directory was found to be a copy; says what to do.
+pub(crate) fn check_copy(dir: &Path) -> io::Result<()> {
+    let path = dir.join(COPY_FILE);
+    if !path.exists() {
+        return Ok(());
+    }
+    let text = format!(
+        "{}: this state directory is a copy: another machine runs with its identity, so nothing is \
+         started here. Make this machine a node of its own with `dugnad init --new-identity`; or, if \
+         the other one is gone for good, remove {} and start again",
+        dir.display(),
+        path.display()
+    );
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
+}
 
 /// Writes down which node this directory belongs to. `init` and `join` call it.
 ///
@@ -313,8 +366,7 @@ const DAMAGED: u32 = 1 << 24;
 
 /// Seconds since 2020; 0 where the clock was never set.
 fn since_2020() -> u32 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u32::try_from(now.as_secs().saturating_sub(1_577_836_800)).unwrap_or(u32::MAX)
+    u32::try_from(now_unix().saturating_sub(YEAR_2020)).unwrap_or(u32::MAX)
 }
 
 /// Numbers this start of the agent, higher than every one before, already on the medium: 1 for the
@@ -326,8 +378,7 @@ fn since_2020() -> u32 {
 /// # Errors
 /// Whatever the file system says, with the path.
 pub(crate) fn next_incarnation(dir: &Path) -> io::Result<u32> {
-    const FILE: &str = "incarnation";
-    let path = dir.join(FILE);
+    let path = dir.join(INCARNATION_FILE);
     let next = match read_text(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => 1,
         Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
@@ -340,7 +391,7 @@ pub(crate) fn next_incarnation(dir: &Path) -> io::Result<u32> {
             }
         },
     };
-    write_synced(dir, FILE, format!("{next}\n").as_bytes())?;
+    write_synced(dir, INCARNATION_FILE, format!("{next}\n").as_bytes())?;
     Ok(next)
 }
 

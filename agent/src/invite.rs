@@ -13,6 +13,7 @@ use std::str::FromStr;
 use nix::ifaddrs::getifaddrs;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::YEAR_2020;
 use crate::identity::Community;
 
 /// How many addresses an invitation names.
@@ -21,8 +22,6 @@ pub(crate) const ADDRS_MAX: usize = 8;
 const LINE_MAX: usize = 1024;
 const VERSION: u32 = 1;
 const CHECKSUM: usize = 4;
-/// 2020-01-01. A clock before it was never set (boards without a battery start in 1970).
-const CLOCK_UNSET: u64 = 1_577_836_800;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Invitation {
@@ -97,7 +96,7 @@ impl Invitation {
     /// [`InviteError::Expired`].
     pub(crate) fn check_expiry(&self, now_unix: u64) -> Result<Expiry, InviteError> {
         match self.expires_unix {
-            Some(_) if now_unix < CLOCK_UNSET => Ok(Expiry::ClockUnset),
+            Some(_) if now_unix < YEAR_2020 => Ok(Expiry::ClockUnset),
             Some(at) if at <= now_unix => Err(InviteError::Expired(at)),
             _ => Ok(Expiry::Valid),
         }

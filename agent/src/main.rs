@@ -2,6 +2,7 @@
 
 mod blobs;
 mod cli;
+mod clock;
 mod config;
 mod control;
 mod disk;

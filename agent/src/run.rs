@@ -19,7 +19,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use dugnad_kernel::{Component, Cx, Effect, Input, Peer, Time, wire};
-use dugnad_node::{Answer, AskId, Command, Event, Happened, Msg, Node, Timer};
+use dugnad_node::{Answer, AskId, Command, Event, Happened, Msg, Node, Question, Timer};
 use dugnad_resource::execute::{Order, Report};
 use dugnad_resource::spec::state_mark;
 use serde_json::Value;
@@ -117,6 +117,8 @@ pub(crate) struct Agent {
     /// Services are stopped when the node has left, not only the agent.
     leaving_for_good: Cell<bool>,
     left: Cell<bool>,
+    /// Another machine runs with this identity, and was there first.
+    is_copy: Cell<bool>,
     /// Rings when nothing runs here any more, for whoever waits to leave.
     handed_over: RefCell<Option<Sender<()>>>,
     /// Rings when there is somebody new to dial, or this machine moved.
@@ -289,11 +291,25 @@ impl Agent {
                     log::debug!("a frame of {} was dropped: {dropped}", from.short());
                 }
             },
+            LinkEvent::Twin { text, later } => self.on_twin(text, later),
             LinkEvent::Stream { from, stream } => {
                 let agent = Rc::clone(self);
                 self.detach(async move { agent.serve(from, Box::pin(stream)).await });
             }
         }
+    }
+
+    /// One identity on two machines: everybody hears of it, and the later one ends.
+    fn on_twin(self: &Rc<Self>, text: String, later: bool) {
+        log::warn!("{text}");
+        if later {
+            self.is_copy.set(true);
+            self.left.set(true);
+            return;
+        }
+        let ask = self.next_ask.get();
+        self.next_ask.set(ask + 1);
+        self.input(Input::Command(Command::Ask(ask, Question::Announce(text))));
     }
 
     fn on_disk(self: &Rc<Self>, event: DiskEvent) {

@@ -75,7 +75,10 @@ pub(super) struct Init {
     pub(super) name: Option<String>,
     /// what the community is called
     #[argh(option)]
-    pub(super) community: String,
+    pub(super) community: Option<String>,
+    /// make a copied state directory a node of its own, in its community
+    #[argh(switch)]
+    pub(super) new_identity: bool,
     /// where other nodes reach this one (default: 0.0.0.0:7407)
     #[argh(option, arg_name = "addr:port")]
     pub(super) overlay: Option<String>,

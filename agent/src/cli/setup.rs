@@ -4,11 +4,12 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use dugnad_kernel::NodeId;
 
 use super::{ASK_LIMIT, Cx, Failure, Outcome, args, duration, within};
+use crate::clock::{self, now_unix};
 use crate::config::{Config, Dirs, Env, Overrides, file};
 use crate::control::{ClientError, exit};
 use crate::identity::{self, Community, Identity};
@@ -130,7 +131,13 @@ fn who(node: NodeId, config: &Config) -> String {
 
 pub(super) fn init(args: args::Init, cx: &mut Cx<'_>) -> Outcome {
     let dirs = cx.dirs()?;
-    let args::Init { name, community, overlay, gateway } = args;
+    let args::Init { name, community, new_identity, overlay, gateway } = args;
+    if new_identity {
+        return anew(&dirs, cx);
+    }
+    let Some(community) = community else {
+        return Err(Failure::usage("say what the community is called: --community NAME"));
+    };
     let community =
         Community::create(&community).map_err(|error| Failure::usage(error.to_string()))?;
     let wishes = Wishes { name, overlay, gateway, seeds: Vec::new() };
@@ -144,9 +151,23 @@ pub(super) fn init(args: args::Init, cx: &mut Cx<'_>) -> Outcome {
     Ok(exit::DONE)
 }
 
-/// Seconds since 1970.
-fn now_unix() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+/// Makes a copied state directory a node of its own in the same community. What belongs to the
+/// node it is a copy of goes; packages and the peers it knew stay.
+fn anew(dirs: &Dirs, cx: &mut Cx<'_>) -> Outcome {
+    let fail = |error: io::Error| Failure::failed(error.to_string());
+    let _lock = identity::DirLock::take(&dirs.state).map_err(fail)?;
+    let community = Community::load(&dirs.state).map_err(fail)?;
+    let identity = Identity::replace(&dirs.state).map_err(fail)?;
+    let node = identity::node_id(&identity, &community);
+    identity::record_node(&dirs.state, node).map_err(fail)?;
+    cx.say(format!(
+        "this is now node {} of \"{}\", and no longer the one it was a copy of\nstart it: dugnad \
+         agent{}",
+        node.short(),
+        community.name,
+        dirs.flag()
+    ));
+    Ok(exit::DONE)
 }
 
 pub(super) fn join(args: args::Join, cx: &mut Cx<'_>) -> Outcome {
@@ -187,6 +208,11 @@ pub(super) fn token(dirs: &Dirs, config: &Config, expires: Duration) -> Result<S
         return Err(Failure::failed(format!(
             "nobody could reach this node: it listens on {}, and the machine has no address for it",
             config.overlay
+        )));
+    }
+    if let Some(problem) = clock::problem() {
+        return Err(Failure::failed(format!(
+            "{problem}, and invite again: the expiry of an invitation is a time"
         )));
     }
     let expires_unix = Some(now_unix().saturating_add(expires.as_secs()));

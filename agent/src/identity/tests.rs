@@ -135,3 +135,23 @@ fn remembered_peers_are_bounded_and_survive_damage() {
     assert_eq!(again.peers().count(), 64);
     assert!(again.peers().any(|peer| peer.id == Id(1001)));
 }
+
+/// A directory that is a copy starts nothing, until it is a node of its own.
+#[test]
+fn a_copy_becomes_a_node_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Identity::create(dir.path()).unwrap().public_key();
+    let community = Community::create("els-veins").unwrap();
+    community.save(dir.path()).unwrap();
+    next_incarnation(dir.path()).unwrap();
+    fs::create_dir(dir.path().join("records")).unwrap();
+    assert!(check_copy(dir.path()).is_ok());
+    record_copy(dir.path()).unwrap();
+    let why = check_copy(dir.path()).unwrap_err().to_string();
+    assert!(why.contains("dugnad init --new-identity"), "{why}");
+    let second = Identity::replace(dir.path()).unwrap().public_key();
+    assert_ne!(first, second);
+    assert!(check_copy(dir.path()).is_ok() && !dir.path().join("records").exists());
+    assert_eq!(next_incarnation(dir.path()).unwrap(), 1, "its first start");
+    assert_eq!(Community::load(dir.path()).unwrap(), community);
+}

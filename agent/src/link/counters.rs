@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 /// Counters that always show, so that a zero is seen to be a zero.
-const KNOWN: [&str; 37] = [
+const KNOWN: [&str; 38] = [
     "sessions_up",
     "sessions_down",
     "sessions_replaced",
@@ -27,6 +27,7 @@ const KNOWN: [&str; 37] = [
     "refused_secret",
     "refused_identity",
     "refused_incarnation",
+    "refused_twin",
     "refused_busy",
     "duplicate_session",
     "wrong_identity",

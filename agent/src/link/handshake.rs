@@ -99,6 +99,7 @@ impl std::fmt::Display for Failure {
                 "refused_identity" => "it could not prove who it is",
                 "refused_busy" => "it has as many sessions as it takes",
                 "sessions_full" => "this node has as many sessions as it takes",
+                "refused_twin" => "another machine runs with the same identity",
                 "refused_incarnation" => "a newer start of the same node has a session",
                 other => other,
             }),

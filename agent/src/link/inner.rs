@@ -50,6 +50,15 @@ const ACCEPT: u8 = 0;
 const DUPLICATE: u8 = 1;
 const STALE: u8 = 2;
 const BUSY: u8 = 3;
+/// A session with another machine of the same identity stands. Also said by the end that does not
+/// decide, as the first record of a session it does not want.
+pub(super) const TWIN: u8 = 4;
+/// A session something came over within this time is with a machine that runs.
+const RUNS: Duration = Duration::from_secs(20);
+/// Who is refused as a twin for so long is not met by its own past, which is over by then.
+const CERTAIN: Duration = Duration::from_secs(30);
+/// A refusal so long after the last one is a new matter. Peers are dialled more often.
+const FORGOTTEN: Duration = Duration::from_secs(90);
 
 pub(super) struct Inner {
     ex: Rc<LocalExecutor<'static>>,
@@ -69,6 +78,8 @@ pub(super) struct Inner {
     pub(super) closing: Cell<bool>,
     /// Identities that two machines use at the same time, a line each for the owner.
     twins: RefCell<Vec<String>>,
+    /// When this node was first and last refused because another machine has its identity.
+    refused_as_twin: Cell<Option<(Instant, Instant)>>,
     /// Bytes of sessions that ended.
     past: Cell<(u64, u64)>,
 }
@@ -95,6 +106,7 @@ impl Inner {
             unused: Cell::new(UNUSED),
             closing: Cell::new(false),
             twins: RefCell::default(),
+            refused_as_twin: Cell::new(None),
             past: Cell::new((0, 0)),
         }
     }
@@ -187,7 +199,7 @@ impl Inner {
                 self.install(proven, Some(ACCEPT));
                 return Ok(id);
             }
-            if verdict == STALE {
+            if verdict == STALE || verdict == TWIN {
                 self.twin_seen(id, proven.addr);
             }
             // The other side may be gone; it is refused all the same.
@@ -201,8 +213,10 @@ impl Inner {
         let verdict = proven.read_verdict().await?;
         if verdict != ACCEPT {
             abandoned.armed.set(false);
-            if verdict == STALE {
-                self.twin_of_mine(&format!("node {}", id.short()));
+            match verdict {
+                STALE => self.twin_of_mine(&format!("node {}", id.short())),
+                TWIN => self.met_as_twin(id),
+                _ => {}
             }
             return Err(refusal(verdict, id));
         }
@@ -212,38 +226,79 @@ impl Inner {
         if newer == Some(true) {
             return Err(refusal(STALE, id));
         }
+        if self.is_twin(&proven) {
+            abandoned.armed.set(false);
+            self.twin_seen(id, proven.addr);
+            // It may be gone; it is refused all the same.
+            _ = proven.writer.record(&proven.noise, &[VERDICT, TWIN]).await;
+            return Err(refusal(TWIN, id));
+        }
         abandoned.armed.set(false);
         self.install(proven, None);
         Ok(id)
     }
 
-    /// A connection from an earlier start of a node whose later start is linked: both run.
+    /// Whether the same node is linked from another machine, which runs. A machine that lost power
+    /// and comes back under another address waits until its old session is silent.
+    fn is_twin(&self, proven: &Proven) -> bool {
+        self.session(proven.peer.id).is_some_and(|session| {
+            let earlier = session.peer.inc < proven.peer.inc;
+            earlier && elsewhere(session.addr, proven.addr) && session.heard().elapsed() < RUNS
+        })
+    }
+
+    /// Two machines claim to be one node, and the one that is linked is not this.
     fn twin_seen(&self, id: NodeId, addr: SocketAddr) {
-        let other = self.session(id).map(|session| session.addr.ip().to_string());
-        let other = other.unwrap_or_else(|| "another machine".to_owned());
+        let session = self.session(id).filter(|session| elsewhere(session.addr, addr));
+        let Some(other) = session.map(|session| session.addr.ip()) else { return };
         self.tell_twin(format!(
             "two machines run with the identity of node {}: {} and {other}; one of the two state \
-             directories is a copy: give that machine its own with `dugnad join`",
+             directories is a copy: make that machine a node of its own with `dugnad init \
+             --new-identity`",
             id.short(),
             addr.ip(),
         ));
     }
 
-    /// Somebody else was found with this node's own identity.
+    /// Somebody was found with this node's own identity.
     pub(super) fn twin_of_mine(&self, whom: &str) {
         self.tell_twin(format!(
             "another machine runs with this node's identity (met through {whom}): one of the two \
-             state directories is a copy; stop the copy, remove its state directory, and let it \
-             join as a node of its own with `dugnad join`"
+             state directories is a copy; make that machine a node of its own with `dugnad init \
+             --new-identity`"
         ));
     }
 
     fn tell_twin(&self, text: String) {
         let mut twins = self.twins.borrow_mut();
         if !twins.contains(&text) && twins.len() < TWINS_MAX {
-            log::warn!("{text}");
-            twins.push(text);
+            twins.push(text.clone());
+            drop(twins);
+            self.tell_later(LinkEvent::Twin { text, later: false });
         }
+    }
+
+    /// A peer has a session with another machine of this identity. Said long enough, it is not this
+    /// node's own past: the other was there first.
+    pub(super) fn met_as_twin(&self, peer: NodeId) {
+        self.twin_of_mine(&format!("node {}", peer.short()));
+        let now = Instant::now();
+        let (first, last) = self.refused_as_twin.get().unwrap_or((now, now));
+        let first = if now - last > FORGOTTEN { now } else { first };
+        self.refused_as_twin.set(Some((first, now)));
+        if now - first >= CERTAIN {
+            let text =
+                "this state directory is a copy: the other machine was there first".to_owned();
+            self.tell_later(LinkEvent::Twin { text, later: true });
+        }
+    }
+
+    fn tell_later(&self, event: LinkEvent) {
+        let inbox = self.inbox.clone();
+        self.spawn(async move {
+            // Without the loop nobody needs to know.
+            _ = inbox.send(event).await;
+        });
     }
 
     pub(super) fn twins(&self) -> Vec<String> {
@@ -257,6 +312,7 @@ impl Inner {
         match standing.flatten() {
             None if !self.has_room() => BUSY,
             None => ACCEPT,
+            Some((_, inc)) if proven.peer.inc > inc && self.is_twin(proven) => TWIN,
             Some((_, inc)) if proven.peer.inc > inc => ACCEPT,
             Some((_, inc)) if proven.peer.inc < inc => STALE,
             Some((id, _)) if proven.ended.contains(&id) => ACCEPT,
@@ -347,11 +403,20 @@ impl Inner {
     }
 }
 
+/// Whether these are addresses of different machines, as far as they can be compared.
+fn elsewhere(a: SocketAddr, b: SocketAddr) -> bool {
+    let (a, b) = (a.ip(), b.ip());
+    // One machine has many loopback addresses, and one of each family.
+    let one = a == b || (a.is_loopback() && b.is_loopback());
+    a.is_ipv4() == b.is_ipv4() && !one
+}
+
 fn refusal(verdict: u8, id: NodeId) -> Failure {
     match verdict {
         DUPLICATE => Failure::Duplicate(id),
         STALE => Failure::Refused("refused_incarnation"),
         BUSY => Failure::Refused("refused_busy"),
+        TWIN => Failure::Refused("refused_twin"),
         _ => Failure::Refused("handshake_malformed"),
     }
 }

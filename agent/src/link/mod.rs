@@ -74,6 +74,8 @@ pub(crate) enum LinkEvent {
     Frame { from: NodeId, body: Vec<u8> },
     /// The peer opened a stream.
     Stream { from: NodeId, stream: Stream },
+    /// Two machines run with one identity; `later`: with this node's, and the other was first.
+    Twin { text: String, later: bool },
 }
 
 /// Who dialled.

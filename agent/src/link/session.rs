@@ -12,7 +12,7 @@ use snow::TransportState;
 
 use super::book::Place;
 use super::handshake::{Proven, SessionId};
-use super::inner::Inner;
+use super::inner::{Inner, TWIN};
 use super::mux::{Mux, Stream};
 use super::noise::{BULK, Bytes, FRAMES, PLAIN_MAX, Reader, RecordError, VERDICT, Writer};
 use super::notify::Notify;
@@ -34,6 +34,8 @@ pub(super) struct Session {
     since: Instant,
     /// When a frame or bulk data last went either way.
     used: Cell<Instant>,
+    /// When something last came.
+    heard: Cell<Instant>,
     noise: RefCell<TransportState>,
     tcp: TcpStream,
     pub(super) bytes: Rc<Bytes>,
@@ -65,6 +67,7 @@ impl Session {
             dialled: proven.dialled,
             since: now,
             used: Cell::new(now),
+            heard: Cell::new(now),
             noise: proven.noise,
             tcp: proven.tcp,
             bytes: proven.bytes,
@@ -83,6 +86,10 @@ impl Session {
 
     pub(super) fn was_short(&self) -> bool {
         self.since.elapsed() < SHORT_LIVED
+    }
+
+    pub(super) fn heard(&self) -> Instant {
+        self.heard.get()
     }
 
     pub(super) fn used(&self) -> Instant {
@@ -167,7 +174,9 @@ async fn read_records(inner: &Rc<Inner>, session: &Rc<Session>, reader: &mut Rea
             Err(RecordError::Closed(error)) => return End::Closed(error),
             Err(RecordError::Undecryptable) => return End::Broken("undecryptable"),
         };
-        session.used.set(Instant::now());
+        let now = Instant::now();
+        session.used.set(now);
+        session.heard.set(now);
         match record {
             [FRAMES, bytes @ ..] => {
                 partial.extend_from_slice(bytes);
@@ -178,6 +187,11 @@ async fn read_records(inner: &Rc<Inner>, session: &Rc<Session>, reader: &mut Rea
             [BULK, bytes @ ..] => {
                 start_mux(inner, session);
                 session.mux.feed(bytes).await;
+            }
+            [VERDICT, TWIN] => {
+                inner.met_as_twin(session.peer.id);
+                let text = "it has a session with another machine of this identity";
+                return End::Closed(io::Error::other(text));
             }
             _ => return End::Broken("record_unknown"),
         }

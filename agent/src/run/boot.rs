@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use dugnad_kernel::{Hash, Input};
 use dugnad_node::{Command, Config as NodeConfig, Node, program_hash};
@@ -19,13 +19,15 @@ use smol::channel::bounded;
 
 use super::{Agent, CLOSE_LIMIT, Sources, people, serve};
 use crate::blobs::Blobs;
+use crate::clock;
 use crate::config::{Config, Dirs};
 use crate::control::Control;
 use crate::disk::Disk;
 use crate::gateway::Gateway;
 use crate::host::{Host, HostConfig};
 use crate::identity::{
-    Community, DirLock, Identity, Remembered, at, check_node, next_incarnation, node_id,
+    Community, DirLock, Identity, Remembered, at, check_copy, check_node, next_incarnation,
+    node_id, record_copy,
 };
 use crate::invite::usable_addrs;
 use crate::link::{LinkConfig, Links};
@@ -61,6 +63,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
     let community = Community::load(&state)?;
     let id = node_id(&identity, &community);
     check_node(&state, id)?;
+    check_copy(&state)?;
     let incarnation = next_incarnation(&state)?;
     let signals = async_signal::Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;
 
@@ -160,13 +163,14 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         leaving: Cell::new(false),
         leaving_for_good: Cell::new(false),
         left: Cell::new(false),
+        is_copy: Cell::new(false),
         handed_over: RefCell::new(None),
         dial_soon: bounded(1),
         config: RefCell::new(config),
     });
     // It is set once.
     _ = itself.set(Rc::downgrade(&agent));
-    if let Some(problem) = clock_problem() {
+    if let Some(problem) = clock::problem() {
         log::warn!("{problem}");
     }
 
@@ -190,7 +194,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
 
     drop((control, dialling, remembering, following));
     agent.gateway.borrow_mut().take();
-    if agent.leaving_for_good.get() {
+    if agent.leaving_for_good.get() || agent.is_copy.get() {
         agent.host.stop_all().await;
     }
     // Tasks that are still there hold the host: its own drop would come too late.
@@ -200,6 +204,10 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         smol::Timer::after(CLOSE_LIMIT).await;
     })
     .await;
+    if agent.is_copy.get() {
+        record_copy(&state)?;
+        check_copy(&state)?;
+    }
     log::info!("ended");
     Ok(())
 }
@@ -241,17 +249,6 @@ impl Agent {
             smol::Timer::after(REMEMBER).await;
         }
     }
-}
-
-/// What is wrong with the clock, if it shows: boards without a battery begin in 1970.
-pub(super) fn clock_problem() -> Option<String> {
-    const YEAR_2020: u64 = 1_577_836_800;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    (now.as_secs() < YEAR_2020).then(|| {
-        "this machine's clock was never set: it says a year before 2020. Set it (`date -s`, or a \
-         service such as systemd-timesyncd or ntpd)"
-            .to_owned()
-    })
 }
 
 /// What services ask. Not the control socket: whoever may talk to that may administer the node.

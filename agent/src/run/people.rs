@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use dugnad_kernel::NodeId;
 use dugnad_node::{Answer, Command, Question};
@@ -13,8 +13,8 @@ use dugnad_resource::spec::{Tree, key_of};
 use serde_json::Value;
 use smol::channel::{Receiver, bounded};
 
-use super::boot::clock_problem;
 use super::{ASKS_MAX, Agent};
+use crate::clock;
 use crate::config::{Config, Overrides};
 use crate::control::{AgentApi, Hold, Local, LogLines, Metrics, Wanted, shape};
 use crate::host::RunningView;
@@ -118,7 +118,7 @@ impl Agent {
         let gateway = self.gateway.borrow();
         let mut warnings: Vec<String> = self.warnings.borrow().iter().cloned().collect();
         warnings.extend(gateway.iter().flat_map(|gateway| gateway.problems()));
-        warnings.extend(clock_problem());
+        warnings.extend(clock::problem());
         warnings.extend(self.links.twins());
         let traffic = self.traffic.borrow();
         warnings.extend(traffic.floods(Instant::now()));
@@ -291,14 +291,13 @@ impl AgentApi for Api {
     fn invite(&self, expires: Duration) -> Local<Result<String, String>> {
         let agent = Rc::clone(&self.0);
         Box::pin(async move {
-            if let Some(problem) = clock_problem() {
+            if let Some(problem) = clock::problem() {
                 return Err(format!(
                     "{problem}, and invite again: the expiry of an invitation is a time"
                 ));
             }
             let addrs = usable_addrs(agent.links.local_addr()).map_err(|e| e.to_string())?;
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let expires_unix = Some((now + expires).as_secs());
+            let expires_unix = Some(clock::now_unix().saturating_add(expires.as_secs()));
             let community = agent.community.clone();
             Ok(Invitation { community, addrs, expires_unix }.to_string())
         })

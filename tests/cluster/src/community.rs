@@ -385,10 +385,16 @@ impl Community {
     /// Waits for an agent that was told to end.
     #[track_caller]
     pub fn wait_end(&mut self, node: usize) -> ExitStatus {
+        self.wait_end_within(node, Duration::from_secs(20))
+    }
+
+    /// Waits for an agent that ends by itself.
+    #[track_caller]
+    pub fn wait_end_within(&mut self, node: usize, limit: Duration) -> ExitStatus {
         let Some(mut agent) = self.nodes[node].agent.take() else {
             panic!("node {node} does not run")
         };
-        let status = until("the agent ends", Duration::from_secs(20), || {
+        let status = until("the agent ends", limit, || {
             agent.try_wait().map_err(|error| error.to_string())?.ok_or_else(|| "it runs".to_owned())
         });
         self.nodes[node].agent = None;

@@ -19,6 +19,7 @@
 //! After a failed write (a full disk) the database is closed and opened again with the next
 //! batch, so that memory and medium agree.
 
+mod ledger;
 mod store;
 
 use std::collections::VecDeque;
@@ -29,7 +30,7 @@ use std::thread;
 
 use smol::channel::Sender;
 
-use store::Store;
+use store::{Found, Store};
 
 /// The longest value inside the database, in bytes.
 pub(crate) const INLINE_MAX: usize = 4 * 1024;
@@ -100,15 +101,16 @@ pub(crate) struct Disk(Arc<Handle>);
 
 impl Disk {
     /// Opens the records in `dir` and reads all of them. It blocks: call it before the loop
-    /// starts. Also returns what was dropped or repaired, for the user to read.
+    /// starts. Also returns what was dropped or repaired, for the user to read, and whether
+    /// something is missing or not as it was written.
     ///
     /// # Errors
     /// If the directory cannot be used at all, or another process has the database open.
     pub(crate) fn open(
         dir: &Path,
         events: Sender<DiskEvent>,
-    ) -> io::Result<(Self, Vec<Record>, Vec<String>)> {
-        let (store, records, notes) = Store::open(dir)?;
+    ) -> io::Result<(Self, Vec<Record>, Vec<String>, bool)> {
+        let Found { store, records, notes, damaged } = Store::open(dir)?;
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             came: Condvar::new(),
@@ -117,7 +119,7 @@ impl Disk {
         });
         let own = Arc::clone(&shared);
         thread::Builder::new().name("disk".to_owned()).spawn(move || own.work())?;
-        Ok((Self(Arc::new(Handle(shared))), records, notes))
+        Ok((Self(Arc::new(Handle(shared))), records, notes, damaged))
     }
 
     /// Queues a batch; never blocks. Its end is told as a [`DiskEvent`] with `token`.

@@ -324,8 +324,8 @@ pub(crate) fn check_copy(dir: &Path) -> io::Result<()> {
     }
     let text = format!(
         "{}: this state directory is a copy: another machine runs with its identity, so nothing is \
-         started here. Make this machine a node of its own with `dugnad init --new-identity`; or, if \
-         the other one is gone for good, remove {} and start again",
+         started here. Make this machine a node of its own with `dugnad init --new-identity`; or, \
+         if the other one is gone for good, remove {} and start again",
         dir.display(),
         path.display()
     );

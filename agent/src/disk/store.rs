@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use dugnad_kernel::Hash;
 use sled::Db;
 
+use super::ledger::{self, Change, Ledger};
 use super::{INLINE_MAX, Record, Write};
 use crate::identity::{at, write_synced};
 
@@ -33,12 +34,23 @@ pub(super) struct Store {
     db: Option<Db>,
     /// The file each key with a large value is in.
     large: BTreeMap<Vec<u8>, String>,
+    ledger: Ledger,
+}
+
+/// What was found.
+pub(super) struct Found {
+    pub(super) store: Store,
+    pub(super) records: Vec<Record>,
+    /// What was dropped or repaired, for the user to read.
+    pub(super) notes: Vec<String>,
+    /// Something is missing, or not as it was written.
+    pub(super) damaged: bool,
 }
 
 type Opened = (Db, Vec<(Vec<u8>, Vec<u8>)>, Option<String>);
 
 impl Store {
-    pub(super) fn open(dir: &Path) -> io::Result<(Self, Vec<Record>, Vec<String>)> {
+    pub(super) fn open(dir: &Path) -> io::Result<Found> {
         let mut notes = Vec::new();
         let large_dir = dir.join(LARGE);
         fs::create_dir_all(&large_dir).map_err(|e| at(&large_dir, &e))?;
@@ -54,33 +66,50 @@ impl Store {
                 open_and_read(dir)?.map_err(|why| io::Error::other(format!("{RECORDS}: {why}")))?
             }
         };
-        let mut store = Self { dir: dir.to_owned(), db: Some(db), large: BTreeMap::new() };
+        let (told, stored): (Vec<_>, Vec<_>) =
+            stored.into_iter().partition(|(key, _)| key == ledger::KEY);
+        let told = told.first().map(|(_, bytes)| bytes.as_slice());
+        let (ledger, missing) = Ledger::check(dir, &stored, told);
+        let mut store = Self { dir: dir.to_owned(), db: Some(db), large: BTreeMap::new(), ledger };
+        let mut damaged = missing.is_some() || damage.is_some() || !notes.is_empty();
+        let before = notes.len();
         let records = store.read(stored, &mut notes)?;
+        damaged |= notes.len() > before;
         if let Some(why) = damage {
+            store.ledger = Ledger::default();
             store.salvage(&records, &why, &mut notes)?;
+        }
+        if let Some(missing) = missing {
+            notes.push(format!(
+                "the records are damaged: {missing}; other nodes fill in what they have, and what \
+                 ran here is started when they have said what it is now"
+            ));
+            // Said once: from now on this is what must be there.
+            store.apply(sled::Batch::default(), Change::default())?;
         }
         store.sweep(&mut notes)?;
         let opening = dir.join(OPENING);
         fs::remove_file(&opening).map_err(|e| at(&opening, &e))?;
-        Ok((store, records, notes))
+        Ok(Found { store, records, notes, damaged })
     }
 
     /// Takes the records out of what is stored, and drops damaged ones.
     fn read(&mut self, stored: Vec<Record>, notes: &mut Vec<String>) -> io::Result<Vec<Record>> {
         let mut records = Vec::with_capacity(stored.len());
-        let mut damaged = sled::Batch::default();
+        let (mut damaged, mut change) = (sled::Batch::default(), Change::default());
         let before = notes.len();
         for (key, bytes) in stored {
             match self.decode(&key, &bytes) {
                 Ok(value) => records.push((key, value)),
                 Err(why) => {
                     damaged.remove(key.as_slice());
+                    change.add(&key, None);
                     notes.push(format!("dropped record {}: {why}", key.escape_ascii()));
                 }
             }
         }
         if notes.len() > before {
-            self.apply(damaged)?;
+            self.apply(damaged, change)?;
         }
         Ok(records)
     }
@@ -148,29 +177,34 @@ impl Store {
     /// Whatever went wrong, with the path. Then the database is opened anew by the next commit.
     pub(super) fn commit<'a>(&mut self, writes: impl Iterator<Item = &'a Write>) -> io::Result<()> {
         let mut batch = sled::Batch::default();
+        let mut change = Change::default();
         let mut large = self.large.clone();
         let mut old = Vec::new();
         let mut any = false;
         for (key, value) in writes {
             any = true;
             old.extend(large.remove(key));
-            match value {
-                None => batch.remove(key.as_slice()),
-                Some(value) if value.len() <= INLINE_MAX => {
-                    batch.insert(key.as_slice(), encode(key, INLINE, value));
-                }
+            let stored = match value {
+                None => None,
+                Some(value) if value.len() <= INLINE_MAX => Some(encode(key, INLINE, value)),
                 Some(value) => {
                     let name = file_name(key, value);
                     write_synced(&self.dir.join(LARGE), &name, value)?;
-                    batch.insert(key.as_slice(), encode(key, FILE, name.as_bytes()));
+                    let stored = encode(key, FILE, name.as_bytes());
                     large.insert(key.clone(), name);
+                    Some(stored)
                 }
+            };
+            change.add(key, stored.as_deref());
+            match stored {
+                None => batch.remove(key.as_slice()),
+                Some(stored) => batch.insert(key.as_slice(), stored),
             }
         }
         if !any {
             return Ok(());
         }
-        self.apply(batch)?;
+        self.apply(batch, change)?;
         self.large = large;
         for name in old {
             if !self.large.values().any(|current| *current == name) {
@@ -184,7 +218,8 @@ impl Store {
         Ok(())
     }
 
-    fn apply(&mut self, batch: sled::Batch) -> io::Result<()> {
+    fn apply(&mut self, mut batch: sled::Batch, change: Change) -> io::Result<()> {
+        batch.insert(ledger::KEY, self.ledger.after(&change)?);
         let path = self.dir.join(RECORDS);
         let db = match self.db.take() {
             Some(db) => db,
@@ -208,7 +243,7 @@ impl Store {
         File::open(&file).and_then(|file| file.sync_all()).map_err(|e| at(&file, &e))?;
         // Only now: after an error it stays closed.
         self.db = Some(db);
-        Ok(())
+        self.ledger.count(&self.dir, change)
     }
 }
 

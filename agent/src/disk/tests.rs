@@ -12,12 +12,13 @@ struct Opened {
     events: Receiver<DiskEvent>,
     records: Vec<Record>,
     notes: Vec<String>,
+    damaged: bool,
 }
 
 fn open(dir: &Path) -> Opened {
     let (sender, events) = smol::channel::bounded(1000);
-    let (disk, records, notes) = Disk::open(dir, sender).unwrap();
-    Opened { disk, events, records, notes }
+    let (disk, records, notes, damaged) = Disk::open(dir, sender).unwrap();
+    Opened { disk, events, records, notes, damaged }
 }
 
 impl Opened {
@@ -173,6 +174,15 @@ fn a_database_that_ends_the_agent_is_moved_aside() {
     assert!(disk.records.is_empty() && disk.notes[0].contains("2 times"), "{:?}", disk.notes);
 }
 
+/// The database itself, as soon as the threads of the one closed just now let go of it.
+fn behind_its_back(path: &Path) -> sled::Db {
+    loop {
+        if let Ok(db) = sled::Config::new().path(path).open() {
+            return db;
+        }
+    }
+}
+
 #[test]
 fn a_flipped_bit_drops_that_record_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
@@ -183,11 +193,7 @@ fn a_flipped_bit_drops_that_record_and_says_so() {
     drop(disk);
     // sled has checksums of its own, so the damage is put in through sled.
     let path = dir.path().join("records");
-    let db = loop {
-        if let Ok(db) = sled::Config::new().path(&path).open() {
-            break db;
-        }
-    };
+    let db = behind_its_back(&path);
     let mut bytes = db.get("good").unwrap().unwrap().to_vec();
     db.insert("also good", bytes.clone()).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
@@ -206,7 +212,9 @@ fn a_flipped_bit_drops_that_record_and_says_so() {
     assert_eq!(disk.get("good"), Some(&b"kept"[..]));
     assert_eq!(disk.get("large too").unwrap().len(), 10_000);
     assert_eq!(disk.records.len(), 2);
-    assert_eq!(disk.notes.len(), 3, "{:?}", disk.notes);
+    // One for each, and one that there were others.
+    assert_eq!(disk.notes.len(), 4, "{:?}", disk.notes);
+    assert!(disk.damaged && disk.notes[3].contains("5 records are there, and 3 were"));
     assert_eq!(large_files(dir.path()), 1);
     drop(disk);
     assert!(open(dir.path()).notes.is_empty(), "said once");
@@ -290,4 +298,101 @@ fn an_unfinished_snapshot_costs_nothing() {
     let disk = open(dir.path());
     assert_eq!(disk.get("a"), Some(&b"first"[..]));
     assert!(disk.notes.is_empty() && !left.exists(), "{:?}", disk.notes);
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    // It may not be there yet.
+    _ = fs::remove_dir_all(to);
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+}
+
+/// Bytes of the database are overwritten somewhere: whatever comes back that is not what was
+/// written is told.
+#[test]
+fn overwritten_bytes_never_go_unnoticed() {
+    let whole = tempfile::tempdir().unwrap();
+    let disk = open(whole.path());
+    for round in 0..3u8 {
+        for key in 0..40u64 {
+            disk.write(key, &format!("key-{key}"), &[round; 200]);
+        }
+    }
+    drop(disk);
+    let good = open(whole.path());
+    let records = good.records.clone();
+    assert!(!good.damaged && records.len() == 40);
+    drop(good);
+    let mut rng = fastrand::Rng::with_seed(15);
+    let mut changed = 0;
+    for round in 0..60 {
+        let dir = tempfile::tempdir().unwrap();
+        copy_files(whole.path(), dir.path());
+        copy_files(&whole.path().join("records"), &dir.path().join("records"));
+        let path = dir.path().join("records/db");
+        let mut bytes = fs::read(&path).unwrap();
+        // Most of the file is empty: where something is written.
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+        let count = if round % 2 == 0 { 64 } else { 4 };
+        let at = rng.usize(0..used.saturating_sub(count).max(1));
+        bytes[at..at + count].fill_with(|| rng.u8(..));
+        fs::write(&path, bytes).unwrap();
+        let disk = open(dir.path());
+        if disk.records != records {
+            changed += 1;
+            let (is, was) = (disk.records.len(), records.len());
+            assert!(disk.damaged, "round {round}, byte {at}: {is} of {was}, without a word");
+            assert!(!disk.notes.is_empty(), "round {round}");
+        }
+    }
+    assert!(changed > 5, "{changed} of 60 changed anything: that tests nothing");
+}
+
+/// Damage that sled does not notice: records that went without a word, and an older version of the
+/// whole that came back.
+#[test]
+fn what_is_missing_or_old_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = open(dir.path());
+    assert!(!disk.damaged);
+    for (token, key) in ["a", "b", "c"].into_iter().enumerate() {
+        disk.write(token as u64, key, b"first");
+    }
+    drop(disk);
+    let disk = open(dir.path());
+    assert!(!disk.damaged && disk.notes.is_empty(), "{:?}", disk.notes);
+    drop(disk);
+    let (records, older) = (dir.path().join("records"), dir.path().join("older"));
+    copy_files(&records, &older);
+    let disk = open(dir.path());
+    disk.write(9, "a", b"second");
+    drop(disk);
+    // The disk brings back what it held before the last write.
+    copy_files(&older, &records);
+    let disk = open(dir.path());
+    assert!(disk.damaged, "an old version went unnoticed");
+    assert!(
+        disk.notes.iter().any(|note| note.contains("1 writes are missing")),
+        "{:?}",
+        disk.notes
+    );
+    assert_eq!(disk.get("a"), Some(&b"first"[..]));
+    drop(disk);
+    // Said once.
+    let disk = open(dir.path());
+    assert!(!disk.damaged && disk.notes.is_empty(), "{:?}", disk.notes);
+    drop(disk);
+    // Records vanish, and sled does not know that they were there.
+    let db = behind_its_back(&records);
+    db.remove("b").unwrap();
+    db.flush().unwrap();
+    drop(db);
+    let disk = open(dir.path());
+    assert!(disk.damaged, "a lost record went unnoticed");
+    assert!(disk.notes[0].contains("2 records are there, and 3 were"), "{:?}", disk.notes);
 }

@@ -32,6 +32,8 @@ use crate::identity::{
 use crate::invite::usable_addrs;
 use crate::link::{LinkConfig, Links};
 
+/// Keys of what ran here begin with this (`dugnad_node`).
+const RUNS: u8 = b'x';
 /// Inputs that wait for the loop, by source. Readers of links wait when theirs is full; nothing
 /// in the loop itself ever does.
 const INBOX: usize = 256;
@@ -68,7 +70,11 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
     let signals = async_signal::Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;
 
     let (disk_events, disk) = bounded(INBOX);
-    let (disk_handle, records, notes) = Disk::open(&state, disk_events)?;
+    let (disk_handle, mut records, notes, damaged) = Disk::open(&state, disk_events)?;
+    if damaged {
+        // What ran here may be yesterday's: the managers say what is to run, as far as it is known.
+        records.retain(|(key, _)| key.first() != Some(&RUNS));
+    }
     let blobs = Blobs::open(&state, config.ceilings().amounts.disk)?;
     let remembered = Remembered::load(&state);
 

@@ -315,6 +315,9 @@ pub(super) struct Stop {
 pub(super) struct Rm {
     #[argh(positional)]
     pub(super) service: String,
+    /// what it has written stays where it is; a service of this name takes it up again
+    #[argh(switch)]
+    pub(super) keep_state: bool,
 }
 
 /// go back to the version of a service before the present one

@@ -137,9 +137,8 @@ fn status_text(status: &Value, bold: bool) -> String {
     for key in list("not_enforced") {
         told.push_str(&format!("not acted upon yet: {}\n", text(&key)));
     }
-    for kept in status["kept_state"].as_array().into_iter().flatten() {
-        let (service, since) = (text(&kept["service"]), span(&kept["secs"]));
-        told.push_str(&format!("keeps the state of {service}, which stopped here {since} ago\n"));
+    for (_, line) in kept_state(status) {
+        told.push_str(&format!("{line}\n"));
     }
     for warning in list("warnings") {
         told.push_str(&format!("warning: {}\n", text(&warning)));
@@ -230,5 +229,21 @@ pub(super) fn why(args: &args::Why, cx: &mut Cx<'_>) -> Outcome {
     for line in lines.as_array().into_iter().flatten() {
         writeln!(cx.out, "{}", text(line))?;
     }
+    let client = cx.client()?;
+    let status = smol::block_on(within(ASK_LIMIT, client.get("/v1/status")))?.value;
+    for kept in kept_state(&status).iter().filter(|(service, _)| service == name) {
+        writeln!(cx.out, "{}", kept.1)?;
+    }
     Ok(exit::DONE)
+}
+
+/// State that is kept on this node: the service, and a line about it.
+fn kept_state(status: &Value) -> Vec<(String, String)> {
+    let kept = status["kept_state"].as_array().into_iter().flatten();
+    let line = |kept: &Value| {
+        let (service, since) = (text(&kept["service"]), span(&kept["secs"]));
+        let line = format!("this node keeps the state of {service}, which stopped {since} ago");
+        (service, line)
+    };
+    kept.map(line).collect()
 }

@@ -197,11 +197,15 @@ pub(super) fn elapsed(time: Duration) -> String {
 }
 
 pub(super) fn stop(args: &args::Stop, cx: &mut Cx<'_>) -> Outcome {
-    order(cx, "stop", &args.service, "stopped; it stays known")
+    order(cx, "stop", &args.service, "", "stopped; it stays known")
 }
 
 pub(super) fn rm(args: &args::Rm, cx: &mut Cx<'_>) -> Outcome {
-    order(cx, "rm", &args.service, "removed")
+    if args.keep_state {
+        let done = "removed; what it has written stays (`dugnad status` lists it)";
+        return order(cx, "rm", &args.service, "?keep_state=1", done);
+    }
+    order(cx, "rm", &args.service, "", "removed")
 }
 
 pub(super) fn rollback(args: &args::Rollback, cx: &mut Cx<'_>) -> Outcome {
@@ -219,8 +223,8 @@ pub(super) fn announce(args: &args::Announce, cx: &mut Cx<'_>) -> Outcome {
     Ok(exit::DONE)
 }
 
-fn order(cx: &mut Cx<'_>, verb: &str, service: &str, done: &str) -> Outcome {
-    let (client, path) = (cx.client()?, format!("/v1/{verb}/{}", name(service)?));
+fn order(cx: &mut Cx<'_>, verb: &str, service: &str, how: &str, done: &str) -> Outcome {
+    let (client, path) = (cx.client()?, format!("/v1/{verb}/{}{how}", name(service)?));
     smol::block_on(within(ASK_LIMIT, client.post(&path, None)))?;
     cx.say(format!("{service} {done}"));
     Ok(exit::DONE)

@@ -270,6 +270,8 @@ fn orders_say_what_came_of_them() {
     assert_eq!((ran.exit, ran.err.as_str()), (0, "wiki removed\n"));
     let ran = agent.run(&["stop", "wiki"]);
     assert_eq!((ran.exit, ran.err.as_str()), (3, "dugnad: it cannot be met now\n  - a\n  - b\n"));
+    let ran = agent.run(&["rm", "wiki", "--keep-state"]);
+    assert!(ran.exit == 0 && ran.err.contains("stays"), "{}", ran.err);
     let ran = agent.run(&["rm", "blog"]);
     let text = "dugnad: no service is called \"blog\" here; see: dugnad ps\n";
     assert_eq!((ran.exit, ran.err.as_str()), (1, text));

@@ -12,7 +12,7 @@
 //! | `POST /v1/plan`, body: the spec | one JSON value |
 //! | `POST /v1/ingest`, body: a folder ([`upload`]) | the stored tree |
 //! | `POST /v1/deploy`, body: the spec | lines: `{"progress":..}`, last `{"result":..}` or error |
-//! | `POST /v1/stop/NAME`, `/v1/rm/NAME`, `/v1/rollback/NAME` | one JSON value |
+//! | `POST /v1/stop/NAME`, `/v1/rm/NAME` (`?keep_state=1`), `/v1/rollback/NAME` | one JSON value |
 //! | `POST /v1/leave` (`?now=1`), `/v1/reload`, `/v1/invite?secs=N` | one JSON value |
 //! | `GET /v1/logs/NAME?tail=N&follow=1`, `/v1/events?follow=1` | one JSON object a line |
 //! | `GET /v1/groups` | one JSON value |

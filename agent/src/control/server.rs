@@ -177,7 +177,13 @@ impl Door {
                 self.ask(Question::Stop(service(name)?), name).await
             }
             (false, ("v1", Some("rm"), Some(name), None)) => {
-                self.ask(Question::Remove(service(name)?), name).await
+                let service = service(name)?;
+                let question = if query.has("keep_state") {
+                    Question::RemoveButState(service)
+                } else {
+                    Question::Remove(service)
+                };
+                self.ask(question, name).await
             }
             (false, ("v1", Some("rollback"), Some(name), None)) => {
                 self.ask(Question::RollBack(service(name)?), name).await

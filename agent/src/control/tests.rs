@@ -174,9 +174,12 @@ impl FakeAgent {
             Question::RollBack(name) if name == "theirs" => {
                 Answer::Conflict("node 1A2B was first".to_owned())
             }
-            Question::Why(_) | Question::Stop(_) | Question::Remove(_) | Question::RollBack(_) => {
-                Answer::Unknown
-            }
+            Question::RemoveButState(name) if name == "wiki" => Answer::Done,
+            Question::Why(_)
+            | Question::Stop(_)
+            | Question::Remove(_)
+            | Question::RemoveButState(_)
+            | Question::RollBack(_) => Answer::Unknown,
         }
     }
 }

@@ -103,8 +103,10 @@ pub enum Question {
     Resolve(String),
     /// Stop its replicas, keep the service known.
     Stop(String),
-    /// Stop its replicas and forget it.
+    /// Stop its replicas and forget it, and what they have written.
     Remove(String),
+    /// Stop its replicas and forget it; the state of a service that keeps it stays.
+    RemoveButState(String),
     /// Deploy the version before once more. Answers as a deploy.
     RollBack(String),
     /// Which node answers for this key.

@@ -32,6 +32,7 @@ pub(crate) fn question(question: Question) -> Result<ClientQuestion, Own> {
         Question::Resolve(name) => ClientQuestion::Resolve(name),
         Question::Stop(name) => ClientQuestion::Stop(name),
         Question::Remove(name) => ClientQuestion::Remove(name),
+        Question::RemoveButState(name) => ClientQuestion::RemoveButState(name),
         Question::RollBack(name) => ClientQuestion::RollBack(name),
         Question::Lookup(key) => return Err(Own::Lookup(key)),
         Question::Announce(text) => return Err(Own::Announce(text)),

@@ -47,6 +47,8 @@ pub enum ClientQuestion {
     Resolve(String),
     Stop(String),
     Remove(String),
+    /// But what it has written stays where it is kept.
+    RemoveButState(String),
     /// Go back to the version before.
     RollBack(String),
 }
@@ -102,7 +104,7 @@ impl Collective {
             ClientQuestion::Why(_) => "why",
             ClientQuestion::Resolve(_) => "resolve",
             ClientQuestion::Stop(_) => "stop",
-            ClientQuestion::Remove(_) => "rm",
+            ClientQuestion::Remove(_) | ClientQuestion::RemoveButState(_) => "rm",
             ClientQuestion::RollBack(_) => "rollback",
         };
         let op = |asker| async move {
@@ -158,6 +160,9 @@ async fn answer(
         }
         ClientQuestion::Stop(name) => end(&asker, &name, Desired::Stopped, size, me).await,
         ClientQuestion::Remove(name) => end(&asker, &name, Desired::Removed, size, me).await,
+        ClientQuestion::RemoveButState(name) => {
+            end(&asker, &name, Desired::RemovedButState, size, me).await
+        }
         ClientQuestion::RollBack(name) => roll_back(&asker, &name, me, size).await,
     }
 }
@@ -607,7 +612,7 @@ async fn end(asker: &Asker, name: &str, desired: Desired, size: u64, me: NodeId)
         return ClientReply::Failed(NOBODY.to_string());
     };
     let Some(old) = known.as_ref().and_then(decode) else { return ClientReply::Unknown };
-    if old.desired == Desired::Removed {
+    if old.desired.is_removed() {
         return ClientReply::Unknown;
     }
     let generation = next_generation(known.as_ref(), Some(&old));
@@ -617,7 +622,7 @@ async fn end(asker: &Asker, name: &str, desired: Desired, size: u64, me: NodeId)
         Stored::No => return ClientReply::Failed(NO_ROOM.to_string()),
         Stored::Taken(other) => return ClientReply::Conflict(conflict(name, other.as_ref())),
     }
-    if desired == Desired::Removed {
+    if desired.is_removed() {
         forget_trees(asker, &new.spec, &[], me).await;
         if let Some(before) = previous(asker, service).await {
             forget_trees(asker, &before.spec, &[], me).await;

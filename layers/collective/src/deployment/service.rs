@@ -23,6 +23,15 @@ pub enum Desired {
     Running,
     Stopped,
     Removed,
+    /// Removed, but what it has written stays with the hosts that kept it.
+    RemovedButState,
+}
+
+impl Desired {
+    #[must_use]
+    pub const fn is_removed(self) -> bool {
+        matches!(self, Self::Removed | Self::RemovedButState)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +67,12 @@ pub struct Failed {
 pub const GENERATION_MAX: u64 = 1 << 48;
 
 impl Service {
+    /// Whether a replica that is stopped now leaves nothing behind.
+    #[must_use]
+    pub const fn forgets(&self) -> bool {
+        matches!(self.desired, Desired::Removed) || !self.spec.keep_state
+    }
+
     /// Whether its numbers are within their bounds; records come from other nodes.
     #[must_use]
     pub const fn fits(&self) -> bool {

@@ -94,7 +94,7 @@ variants!(ToManager, "tomanager": Reserved, Refused, Beat, Nothing, Deposed,
     Leaving);
 variants!(CastBody, "body": Describe, Services, Ports, Changed, Happened, Removed);
 variants!(CastPart, "part": Node, Services, Ports);
-variants!(Desired, "desired": Running, Stopped, Removed);
+variants!(Desired, "desired": Running, Stopped, Removed, RemovedButState);
 variants!(SlotState, "slot": Reserved, Starting, Ready, Draining, Lost);
 variants!(HostState, "state":
     Reserved, Fetching, Starting, Ready, Unready, Failed, Stopping, Gone);
@@ -497,7 +497,8 @@ pub(crate) fn stored(lines: &mut Lines) {
     let failed = Failed { generation: 2, node_name: "pi".into(), reason: "it ended".into() };
     lines.stored("failed", &failed);
     let service = |desired| Service { spec: spec(), generation: 2, desired, deployed_from: id(1) };
-    every(lines, "service", [Desired::Running, Desired::Stopped, Desired::Removed], service);
+    let desired = [Desired::Running, Desired::Stopped, Desired::Removed, Desired::RemovedButState];
+    every(lines, "service", desired, service);
     let bodies = [
         CastBody::Describe { trees: vec![Hash([7; 32])], program: Some("/usr/bin/python3".into()) },
         CastBody::Services,

@@ -265,8 +265,7 @@ impl Collective {
         if slot.state == SlotState::Draining && new != SlotState::Draining {
             // It was away when it was told to stop.
             let (node, epoch) = (slot.node, manager.plan.epoch);
-            let removed = manager.service.desired == Desired::Removed;
-            let forget = removed || !manager.service.spec.keep_state;
+            let forget = manager.service.forgets();
             cx.emit(Event::ToHost { to: node, msg: ToHost::Stop { id, epoch, forget } });
             return;
         }

@@ -237,9 +237,8 @@ impl Collective {
     /// What this node manages, as it says it in a broadcast.
     #[must_use]
     pub fn views(&self) -> Vec<View> {
-        let known = |(_, m): &(&Key, &Manager)| {
-            m.service.desired != Desired::Removed || !m.plan.slots.is_empty()
-        };
+        let known =
+            |(_, m): &(&Key, &Manager)| !m.service.desired.is_removed() || !m.plan.slots.is_empty();
         self.managers.iter().filter(known).map(|(key, m)| m.view(*key)).collect()
     }
 

@@ -101,7 +101,7 @@ impl Collective {
     pub(super) fn stop_all(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
         let Some(manager) = self.managers.get_mut(&key) else { return };
         manager.blocked.clear();
-        let forget = manager.service.desired == Desired::Removed;
+        let forget = manager.service.desired.is_removed() && manager.service.forgets();
         let epoch = manager.plan.epoch;
         manager.plan.slots.retain(|slot| slot.state != SlotState::Lost);
         for slot in &mut manager.plan.slots {

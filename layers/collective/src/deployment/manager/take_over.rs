@@ -10,7 +10,7 @@ use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::execute::{Epoch, ReplicaId, ToHost};
 
 use super::{Manager, TAKE_OVER};
-use crate::deployment::service::{Desired, PLAN, Plan, SPEC, Service, SlotState};
+use crate::deployment::service::{PLAN, Plan, SPEC, Service, SlotState};
 use crate::persistence::record::{DEGREE, Record, class};
 use crate::{Ask, Asker, AskerExt, Collective, Event, Outcome, Reply, Request, Response};
 
@@ -112,8 +112,7 @@ impl Collective {
     /// What an earlier manager stopped, and whose end it may not have heard of.
     pub(super) fn stop_again(&self, key: Key, cx: &mut Cx<'_, Self>) {
         let Some(manager) = self.managers.get(&key) else { return };
-        let removed = manager.service.desired == Desired::Removed;
-        let forget = removed || !manager.service.spec.keep_state;
+        let forget = manager.service.forgets();
         let epoch = manager.plan.epoch;
         for slot in manager.plan.slots.iter().filter(|slot| slot.state == SlotState::Draining) {
             let id = ReplicaId { service: key, number: slot.number };

@@ -237,6 +237,8 @@ const MET_MAX: usize = 256;
 pub struct Collective {
     pub(crate) me: NodeId,
     pub(crate) place: Place,
+    /// What it answered for before it went out of the ring, until it is in again.
+    range_before: Option<Arc>,
     pub(crate) store: Store,
     pub(crate) ops: Ops<Ask, Reply, Outcome>,
     out: BTreeMap<CallId, Out>,
@@ -291,6 +293,7 @@ impl Collective {
         Self {
             me,
             place: Place::default(),
+            range_before: None,
             store: Store::default(),
             ops: Ops::default(),
             out: BTreeMap::new(),
@@ -429,7 +432,10 @@ impl Collective {
     /// The ring moved: what I answer for, and whom I copy to.
     fn on_place(&mut self, place: Place, gained: Option<Arc>, cx: &mut Cx<'_, Self>) {
         let moved = self.place.range != place.range;
-        let lost = lost(self.place.range, place.range);
+        // Who was alone and joins has lost what it answered for, too.
+        let lost = lost(self.place.range.or(self.range_before), place.range);
+        self.range_before =
+            self.place.range.or(self.range_before).filter(|_| place.range.is_none());
         let next = |place: &Place| place.succs.first().map(|peer| peer.id);
         let next_moved = next(&self.place) != next(&place);
         self.place = place;

@@ -50,7 +50,8 @@ pub(crate) struct Entry {
     booted: Option<Time>,
     /// Ways in that were not tried since the last round.
     untried: BTreeSet<NodeId>,
-    /// Dead peers that may come back, or live on the other side of a cut.
+    /// Dead peers that may come back or live on the other side of a cut, and peers that were on
+    /// their way in when they were asked.
     passive: Vec<Peer>,
     probing: bool,
     merged: Vec<(NodeId, Time)>,
@@ -153,8 +154,13 @@ impl Overlay {
 
     /// A peer died; keep it for the day the cable is plugged in again.
     pub(crate) fn remember_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        self.ask_again(id, cx);
+    }
+
+    /// It is probed until it says that it is inside a ring, and so is this node.
+    fn ask_again(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         let Some(peer) = self.book.get(&id).cloned() else { return };
-        self.entry.passive.retain(|dead| dead.id != id);
+        self.entry.passive.retain(|asked| asked.id != id);
         if self.entry.passive.len() == PASSIVE_MAX {
             self.entry.passive.remove(0);
         }
@@ -220,12 +226,16 @@ impl Overlay {
         cx: &mut Cx<'_, Self>,
     ) {
         if inside {
-            self.entry.passive.retain(|dead| dead.id != from);
             self.saw_ring(cx.now);
         }
         if !inside || self.ring.status() != Status::Inside {
+            // One of the two is on its way in: whether it is one ring is to be seen after.
+            if self.ring.is_member() && !self.knows(from) {
+                self.ask_again(from, cx);
+            }
             return;
         }
+        self.entry.passive.retain(|asked| asked.id != from);
         let me = self.ring.me().clone();
         let theirs_alone = pred.id == from && succs.first().is_none_or(|s| s.id == from);
         if self.ring.alone() {

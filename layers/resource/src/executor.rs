@@ -577,6 +577,10 @@ impl Executor {
         let term = self.terms.entry(service).or_default();
         term.manager = Some(manager);
         term.heard = false;
+        if !self.held.iter().any(|(id, held)| id.service == service && held.run.is_some()) {
+            // Another manager had it stopped, and this one may not know.
+            cx.send(manager, ToManager::Nothing { service });
+        }
         self.beat_all(service, cx);
         self.say_leaving(service, cx);
     }

@@ -221,6 +221,8 @@ impl World {
 
     /// Starts the agent of a machine from what its disk holds.
     pub fn start(&mut self, id: NodeId) {
+        // What stood before a power cut means nothing to the new process, and it says so.
+        self.close_all(id);
         let Some(machine) = self.machines.get_mut(&id) else { return };
         machine.life += 1;
         machine.inc += 1;
@@ -251,15 +253,24 @@ impl World {
             machine.processes.running.clear();
         }
         self.note(b"crash", id, &[]);
+        match kind {
+            Crash::Process => self.close_all(id),
+            Crash::Power => {
+                for peer in self.net.peers(id) {
+                    let epoch = self.net.epoch(id, peer);
+                    let at = self.now + GIVE_UP;
+                    self.at(at, Happening::LinkDown { node: peer, peer: id, epoch });
+                }
+            }
+        }
+    }
+
+    /// Ends all sessions of a node; the other ends learn of it soon.
+    fn close_all(&mut self, id: NodeId) {
         for peer in self.net.peers(id) {
             let epoch = self.net.epoch(id, peer);
-            let after = match kind {
-                Crash::Process => Duration::from_millis(self.rng.u64(1..40)),
-                Crash::Power => GIVE_UP,
-            };
-            if kind == Crash::Process {
-                self.net.close(id, peer);
-            }
+            let after = Duration::from_millis(self.rng.u64(1..40));
+            self.net.close(id, peer);
             self.at(self.now + after, Happening::LinkDown { node: peer, peer: id, epoch });
         }
     }

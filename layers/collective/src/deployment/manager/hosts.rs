@@ -172,6 +172,10 @@ impl Collective {
         let key = id.service;
         let Some(manager) = self.managers.get_mut(&key) else {
             cx.emit(Event::ToHost { to: from, msg: ToHost::NotManager { service: key } });
+            // It runs, so there is a record of it; after a merge of rings perhaps not here yet.
+            if self.manages(key) && !self.ending {
+                self.recall(key, cx);
+            }
             return;
         };
         let epoch = manager.plan.epoch;

@@ -197,7 +197,7 @@ impl Manager {
     }
 
     #[must_use]
-    pub fn view(&self, key: Key) -> View {
+    pub fn view(&self, key: Key, me: NodeId) -> View {
         View {
             name: self.service.spec.name.clone(),
             service: key,
@@ -208,7 +208,7 @@ impl Manager {
             want: if self.service.desired == Desired::Running { self.want } else { 0 },
             because: self.because.clone(),
             ready: u8::try_from(self.ready()).unwrap_or(u8::MAX),
-            manager: self.plan.epoch.manager,
+            manager: me,
             revision: (self.plan.epoch.term << 32)
                 | (self.revision.wrapping_add(1) & u64::from(u32::MAX)),
             slots: self.plan.slots.clone(),
@@ -239,7 +239,7 @@ impl Collective {
     pub fn views(&self) -> Vec<View> {
         let known =
             |(_, m): &(&Key, &Manager)| !m.service.desired.is_removed() || !m.plan.slots.is_empty();
-        self.managers.iter().filter(known).map(|(key, m)| m.view(*key)).collect()
+        self.managers.iter().filter(known).map(|(key, m)| m.view(*key, self.me)).collect()
     }
 
     pub(crate) fn manages(&self, key: Key) -> bool {
@@ -328,7 +328,7 @@ impl Collective {
     fn touch(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
         let Some(manager) = self.managers.get_mut(&key) else { return };
         manager.revision += 1;
-        let view = manager.view(key);
+        let view = manager.view(key, self.me);
         for (to, call) in core::mem::take(&mut manager.waiting) {
             self.respond(to, call, Response::View(view.clone()), cx);
         }

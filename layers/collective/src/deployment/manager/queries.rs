@@ -28,7 +28,7 @@ impl Collective {
             self.respond(from, call, answer, cx);
             return;
         };
-        let view = manager.view(key);
+        let view = manager.view(key, self.me);
         if view.revision == seen && manager.waiting.len() < WAITING_MAX {
             manager.waiting.push((from, call));
             cx.after(POLL, Timer::Poll { key, from, call });
@@ -42,7 +42,7 @@ impl Collective {
         let before = manager.waiting.len();
         manager.waiting.retain(|waiting| *waiting != (from, call));
         if manager.waiting.len() != before {
-            let view = manager.view(key);
+            let view = manager.view(key, self.me);
             self.respond(from, call, Response::View(view), cx);
         }
     }

@@ -73,6 +73,8 @@ impl Collective {
             return;
         }
         let (live, want) = (manager.staying().count(), usize::from(manager.want));
+        let restarted = self.hold_until.is_some_and(|until| until > cx.now);
+        let unsaid = manager.decided < manager.plan.epoch && !restarted;
         // A host that was not seen since this node started may just be starting, too.
         let missing = |slot: &Slot| slot.state == SlotState::Lost && !self.met.contains(&slot.node);
         let starting = manager.plan.slots.iter().any(missing);
@@ -91,7 +93,9 @@ impl Collective {
         let before = manager.plan.slots.len();
         manager.plan.slots.retain(|slot| slot.state != SlotState::Lost);
         let replaced = manager.plan.slots.len() != before;
-        if replaced {
+        // Whoever manages it after a merge must see in which term this was decided; but not of one
+        // that may just have been away: see `take_over`.
+        if replaced || unsaid {
             self.store_plan(key, cx);
         }
         self.drop_surplus(key, cx);

@@ -149,7 +149,7 @@ impl Agent {
 
     /// Which services have state here though none of their replicas runs.
     fn tell_kept(self: &Rc<Self>) {
-        let kept = self.host.kept_state().iter().map(|(name, _)| state_mark(name)).collect();
+        let kept = self.host.kept_state().iter().map(|kept| state_mark(&kept.service)).collect();
         self.input(Input::Command(Command::KeptState(kept)));
     }
 

@@ -29,6 +29,23 @@ pub fn read_number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
 }
 
+/// Bytes of all files under a folder; a link counts as itself.
+///
+/// # Errors
+/// The system's, of the first folder that cannot be read.
+pub fn weigh(folder: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        bytes += if entry.file_type()?.is_dir() {
+            weigh(&entry.path())?
+        } else {
+            entry.metadata()?.len()
+        };
+    }
+    Ok(bytes)
+}
+
 /// The number after `name` in a file of lines `name number`.
 pub(crate) fn read_field(path: &Path, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;

@@ -16,4 +16,4 @@ pub mod process;
 #[allow(unsafe_code)]
 pub mod spawn;
 
-pub use file::{explain, read_number, write_value};
+pub use file::{explain, read_number, weigh, write_value};

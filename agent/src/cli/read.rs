@@ -242,7 +242,10 @@ fn kept_state(status: &Value) -> Vec<(String, String)> {
     let kept = status["kept_state"].as_array().into_iter().flatten();
     let line = |kept: &Value| {
         let (service, since) = (text(&kept["service"]), span(&kept["secs"]));
-        let line = format!("this node keeps the state of {service}, which stopped {since} ago");
+        let size = kept["bytes"].as_u64().map(|bytes| format!(" ({})", Bytes(bytes)));
+        let size = size.unwrap_or_default();
+        let line =
+            format!("this node keeps the state of {service}{size}, which stopped {since} ago");
         (service, line)
     };
     kept.map(line).collect()

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use dugnad_fabric::Bytes;
 use dugnad_kernel::Hash;
+use dugnad_platform::weigh;
 use dugnad_resource::spec::{Spec, Tree, valid_name};
 use serde_json::{Value, json};
 
@@ -30,19 +31,6 @@ fn read_file(path: &Path, cx: &mut Cx<'_>) -> Result<ServiceFile, Failure> {
 
 fn to_json(spec: &Spec) -> Result<Value, Failure> {
     serde_json::to_value(spec).map_err(|error| Failure::failed(format!("spec: {error}")))
-}
-
-/// Bytes of all files under a folder.
-fn weigh(folder: &Path) -> std::io::Result<u64> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        bytes += match entry.file_type()? {
-            kind if kind.is_dir() => weigh(&entry.path())?,
-            _ => std::fs::metadata(entry.path())?.len(),
-        };
-    }
-    Ok(bytes)
 }
 
 /// Nothing is stored for a plan, so packages have their weight but no name yet.

@@ -13,6 +13,7 @@ use dugnad_resource::spec::{Arch, Port, Tree};
 use serde_json::{Value, json};
 
 use super::exit;
+use crate::host::Kept;
 
 /// What the agent knows of itself beside the node's [`Status`].
 #[derive(Clone, Debug)]
@@ -38,8 +39,8 @@ pub(crate) struct Facts {
     pub(crate) seeds: Vec<String>,
     /// Anything else its owner should know, one line each.
     pub(crate) warnings: Vec<String>,
-    /// State that stopped replicas left here: of which service, and since when.
-    pub(crate) kept_state: Vec<(String, SystemTime)>,
+    /// State that stopped replicas left here.
+    pub(crate) kept_state: Vec<Kept>,
     /// Frames received and sent since the start, by kind of message.
     pub(crate) frames: FramesByKind,
 }
@@ -99,9 +100,9 @@ pub(crate) fn status(status: &Status, facts: &Facts) -> Value {
         "services": facts.services,
         "running": facts.running,
         "seeds": facts.seeds,
-        "kept_state": facts.kept_state.iter().map(|(service, since)| {
-            let secs = since.elapsed().unwrap_or_default().as_secs();
-            json!({"service": service, "secs": secs})
+        "kept_state": facts.kept_state.iter().map(|kept| {
+            let secs = kept.since.elapsed().unwrap_or_default().as_secs();
+            json!({"service": kept.service, "secs": secs, "bytes": kept.bytes})
         }).collect::<Vec<_>>(),
         "warnings": facts.warnings,
     })

@@ -112,6 +112,17 @@ impl State {
     }
 }
 
+/// State that a stopped replica left here.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    /// Name of the service.
+    pub(crate) service: String,
+    /// When the replica stopped.
+    pub(crate) since: SystemTime,
+    /// `None` where it could not be counted.
+    pub(crate) bytes: Option<u64>,
+}
+
 /// One replica, for people to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunningView {
@@ -380,11 +391,12 @@ impl Host {
         }
     }
 
-    /// State that stopped replicas left here: of which service, and since when.
-    pub(crate) fn kept_state(&self) -> Vec<(String, SystemTime)> {
+    /// State that stopped replicas left here.
+    pub(crate) fn kept_state(&self) -> Vec<Kept> {
         let kept = folders(&self.shared.services).into_iter().filter_map(|folder| {
             let (service, _) = folder.name().rsplit_once('.')?;
-            Some((service.to_owned(), folder.kept_since()?))
+            let (since, bytes) = (folder.kept_since()?, folder.kept_bytes());
+            Some(Kept { service: service.to_owned(), since, bytes })
         });
         kept.collect()
     }

@@ -7,8 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use dugnad_platform::explain;
 use dugnad_platform::process::Process;
+use dugnad_platform::{explain, read_number, weigh};
 use dugnad_resource::execute::{ReplicaId, Run};
 use serde::{Deserialize, Serialize};
 
@@ -146,8 +146,10 @@ impl Folder {
         if !kept {
             return remove(&path);
         }
-        let made = File::create(&path).map(drop);
-        made.map_err(|error| explain(&error, &format!("cannot write {}", path.display())))
+        // Nothing writes there any more, so this is counted once.
+        let bytes = weigh(&self.state()).map_or_else(|_| String::new(), |bytes| bytes.to_string());
+        fs::write(&path, bytes)
+            .map_err(|error| explain(&error, &format!("cannot write {}", path.display())))
     }
 
     pub(super) fn is_kept(&self) -> bool {
@@ -157,6 +159,11 @@ impl Folder {
     /// When its replica stopped, if its state was kept.
     pub(super) fn kept_since(&self) -> Option<SystemTime> {
         fs::metadata(self.kept()).and_then(|marker| marker.modified()).ok()
+    }
+
+    /// Bytes of its state, if it was kept and could be counted.
+    pub(super) fn kept_bytes(&self) -> Option<u64> {
+        read_number(&self.kept())
     }
 
     pub(super) fn delete(&self) -> io::Result<()> {

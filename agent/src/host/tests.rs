@@ -418,7 +418,8 @@ fn the_next_replica_takes_up_the_state() {
             world.stop(id, false).await;
             let kept = world.host.kept_state();
             assert_eq!(kept.len(), 1, "{kept:?}");
-            assert_eq!(kept[0].0, "diary");
+            assert_eq!(kept[0].service, "diary");
+            assert_eq!(kept[0].bytes, Some(6 * (1 + u64::from(number))), "lines of \"entry\"");
         }
         world.host.order(Order::ForgetState { service: spec.key() });
         while !world.host.kept_state().is_empty() {

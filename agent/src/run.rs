@@ -14,10 +14,11 @@ mod ways;
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
+use dugnad_kernel::map::Map;
 use dugnad_kernel::{Component, Cx, Effect, Input, Peer, Time, wire};
 use dugnad_node::{Answer, AskId, Command, Event, Happened, Msg, Node, Question, Timer};
 use dugnad_resource::execute::{Order, Report};
@@ -105,7 +106,7 @@ pub(crate) struct Agent {
     remembered: RefCell<Remembered>,
     commands: Sender<Command>,
     reports: Sender<Report>,
-    asks: RefCell<BTreeMap<AskId, Sender<Answer>>>,
+    asks: RefCell<Map<AskId, Sender<Answer>>>,
     next_ask: Cell<AskId>,
     routes: serve::Routes,
     events: RefCell<VecDeque<Value>>,

@@ -1,12 +1,13 @@
 //! Getting a tree from other nodes: its index, its manifest, then what is missing of its chunks.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dugnad_kernel::map::Set;
 use dugnad_kernel::{Hash, NodeId};
 use dugnad_resource::spec::Tree;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -59,7 +60,7 @@ pub(super) async fn fetch(
     if let (Some(want), true) = (wants.last_mut(), last > 0) {
         want.length = Some(last);
     }
-    let mut shards: BTreeSet<_> = index.chunks.iter().map(|hash| hash.0[0]).collect();
+    let mut shards: Set<_> = index.chunks.iter().map(|hash| hash.0[0]).collect();
     shards.insert(tree.root.0[0]);
     fetch.get(missing(&store, wants).await).await?;
     drop(around);

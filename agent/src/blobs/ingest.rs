@@ -1,12 +1,12 @@
 //! Folders into trees, and trees into folders. Everything here blocks.
 
-use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use dugnad_kernel::Hash;
+use dugnad_kernel::map::Set;
 use dugnad_resource::spec::Tree;
 use nix::fcntl::OFlag;
 
@@ -27,7 +27,7 @@ pub(super) fn ingest(store: &Store, path: &Path) -> io::Result<Tree> {
     // The list of files and its index: a bound, as chunks that are here already take nothing.
     let around = found.iter().map(|item| 128 + item.entry.path.len() as u64).sum::<u64>();
     let _room = store.reserve(missing(store, &found)? + 2 * on_disk(around))?;
-    let mut shards = BTreeSet::new();
+    let mut shards = Set::new();
     for item in &mut found {
         if let What::File { size, chunks, .. } = &mut item.entry.what {
             each_chunk(&item.from, *size, |bytes| {
@@ -108,7 +108,7 @@ fn missing(store: &Store, found: &[Item]) -> io::Result<u64> {
     if store.reserve(all).is_ok() {
         return Ok(all);
     }
-    let (mut missing, mut seen) = (0, BTreeSet::new());
+    let (mut missing, mut seen) = (0, Set::new());
     for (path, size) in files() {
         each_chunk(path, size, |bytes| {
             let hash = Hash::of(bytes);
@@ -151,7 +151,7 @@ fn each_chunk(
 }
 
 /// Writes a chunk unless it is here, and whole, already.
-fn keep(store: &Store, bytes: &[u8], shards: &mut BTreeSet<u8>) -> io::Result<Hash> {
+fn keep(store: &Store, bytes: &[u8], shards: &mut Set<u8>) -> io::Result<Hash> {
     let hash = Hash::of(bytes);
     // Also of one that is here already: whoever wrote it may not have synced its name yet.
     shards.insert(hash.0[0]);
@@ -162,7 +162,7 @@ fn keep(store: &Store, bytes: &[u8], shards: &mut BTreeSet<u8>) -> io::Result<Ha
 }
 
 /// Stores the list of files and its index.
-fn seal(store: &Store, manifest: &Manifest, shards: &mut BTreeSet<u8>) -> io::Result<Tree> {
+fn seal(store: &Store, manifest: &Manifest, shards: &mut Set<u8>) -> io::Result<Tree> {
     let bytes = manifest.encode().map_err(invalid)?;
     let mut chunks = Vec::new();
     for part in bytes.chunks(CHUNK) {

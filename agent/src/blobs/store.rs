@@ -1,6 +1,6 @@
 //! Chunk files on disk. Everything here blocks: it is called on the blocking pool only.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dugnad_kernel::Hash;
+use dugnad_kernel::map::{Map, Set};
 use dugnad_resource::spec::Tree;
 
 use super::manifest::{CHUNK, Index, Manifest};
@@ -31,11 +32,11 @@ struct State {
     used: u64,
     /// Bytes promised to ingests and fetches under way.
     reserved: u64,
-    complete: BTreeMap<Hash, Tree>,
+    complete: Map<Hash, Tree>,
     /// Trees dropped while somebody was writing; bounded by the trees there were.
-    dropped: BTreeMap<Hash, Tree>,
+    dropped: Map<Hash, Tree>,
     /// Trees somebody reads from, and how many do; bounded by the answers under way.
-    in_use: BTreeMap<Hash, (Tree, usize)>,
+    in_use: Map<Hash, (Tree, usize)>,
     /// Chunks no tree uses may be lying about.
     orphans: bool,
 }
@@ -71,7 +72,7 @@ impl Store {
     /// Counts what is there and removes what an interrupted write left.
     fn scan(&self) -> io::Result<()> {
         let mut used = 0;
-        let mut complete = BTreeMap::new();
+        let mut complete = Map::new();
         for shard in list(&self.chunks())? {
             if shard.is_dir() {
                 for file in list(&shard)? {
@@ -264,7 +265,7 @@ impl Store {
     }
 
     /// Makes the names of these chunks durable.
-    pub(super) fn sync(&self, shards: &BTreeSet<u8>) -> io::Result<()> {
+    pub(super) fn sync(&self, shards: &Set<u8>) -> io::Result<()> {
         shards.iter().try_for_each(|shard| sync_dir(&self.chunks().join(format!("{shard:02x}"))))
     }
 
@@ -415,15 +416,14 @@ impl Store {
             let mut state = self.lock();
             let all = std::mem::take(&mut state.dropped);
             let used = |root: &Hash| state.in_use.contains_key(root);
-            let (later, now): (BTreeMap<_, _>, _) =
-                all.into_iter().partition(|(root, _)| used(root));
+            let (later, now): (Map<_, _>, _) = all.into_iter().partition(|(root, _)| used(root));
             state.dropped = later;
             (now, std::mem::take(&mut state.orphans))
         };
         self.sweep_now(dropped, orphans)
     }
 
-    fn sweep_now(&self, dropped: BTreeMap<Hash, Tree>, orphans: bool) -> io::Result<()> {
+    fn sweep_now(&self, dropped: Map<Hash, Tree>, orphans: bool) -> io::Result<()> {
         if orphans {
             return self.sweep_orphans(None);
         }

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use args::{Args, COMMANDS, Command, TELLING};
+use dugnad_platform::probe::arch;
 use serde_json::{Value, json};
 
 use crate::config::units::{Span, Unit};
@@ -330,22 +331,13 @@ fn agent(args: args::Agent, cx: &mut Cx<'_>) -> Outcome {
 }
 
 /// The kind of processor this program was built for, as service files call it.
-fn own_arch() -> &'static str {
-    match std::env::consts::ARCH {
-        "arm" if cfg!(target_feature = "v7") => "armv7",
-        "arm" => "armv6",
-        "mips" if cfg!(target_endian = "little") => "mipsel",
-        other => other,
-    }
-}
-
 fn version(cx: &mut Cx<'_>) -> Outcome {
     let version = env!("CARGO_PKG_VERSION");
     let wire = dugnad_kernel::wire::VERSION;
     if cx.json {
-        cx.print_json(&json!({"version": version, "arch": own_arch(), "wire": wire}))?;
+        cx.print_json(&json!({"version": version, "arch": arch(), "wire": wire}))?;
     } else {
-        writeln!(cx.out, "dugnad {version} {} (wire version {wire})", own_arch())?;
+        writeln!(cx.out, "dugnad {version} {} (wire version {wire})", arch())?;
     }
     Ok(exit::DONE)
 }

@@ -18,7 +18,6 @@
 //! `/v1/groups`.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs;
 use std::io;
@@ -27,6 +26,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use dugnad_kernel::map::Map;
 use dugnad_node::GroupQuestion;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -114,7 +114,7 @@ struct Door {
     backend: Rc<dyn AgentApi>,
     open: Cell<usize>,
     /// Memberships of this replica, by name.
-    holds: RefCell<BTreeMap<String, Hold>>,
+    holds: RefCell<Map<String, Hold>>,
     /// Since when it has how many messages to its credit, counted down.
     sends: Cell<(Instant, u32)>,
 }

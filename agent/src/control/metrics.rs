@@ -1,9 +1,9 @@
 //! Counters and gauges as Prometheus reads them.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::shape::FramesByKind;
+use dugnad_kernel::map::Map;
 
 /// Values by name. A name may be any short text; what Prometheus does not allow becomes `_`.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +18,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// The text format, version 0.0.4, sorted; equal names are added up.
     pub(super) fn text(&self) -> String {
-        let mut all: BTreeMap<String, (&str, u64)> = BTreeMap::new();
+        let mut all: Map<String, (&str, u64)> = Map::new();
         let kinds = [(&self.counters, "counter", "_total"), (&self.gauges, "gauge", "")];
         for (values, kind, suffix) in kinds {
             for (name, value) in values {

@@ -1,10 +1,10 @@
 //! The JSON that scripts rely on. Keys are only ever added.
 
-use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dugnad_fabric::Amounts;
 use dugnad_kernel::NodeId;
+use dugnad_kernel::map::Map;
 use dugnad_node::{
     Answer, GroupMode, GroupPolicy, GroupView, Happened, NodeState, NodeView, PlanView,
     ReplicaState, ReplicaView, ServiceView, Status,
@@ -46,7 +46,7 @@ pub(crate) struct Facts {
 }
 
 /// Received, sent.
-pub(crate) type FramesByKind = (BTreeMap<&'static str, u64>, BTreeMap<&'static str, u64>);
+pub(crate) type FramesByKind = (Map<&'static str, u64>, Map<&'static str, u64>);
 
 fn amounts(amounts: Amounts) -> Value {
     json!({

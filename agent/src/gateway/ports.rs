@@ -1,12 +1,12 @@
 //! TCP ports of services: every connection goes to one replica, byte for byte.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::time::Duration;
 
+use dugnad_kernel::map::Map;
 use hyper::body::Bytes;
 use smol::{Async, Task, Timer};
 
@@ -25,7 +25,7 @@ const AGAIN_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 pub(super) struct Ports {
-    open: RefCell<BTreeMap<u16, Open>>,
+    open: RefCell<Map<u16, Open>>,
     problems: RefCell<Vec<String>>,
     /// Tries again while some wanted port is not open; replaced when others are wanted.
     again: RefCell<Option<Task<()>>>,
@@ -65,7 +65,7 @@ impl Ports {
     fn open_all(&self, shared: &Rc<Shared>, wanted: Vec<(String, u16)>) -> bool {
         let mut missing = false;
         let mut problems = Vec::new();
-        let mut owner: BTreeMap<u16, String> = BTreeMap::new();
+        let mut owner: Map<u16, String> = Map::new();
         for (service, port) in wanted {
             if owner.len() >= PORTS_MAX {
                 problems.push(format!(

@@ -13,10 +13,10 @@
 //! `LISTEN_FDS` is not passed: the agent would have to hold `PORT` open itself, and an ordinary
 //! server that binds `PORT` would find it in use.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use dugnad_kernel::map::Map;
 use dugnad_resource::execute::Run;
 
 use super::HostConfig;
@@ -32,9 +32,9 @@ pub(super) fn environment(
     port: Option<u16>,
     state: &Path,
     tmp: &Path,
-) -> BTreeMap<String, String> {
+) -> Map<String, String> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    let mut env = BTreeMap::from([
+    let mut env = Map::from([
         ("PATH".to_owned(), PATH.to_owned()),
         ("HOME".to_owned(), text(state)),
         ("TMPDIR".to_owned(), text(tmp)),
@@ -65,7 +65,7 @@ pub(super) fn environment(
 
 /// `$NAME` and `${NAME}` replaced from `env`, `$$` by `$`. What `env` does not have stays as it
 /// is, so that a shell in the command can still use variables of its own.
-pub(super) fn expand(word: &str, env: &BTreeMap<String, String>) -> String {
+pub(super) fn expand(word: &str, env: &Map<String, String>) -> String {
     let mut out = String::with_capacity(word.len());
     let mut rest = word;
     while let Some(at) = rest.find('$') {
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn words_are_expanded_once_and_only_from_the_contract() {
-        let env = BTreeMap::from([
+        let env = Map::from([
             ("PORT".to_owned(), "80".to_owned()),
             ("TWICE".to_owned(), "$PORT".to_owned()),
         ]);

@@ -1,7 +1,6 @@
 //! From a [`Run`] to a process in its box: folders, package, user, limits, environment, program.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -13,6 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dugnad_kernel::Hash;
+use dugnad_kernel::map::Map;
 use dugnad_platform::cgroup::{Limits, Resource};
 use dugnad_platform::explain;
 use dugnad_platform::mounts::{Bind, View, passable};
@@ -28,7 +28,7 @@ use super::running::{Around, PATIENCE, Running};
 use super::{Shared, contract, elf, folders, keeper};
 
 /// Users for services: below those systemd gives away by itself, above those of people.
-const USERS: std::ops::Range<u32> = 60_000..65_000;
+pub(super) const USERS: std::ops::Range<u32> = 60_000..65_000;
 /// Services go first when the machine runs out of memory.
 const OOM_SCORE: u16 = 500;
 const FILES: u64 = 8192;
@@ -50,7 +50,7 @@ impl From<io::Error> for Fail {
 
 /// What the box of one replica is made of, so that a health check can run in the same one.
 pub(super) struct Prepared {
-    env: BTreeMap<String, String>,
+    env: Map<String, String>,
     cwd: PathBuf,
     has_package: bool,
     user: Option<u32>,
@@ -446,7 +446,7 @@ impl Shared {
 
     /// The user a replica runs as: the same one every time, unless another has it now.
     pub(super) fn user_for(&self, id: dugnad_resource::execute::ReplicaId) -> Option<u32> {
-        if !self.probe.root {
+        if !self.own_users {
             return None;
         }
         let span = USERS.end - USERS.start;

@@ -30,7 +30,6 @@ mod shared;
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::future::Future;
 use std::io;
@@ -40,10 +39,11 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use dugnad_fabric::Ceilings;
+use dugnad_kernel::map::{Map, Set};
 use dugnad_kernel::{Key, NodeId};
 use dugnad_platform::cgroup::{Group, Limits, Parent, Resource, Version};
 use dugnad_platform::explain;
-use dugnad_platform::probe::{Probe, Roots};
+use dugnad_platform::probe::{Probe, Roots, has_users};
 use dugnad_resource::execute::{Order, ReplicaId, Report, Run};
 use dugnad_resource::spec::{Arch, Tree, key_of};
 use smol::channel::{Receiver, Sender};
@@ -145,9 +145,9 @@ pub(crate) struct RunningView {
 
 pub(crate) struct Host {
     shared: Rc<Shared>,
-    tasks: RefCell<BTreeMap<ReplicaId, Task<()>>>,
+    tasks: RefCell<Map<ReplicaId, Task<()>>>,
     adopted: Vec<Run>,
-    ordered: RefCell<BTreeSet<ReplicaId>>,
+    ordered: RefCell<Set<ReplicaId>>,
 }
 
 impl Host {
@@ -174,6 +174,7 @@ impl Host {
         let services = config.dir.join("services");
         make_dir(&services, 0o711)?;
         let probe = Probe::run(&Roots::default());
+        let own_users = probe.root && has_users(&Roots::default(), &launch::USERS);
         let name = group_name(config.node_id);
         let parent = Parent::create(probe.cgroups.clone(), &name, &limits(&config.ceilings));
         for problem in parent.problems() {
@@ -188,6 +189,7 @@ impl Host {
             config,
             services,
             probe,
+            own_users,
             parent: RefCell::new(parent),
             keepers,
             reports,
@@ -304,7 +306,7 @@ impl Host {
             Some(Version::V1) => v1,
             None => else_,
         };
-        let processes = if self.shared.probe.root {
+        let processes = if self.shared.own_users {
             "rlimit of the service's own user"
         } else {
             "nothing: no writable cgroup with pids"
@@ -333,10 +335,10 @@ impl Host {
         let probe = &self.shared.probe;
         let parent = self.shared.parent.borrow();
         let mut layers = Vec::new();
-        if probe.root {
+        if self.shared.own_users {
             layers.push("own uid".to_owned());
         }
-        if probe.root && probe.mount_namespaces {
+        if self.shared.own_users && probe.mount_namespaces {
             layers.push("own view of files".to_owned());
         }
         layers.push("rlimits".to_owned());
@@ -349,6 +351,19 @@ impl Host {
         }
         layers.push("no_new_privs".to_owned());
         layers.join(", ")
+    }
+
+    /// What this machine lacks, and what that means for services, a line each.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let mut lines = self.shared.probe.problems();
+        if self.shared.probe.root && !self.shared.own_users {
+            lines.push(
+                "only root exists here (a container that maps no other users): services run as \
+                 the user of the agent, and can read what it can"
+                    .to_owned(),
+            );
+        }
+        lines
     }
 
     /// Changes the ceilings on the sum of all services, at once.
@@ -376,7 +391,7 @@ impl Host {
     /// replica stopped stays.
     pub(crate) fn forget_unordered(&self) {
         let ordered = self.ordered.borrow().clone();
-        let mut left: BTreeMap<ReplicaId, bool> = BTreeMap::new();
+        let mut left: Map<ReplicaId, bool> = Map::new();
         for name in self.shared.parent.borrow().names() {
             // Processes that an agent started and died before writing it down.
             left.extend(replica_of(&name).map(|id| (id, true)));

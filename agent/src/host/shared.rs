@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,6 +9,7 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::rc::Rc;
 
+use dugnad_kernel::map::Map;
 use dugnad_platform::cgroup::{Group, Parent};
 use dugnad_platform::probe::Probe;
 use dugnad_platform::process::Process;
@@ -27,12 +27,14 @@ pub(super) struct Shared {
     /// `D/services`.
     pub(super) services: PathBuf,
     pub(super) probe: Probe,
+    /// Each service can get a user of its own.
+    pub(super) own_users: bool,
     pub(super) parent: RefCell<Parent>,
     /// Where the keepers of logs are.
     pub(super) keepers: Group,
     pub(super) reports: Sender<Report>,
     /// One entry a replica that was ordered and not stopped: bounded by what the core promised.
-    pub(super) entries: RefCell<BTreeMap<ReplicaId, Entry>>,
+    pub(super) entries: RefCell<Map<ReplicaId, Entry>>,
 }
 
 pub(super) struct Entry {

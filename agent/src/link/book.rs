@@ -1,11 +1,11 @@
 //! What is known of each peer: addresses, session, waiting frames, back-off.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use dugnad_kernel::map::Map;
 use dugnad_kernel::{NodeId, Peer};
 use smol::channel::{Receiver, Sender};
 
@@ -147,7 +147,7 @@ pub(super) fn diallable(addr: &SocketAddr) -> bool {
 /// All known peers, at most [`PEERS_MAX`].
 #[derive(Default)]
 pub(super) struct Book {
-    entries: RefCell<BTreeMap<NodeId, Entry>>,
+    entries: RefCell<Map<NodeId, Entry>>,
     clock: Cell<u64>,
     /// Bytes that wait in all queues.
     queued: Rc<Cell<usize>>,

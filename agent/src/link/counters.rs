@@ -1,7 +1,8 @@
 //! What the links count, by name.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+
+use dugnad_kernel::map::Map;
 
 /// Counters that always show, so that a zero is seen to be a zero.
 const KNOWN: [&str; 38] = [
@@ -45,7 +46,7 @@ const KNOWN: [&str; 38] = [
     "frames_lost",
 ];
 
-pub(super) struct Counters(RefCell<BTreeMap<&'static str, u64>>);
+pub(super) struct Counters(RefCell<Map<&'static str, u64>>);
 
 impl Default for Counters {
     fn default() -> Self {

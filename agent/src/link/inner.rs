@@ -12,12 +12,12 @@
 //! session is replaced, which may have cost frames in flight, there is a Down before the Up.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use dugnad_kernel::map::Map;
 use dugnad_kernel::{NodeId, Peer};
 use smol::LocalExecutor;
 use smol::channel::Sender;
@@ -70,7 +70,7 @@ pub(super) struct Inner {
     /// Rings when a session stands, a dial ended, or all is closing.
     pub(super) changed: Changed,
     pub(super) dials: Semaphore,
-    seeds: RefCell<BTreeMap<SocketAddr, String>>,
+    seeds: RefCell<Map<SocketAddr, String>>,
     handshakes: Cell<usize>,
     pub(super) sessions: Cell<usize>,
     /// [`UNUSED`], or less in tests.

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
+use dugnad_kernel::map::Map;
 use dugnad_kernel::{Hash, Input};
 use dugnad_node::{Command, Config as NodeConfig, Node, program_hash};
+use dugnad_platform::probe::arch;
 use dugnad_resource::describe::Profile;
 use dugnad_resource::spec::Arch;
 use smol::LocalExecutor;
@@ -158,7 +160,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         remembered: RefCell::new(remembered),
         commands: commands_in,
         reports: reports_in,
-        asks: RefCell::new(BTreeMap::new()),
+        asks: RefCell::new(Map::new()),
         next_ask: Cell::new(0),
         routes: serve::Routes::default(),
         events: RefCell::new(VecDeque::new()),
@@ -265,14 +267,9 @@ fn service_socket(state: &Path) -> std::io::Result<PathBuf> {
     Ok(folder.join("dugnad.sock"))
 }
 
-/// The kind of processor this program was built for: what it can start.
+/// The kind of processor this machine has: what it can start.
 fn own_arch() -> std::io::Result<Arch> {
-    let name = match std::env::consts::ARCH {
-        "arm" if cfg!(target_feature = "v7") => "armv7",
-        "arm" => "armv6",
-        "mips" if cfg!(target_endian = "little") => "mipsel",
-        other => other,
-    };
+    let name = arch();
     Arch::parse(name).ok_or_else(|| {
         std::io::Error::other(format!("dugnad does not know the processor kind {name}"))
     })

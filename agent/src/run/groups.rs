@@ -1,10 +1,10 @@
 //! Groups: who on this node listens, and who holds a membership.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 
 use dugnad_kernel::NodeId;
+use dugnad_kernel::map::Map;
 use dugnad_node::{Answer, GroupQuestion, Question};
 use serde_json::Value;
 use smol::LocalExecutor;
@@ -19,7 +19,7 @@ const QUEUE: usize = 256;
 const LISTENERS_MAX: usize = 64;
 
 /// Listeners by group.
-pub(super) type Listeners = BTreeMap<String, Vec<Sender<Value>>>;
+pub(super) type Listeners = Map<String, Vec<Sender<Value>>>;
 
 impl Agent {
     /// What is said in a group from now on.

@@ -1,12 +1,12 @@
 //! What the agent does for its own people, through the control socket.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use dugnad_kernel::NodeId;
+use dugnad_kernel::map::Map;
 use dugnad_node::{Answer, Command, Question};
 use dugnad_resource::execute::Report;
 use dugnad_resource::spec::{Tree, key_of};
@@ -119,6 +119,7 @@ impl Agent {
         let mut warnings: Vec<String> = self.warnings.borrow().iter().cloned().collect();
         warnings.extend(gateway.iter().flat_map(|gateway| gateway.problems()));
         warnings.extend(clock::problem());
+        warnings.extend(self.host.problems());
         warnings.extend(self.links.twins());
         let traffic = self.traffic.borrow();
         warnings.extend(traffic.floods(Instant::now()));
@@ -147,7 +148,7 @@ impl Agent {
 
     /// Everything that is counted, under one name each.
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        let mut sum: BTreeMap<&'static str, u64> = BTreeMap::new();
+        let mut sum: Map<&'static str, u64> = Map::new();
         let node = self.node.borrow().status().counters;
         let gateway = self.gateway.borrow();
         let gateway = gateway.iter().flat_map(|gateway| gateway.counters());

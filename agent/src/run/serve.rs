@@ -1,11 +1,11 @@
 //! What other nodes' streams and the gateway get: chunks, replicas, logs.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use dugnad_kernel::map::Map;
 use dugnad_kernel::{Key, NodeId};
 use dugnad_node::{Answer, Question, ReplicaState};
 use dugnad_resource::execute::ReplicaId;
@@ -26,7 +26,7 @@ const LINE_MAX: u64 = 64 * 1024;
 
 /// Where services can be reached, as far as this node heard.
 #[derive(Default)]
-pub(super) struct Routes(RefCell<BTreeMap<String, (Route, Instant)>>);
+pub(super) struct Routes(RefCell<Map<String, (Route, Instant)>>);
 
 impl Routes {
     fn get(&self, name: &str) -> Option<Route> {

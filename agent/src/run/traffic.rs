@@ -3,10 +3,10 @@
 //! A protocol that answers itself for ever looks from outside like a busy processor and nothing
 //! else. So frames are counted by kind, and a peer that floods this node is named.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use dugnad_kernel::NodeId;
+use dugnad_kernel::map::Map;
 
 /// More frames than this in a second, [`SECONDS`] times in a row, are a flood. The busiest honest
 /// peer, while a node with many services joins, sends some tens a second.
@@ -20,15 +20,15 @@ const PEERS_MAX: usize = 256;
 /// Frames by kind since the start, and the peers that send them.
 #[derive(Default)]
 pub(super) struct Traffic {
-    pub(super) received: BTreeMap<&'static str, u64>,
-    pub(super) sent: BTreeMap<&'static str, u64>,
-    peers: BTreeMap<NodeId, Peer>,
+    pub(super) received: Map<&'static str, u64>,
+    pub(super) sent: Map<&'static str, u64>,
+    peers: Map<NodeId, Peer>,
 }
 
 /// The current second of one peer.
 struct Peer {
     since: Instant,
-    kinds: BTreeMap<&'static str, u64>,
+    kinds: Map<&'static str, u64>,
     /// Seconds of flood in a row.
     loud: u32,
     flood: Option<Flood>,
@@ -56,7 +56,7 @@ impl Traffic {
             let oldest = self.peers.iter().min_by_key(|(_, peer)| peer.since);
             oldest.map(|(id, _)| *id).map(|id| self.peers.remove(&id));
         }
-        let fresh = Peer { since: now, kinds: BTreeMap::new(), loud: 0, flood: None };
+        let fresh = Peer { since: now, kinds: Map::new(), loud: 0, flood: None };
         let peer = self.peers.entry(from).or_insert(fresh);
         let warning = peer.second_over(from, now);
         *peer.kinds.entry(kind).or_default() += 1;

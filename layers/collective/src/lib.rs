@@ -10,9 +10,9 @@ pub mod deployment;
 mod operations;
 pub mod persistence;
 
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_connectivity::group::directory::{DirectoryAnswer, DirectoryAsk};
 use dugnad_connectivity::route::Found;
@@ -207,7 +207,7 @@ pub enum Event {
         msg: ToHost,
     },
     /// Watch these nodes: they run replicas managed here.
-    Watch(BTreeSet<NodeId>),
+    Watch(Set<NodeId>),
     Answer {
         ask: u64,
         reply: ClientReply,
@@ -241,34 +241,34 @@ pub struct Collective {
     range_before: Option<Arc>,
     pub(crate) store: Store,
     pub(crate) ops: Ops<Ask, Reply, Outcome>,
-    out: BTreeMap<CallId, Out>,
+    out: Map<CallId, Out>,
     tokens: u64,
-    pub(crate) trees: BTreeSet<Tree>,
+    pub(crate) trees: Set<Tree>,
     /// Trees on their way here, and who waits to hear of it.
-    pub(crate) fetching: BTreeMap<Tree, BTreeSet<NodeId>>,
+    pub(crate) fetching: Map<Tree, Set<NodeId>>,
     /// Trees whose first source failed.
-    pub(crate) second_try: BTreeSet<Tree>,
+    pub(crate) second_try: Set<Tree>,
     /// Trees a predecessor wants mirrored, whose record is not here yet.
-    pub(crate) mirrors: BTreeSet<(Tree, NodeId)>,
+    pub(crate) mirrors: Set<(Tree, NodeId)>,
     /// Fetches that failed in a row, and whether another try is planned.
     pub(crate) keep_failures: u32,
     pub(crate) keep_planned: bool,
-    pub(crate) held: BTreeMap<CallId, Waiting>,
-    pub(crate) writing: BTreeMap<CallId, Writing>,
-    pub(crate) managers: BTreeMap<Key, Manager>,
+    pub(crate) held: Map<CallId, Waiting>,
+    pub(crate) writing: Map<CallId, Writing>,
+    pub(crate) managers: Map<Key, Manager>,
     /// Services whose other holders are being asked.
-    pub(crate) recalling: BTreeSet<Key>,
+    pub(crate) recalling: Set<Key>,
     /// Whether this life of the node was ever in a ring with others.
     pub(crate) met_others: bool,
     pub(crate) ending: bool,
-    pub(crate) dead: BTreeMap<NodeId, Time>,
+    pub(crate) dead: Map<NodeId, Time>,
     /// After a restart with plans on disk: power may have failed for everybody, so hosts get time
     /// to come back before their replicas are given away.
     pub(crate) hold_until: Option<Time>,
     /// Who was linked while that lasts: when they go, they are gone.
-    pub(crate) met: BTreeSet<NodeId>,
+    pub(crate) met: Set<NodeId>,
     pub(crate) directory: Directory,
-    counters: BTreeMap<&'static str, u64>,
+    counters: Map<&'static str, u64>,
     ticking: bool,
 }
 
@@ -296,25 +296,25 @@ impl Collective {
             range_before: None,
             store: Store::default(),
             ops: Ops::default(),
-            out: BTreeMap::new(),
+            out: Map::new(),
             tokens: 0,
-            trees: BTreeSet::new(),
-            fetching: BTreeMap::new(),
-            second_try: BTreeSet::new(),
-            mirrors: BTreeSet::new(),
+            trees: Set::new(),
+            fetching: Map::new(),
+            second_try: Set::new(),
+            mirrors: Set::new(),
             keep_failures: 0,
             keep_planned: false,
-            held: BTreeMap::new(),
-            writing: BTreeMap::new(),
+            held: Map::new(),
+            writing: Map::new(),
             hold_until: None,
-            met: BTreeSet::new(),
-            managers: BTreeMap::new(),
-            recalling: BTreeSet::new(),
+            met: Set::new(),
+            managers: Map::new(),
+            recalling: Set::new(),
             met_others: false,
             ending: false,
-            dead: BTreeMap::new(),
+            dead: Map::new(),
             directory: Directory::default(),
-            counters: BTreeMap::new(),
+            counters: Map::new(),
             ticking: false,
         }
     }
@@ -325,7 +325,7 @@ impl Collective {
     }
 
     #[must_use]
-    pub const fn trees(&self) -> &BTreeSet<Tree> {
+    pub const fn trees(&self) -> &Set<Tree> {
         &self.trees
     }
 

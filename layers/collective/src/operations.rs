@@ -1,9 +1,9 @@
 //! What operations ask the component for, and how it finds the answers (ARCHITECTURE.md,
 //! "Operations").
 
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_connectivity::group::directory::DirectoryAnswer;
 use dugnad_connectivity::route::Found;
@@ -44,7 +44,7 @@ pub(crate) enum Ask {
     /// Until `enough` nodes hold the tree, or `limit` is over.
     Holders {
         root: Hash,
-        known: BTreeSet<NodeId>,
+        known: Set<NodeId>,
         enough: usize,
         limit: Duration,
     },
@@ -71,7 +71,7 @@ pub(crate) enum Reply {
     Persisted(bool),
     Parts { parts: Vec<Vec<u8>>, complete: bool },
     Reserved(Result<(), String>),
-    Holders { holders: BTreeSet<NodeId>, refused: BTreeMap<NodeId, String> },
+    Holders { holders: Set<NodeId>, refused: Map<NodeId, String> },
     Over,
 }
 
@@ -208,7 +208,7 @@ impl Collective {
             }
             Ask::Holders { root, known: holders, enough, limit } => {
                 let met = holders.len() >= enough;
-                let refused = BTreeMap::new();
+                let refused = Map::new();
                 self.held.insert(call, Waiting { root, enough, holders, refused });
                 if met {
                     cx.after(Duration::ZERO, Timer::Expire { call });

@@ -5,8 +5,9 @@
 //! is best effort: a node that dies holding an arc takes the message for that arc with it.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use dugnad_kernel::map::Map;
 
 use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Arc, ArcSet, Cx, Duration, NodeId, Time};
@@ -52,7 +53,7 @@ pub struct Bucket {
 pub(crate) struct Casts {
     next: u32,
     seen: VecDeque<(CastId, Time)>,
-    sources: BTreeMap<NodeId, Bucket>,
+    sources: Map<NodeId, Bucket>,
 }
 
 impl Bucket {

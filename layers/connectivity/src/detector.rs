@@ -4,8 +4,8 @@
 //! others; nobody reaches it, it is dead within two seconds. Silence is judged slowly. Whatever a
 //! peer sends counts as a sign of life, so on a busy link no ping is sent at all.
 
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{Component, Cx, Duration, Input, NodeId, Time};
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,7 @@ pub enum Timer {
 #[derive(Clone, Debug)]
 pub enum Command {
     /// Watch exactly these: neighbours closely, the others as well as others watch them, too.
-    Watch { near: BTreeSet<NodeId>, far: BTreeSet<NodeId> },
+    Watch { near: Set<NodeId>, far: Set<NodeId> },
     /// Any message came from this peer, or a session with it stands.
     Heard(NodeId),
     /// The session ended or the peer could not be dialled.
@@ -76,14 +76,14 @@ struct Watched {
 
 #[derive(Default)]
 pub struct Detector {
-    watched: BTreeMap<NodeId, Watched>,
+    watched: Map<NodeId, Watched>,
     /// Who asked me to ping whom.
-    for_others: BTreeMap<NodeId, BTreeSet<NodeId>>,
+    for_others: Map<NodeId, Set<NodeId>>,
     /// Whether a `Tick` is on its way; there is never more than one.
     ticking: bool,
     last_check: u32,
     /// Peers with a session, to be asked for indirect probes, and when they were heard last.
-    linked: BTreeMap<NodeId, Time>,
+    linked: Map<NodeId, Time>,
 }
 
 impl Watched {
@@ -146,7 +146,7 @@ impl Detector {
         (self.watched.len(), self.linked.len(), self.for_others.len())
     }
 
-    fn watch(&mut self, near: &BTreeSet<NodeId>, far: &BTreeSet<NodeId>, cx: &mut Cx<'_, Self>) {
+    fn watch(&mut self, near: &Set<NodeId>, far: &Set<NodeId>, cx: &mut Cx<'_, Self>) {
         self.watched.retain(|id, _| near.contains(id) || far.contains(id));
         for id in near.iter().chain(far.difference(near)).take(WATCHED_MAX) {
             let every = if near.contains(id) { HEARTBEAT } else { HEARTBEAT_FAR };
@@ -293,7 +293,7 @@ mod tests {
 
     fn watching(id: Id) -> Detector {
         let mut detector = Detector::default();
-        let watch = Command::Watch { near: BTreeSet::from([id]), far: BTreeSet::new() };
+        let watch = Command::Watch { near: Set::from([id]), far: Set::new() };
         step(&mut detector, Time(0), Input::Command(watch));
         detector
     }

@@ -5,8 +5,8 @@
 //! those it reaches starts the ring, and the others join it. Rings that were one (a cut cable) find
 //! each other through the peers each side had declared dead, and are merged.
 
-use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
+use dugnad_kernel::map::Set;
 
 use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Cx, Duration, NodeId, Peer, Time};
@@ -49,7 +49,7 @@ pub enum EntryTimer {
 pub(crate) struct Entry {
     booted: Option<Time>,
     /// Ways in that were not tried since the last round.
-    untried: BTreeSet<NodeId>,
+    untried: Set<NodeId>,
     /// Dead peers that may come back or live on the other side of a cut, and peers that were on
     /// their way in when they were asked.
     passive: Vec<Peer>,

@@ -14,8 +14,9 @@
 //! counted once, however often they arrive.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use dugnad_kernel::map::Map;
 
 use dugnad_kernel::arc::Full;
 use dugnad_kernel::{Arc, ArcSet, Cx, Duration, Id, Input, NodeId, Time};
@@ -76,7 +77,7 @@ struct Child {
 
 #[derive(Clone, Debug, Default)]
 struct Collected {
-    parts: BTreeMap<Id, Vec<u8>>,
+    parts: Map<Id, Vec<u8>>,
     bytes: usize,
     cover: ArcSet,
     /// Something did not fit.
@@ -117,7 +118,7 @@ struct Done {
 
 #[derive(Debug, Default)]
 pub(crate) struct Branches {
-    open: BTreeMap<u32, Branch>,
+    open: Map<u32, Branch>,
     next: u32,
     done: VecDeque<Done>,
     /// Children that fell silent: nothing is delegated to them for a while.

@@ -27,8 +27,8 @@ mod stabilize;
 pub mod table;
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Arc, ArcSet, Component, Cx, Duration, Input, Key, NodeId, Peer};
@@ -106,7 +106,7 @@ pub enum Command {
         part: Option<Vec<u8>>,
     },
     /// Watch these, too, besides the neighbours.
-    Watch(BTreeSet<NodeId>),
+    Watch(Set<NodeId>),
     Leave,
     /// Where a peer can be dialled.
     Learn(Peer),
@@ -171,13 +171,13 @@ pub struct Overlay {
     pub(crate) branches: Branches,
     pub(crate) detector: Detector,
     pub(crate) entry: Entry,
-    pub(crate) book: BTreeMap<NodeId, Peer>,
+    pub(crate) book: Map<NodeId, Peer>,
     /// Watched for the layers above.
-    watch: BTreeSet<NodeId>,
-    stranded: BTreeSet<NodeId>,
+    watch: Set<NodeId>,
+    stranded: Set<NodeId>,
     refreshing: bool,
     refreshed: usize,
-    counters: BTreeMap<&'static str, u64>,
+    counters: Map<&'static str, u64>,
     pub(crate) nested: Option<nested::Nested>,
 }
 
@@ -215,12 +215,12 @@ impl Overlay {
             ring,
             detector: Detector::default(),
             entry: Entry::default(),
-            book: BTreeMap::new(),
-            watch: BTreeSet::new(),
-            stranded: BTreeSet::new(),
+            book: Map::new(),
+            watch: Set::new(),
+            stranded: Set::new(),
             refreshing: false,
             refreshed: 0,
-            counters: BTreeMap::new(),
+            counters: Map::new(),
             nested: None,
         }
     }
@@ -505,7 +505,7 @@ impl Overlay {
     /// Neighbours that matter at once, and what the layers above asked for.
     fn update_watch(&mut self, cx: &mut Cx<'_, Self>) {
         let me = self.ring.me().id;
-        let (mut near, mut far) = (BTreeSet::new(), self.watch.clone());
+        let (mut near, mut far) = (Set::new(), self.watch.clone());
         if self.ring.is_member() {
             near.extend(self.ring.succs().iter().take(SUCCESSORS_WATCHED).map(|p| p.id));
             if !self.ring.pred_suspect() {
@@ -582,7 +582,7 @@ impl Overlay {
 
     /// Makes room in the book: a random peer that nothing here counts on.
     fn forget_some(&mut self, cx: &mut Cx<'_, Self>) {
-        let needed: BTreeSet<NodeId> = self
+        let needed: Set<NodeId> = self
             .ring
             .succs()
             .iter()

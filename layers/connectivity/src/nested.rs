@@ -2,7 +2,7 @@
 //! but links and failure detector are those of the main overlay. It sends no pings: it says whom it
 //! wants watched, and is told who died.
 
-use alloc::collections::BTreeSet;
+use dugnad_kernel::map::Set;
 
 use dugnad_kernel::{Cx, Input, NodeId, Peer};
 
@@ -13,7 +13,7 @@ use crate::{Event, Overlay};
 
 #[derive(Debug, Default)]
 pub(crate) struct Nested {
-    wanted: BTreeSet<NodeId>,
+    wanted: Set<NodeId>,
 }
 
 impl Overlay {
@@ -43,7 +43,7 @@ impl Overlay {
         let Some(nested) = self.nested.as_mut() else { return Some(input) };
         match input {
             Input::Command(detector::Command::Watch { near, far }) => {
-                nested.wanted = near.union(&far).copied().collect();
+                nested.wanted = near.iter().chain(&far).copied().collect();
             }
             Input::Command(detector::Command::Hint(id)) => cx.emit(Event::Doubt(id)),
             // Who is linked is worth knowing: it may be asked the way.

@@ -1,8 +1,8 @@
 //! Routing to the owner of a key: the forwarding rule, greedy hops with acknowledgement and
 //! alternatives, transitive lookups with end-to-end retries (overlay.md 2.5, 3.2-3.5).
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use dugnad_kernel::map::Map;
 
 use dugnad_kernel::arc::{in_oc, in_oo};
 use dugnad_kernel::{Cx, Input, Key, NodeId, Peer};
@@ -113,8 +113,8 @@ pub(crate) enum LookupFor {
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
     next: u32,
-    pending: BTreeMap<u32, Pending>,
-    lookups: BTreeMap<u32, Lookup>,
+    pending: Map<u32, Pending>,
+    lookups: Map<u32, Lookup>,
 }
 
 impl Routes {

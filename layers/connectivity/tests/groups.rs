@@ -9,6 +9,7 @@ use dugnad_connectivity::group::directory::{
     DirectoryAnswer, DirectoryAsk, GroupRecord, Mode, Policy, directory_key, group_id,
 };
 use dugnad_connectivity::group::{Answer, Command, Event, GroupCast, Groups, Manner, Msg};
+use dugnad_kernel::map::Set;
 use dugnad_kernel::{Component, Cx, Duration, Effect, Id, Input, Key, NodeId, Peer, Time};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -18,7 +19,7 @@ struct Member {
     /// `None` while it is dead.
     groups: Option<Groups>,
     inc: u32,
-    watch: BTreeSet<NodeId>,
+    watch: Set<NodeId>,
     /// What was delivered, in order: from whom, and what.
     heard: Vec<(NodeId, Vec<u8>)>,
 }
@@ -79,7 +80,7 @@ impl World {
         };
         for _ in 0..count {
             let id = Id(world.rng.u128(..));
-            let (watch, heard) = (BTreeSet::new(), Vec::new());
+            let (watch, heard) = (Set::new(), Vec::new());
             world.members.insert(id, Member { groups: None, inc: 0, watch, heard });
             world.start(id);
         }

@@ -1,7 +1,7 @@
 //! The ledger: what was promised against the owner's ceilings. Promises never exceed them.
 
-use alloc::collections::BTreeMap;
 use core::fmt;
+use dugnad_kernel::map::Map;
 
 use dugnad_kernel::{Id, Time};
 use serde::{Deserialize, Serialize};
@@ -81,13 +81,13 @@ struct Promise {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     ceilings: Ceilings,
-    promises: BTreeMap<(Id, u32), Promise>,
+    promises: Map<(Id, u32), Promise>,
 }
 
 impl Ledger {
     #[must_use]
     pub const fn new(ceilings: Ceilings) -> Self {
-        Self { ceilings, promises: BTreeMap::new() }
+        Self { ceilings, promises: Map::new() }
     }
 
     #[must_use]

@@ -2,8 +2,6 @@
 
 #![cfg_attr(not(test), no_std)]
 
-extern crate alloc;
-
 mod ledger;
 
 pub use ledger::{Amounts, Bytes, Ceilings, Ledger, Short};

@@ -11,6 +11,7 @@ extern crate alloc;
 pub mod arc;
 pub mod component;
 pub mod id;
+pub mod map;
 pub mod ops;
 pub mod peer;
 pub mod time;

@@ -5,8 +5,8 @@
 //! [`Asker`]; nothing else can wake it. So there is no executor, and the same inputs give the
 //! same run, bit for bit. Dropping an operation cancels it.
 
+use crate::map::Map;
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -101,20 +101,15 @@ type Running<O> = Pin<Box<dyn Future<Output = O>>>;
 /// The operations of one component.
 pub struct Ops<Q, A, O> {
     outbox: Rc<Outbox<Q, A>>,
-    running: BTreeMap<u32, (&'static str, Running<O>)>,
-    waiting: BTreeMap<CallId, (u32, Slot<A>)>,
+    running: Map<u32, (&'static str, Running<O>)>,
+    waiting: Map<CallId, (u32, Slot<A>)>,
     next: u32,
 }
 
 impl<Q, A, O> Default for Ops<Q, A, O> {
     fn default() -> Self {
         let outbox = Outbox { next: Cell::new(0), asked: RefCell::default() };
-        Self {
-            outbox: Rc::new(outbox),
-            running: BTreeMap::new(),
-            waiting: BTreeMap::new(),
-            next: 0,
-        }
+        Self { outbox: Rc::new(outbox), running: Map::new(), waiting: Map::new(), next: 0 }
     }
 }
 

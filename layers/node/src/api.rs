@@ -1,8 +1,8 @@
 //! What the node takes from and gives to whatever drives it: the agent, or the simulator.
 
-use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
+use dugnad_kernel::map::Set;
 
 pub use dugnad_connectivity::group::Manner as GroupManner;
 pub use dugnad_connectivity::group::directory::{Mode as GroupMode, Policy as GroupPolicy};
@@ -51,7 +51,7 @@ pub enum Command {
         home: u32,
     },
     /// Marks ([`state_mark`]) of the services whose state is here though they do not run here.
-    KeptState(BTreeSet<Hash>),
+    KeptState(Set<Hash>),
     /// Have what runs here run elsewhere first; [`Event::HandedOver`] follows when nothing is left.
     /// Or, with false, keep it after all.
     HandOver(bool),

@@ -1,7 +1,7 @@
 //! What people ask the overlay itself: who answers for a key, and to tell everybody something.
 
-use alloc::collections::BTreeMap;
 use alloc::string::ToString;
+use dugnad_kernel::map::Map;
 
 use dugnad_connectivity as connectivity;
 use dugnad_connectivity::route::Found;
@@ -17,7 +17,7 @@ pub(crate) const ASKED_MAX: usize = 64;
 /// Lookups under way: call, whose question, and since when.
 #[derive(Default)]
 pub(crate) struct Asked {
-    waiting: BTreeMap<u32, (AskId, Time)>,
+    waiting: Map<u32, (AskId, Time)>,
 }
 
 impl Asked {

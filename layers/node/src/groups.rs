@@ -1,9 +1,9 @@
 //! Groups as people and services of this node see them: who of them holds a membership, which ones
 //! outlive a restart, and what is said to whom.
 
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_collective as collective;
 use dugnad_connectivity as connectivity;
@@ -47,26 +47,26 @@ enum About {
 
 pub(crate) struct GroupState {
     pub(crate) groups: Groups,
-    held: BTreeMap<String, Held>,
+    held: Map<String, Held>,
     /// Kept memberships found on disk, until this node is on the ring.
-    found: BTreeSet<String>,
-    asked: BTreeMap<u32, About>,
+    found: Set<String>,
+    asked: Map<u32, About>,
     next: u32,
     /// Whom groups and whom managers want watched.
-    watched: BTreeSet<NodeId>,
-    pub(crate) watched_above: BTreeSet<NodeId>,
+    watched: Set<NodeId>,
+    pub(crate) watched_above: Set<NodeId>,
 }
 
 impl GroupState {
     pub(crate) fn new(me: Peer) -> Self {
         Self {
             groups: Groups::new(me),
-            held: BTreeMap::new(),
-            found: BTreeSet::new(),
-            asked: BTreeMap::new(),
+            held: Map::new(),
+            found: Set::new(),
+            asked: Map::new(),
             next: 0,
-            watched: BTreeSet::new(),
-            watched_above: BTreeSet::new(),
+            watched: Set::new(),
+            watched_above: Set::new(),
         }
     }
 
@@ -210,7 +210,7 @@ impl Node {
 
     /// The overlay watches what any layer above it counts on.
     pub(crate) fn watch_all(&mut self, cx: &mut Cx<'_, Self>) {
-        let both = self.groups.watched.union(&self.groups.watched_above).copied().collect();
+        let both = self.groups.watched.iter().chain(&self.groups.watched_above).copied().collect();
         self.ring(connectivity::Command::Watch(both), cx);
     }
 

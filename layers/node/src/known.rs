@@ -1,8 +1,8 @@
 //! Nobody is spoken to, and nobody is named to the driver, whose address this node does not know:
 //! it is looked up first. An id on the ring is found like any key; its owner is the node itself.
 
-use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
+use dugnad_kernel::map::Set;
 
 use dugnad_connectivity as connectivity;
 use dugnad_kernel::{Cx, NodeId};
@@ -21,7 +21,7 @@ enum What {
 }
 
 struct Waiting {
-    missing: BTreeSet<NodeId>,
+    missing: Set<NodeId>,
     what: What,
 }
 
@@ -50,7 +50,7 @@ impl Node {
     /// Sends when the address of `to` was found; lost if it is not.
     pub(crate) fn send_later(&mut self, to: NodeId, msg: Msg, cx: &mut Cx<'_, Self>) {
         if self.deferred.waiting.len() < DEFERRED_MAX {
-            self.defer(BTreeSet::from([to]), What::Send(to, msg), cx);
+            self.defer(Set::from([to]), What::Send(to, msg), cx);
         }
     }
 
@@ -62,7 +62,7 @@ impl Node {
             Order::Start(_)
             | Order::Stop { .. }
             | Order::Drop { .. }
-            | Order::ForgetState { .. } => BTreeSet::new(),
+            | Order::ForgetState { .. } => Set::new(),
         };
         self.defer(missing, What::Order(order), cx);
     }
@@ -70,22 +70,22 @@ impl Node {
     pub(crate) fn answer_known(&mut self, ask: AskId, answer: Answer, cx: &mut Cx<'_, Self>) {
         let missing = match &answer {
             Answer::Resolved(view) => self.unknown(view.replicas.iter().map(|r| r.node)),
-            _ => BTreeSet::new(),
+            _ => Set::new(),
         };
         self.defer(missing, What::Answer(ask, answer), cx);
     }
 
-    fn unknown(&self, ids: impl Iterator<Item = NodeId>) -> BTreeSet<NodeId> {
+    fn unknown(&self, ids: impl Iterator<Item = NodeId>) -> Set<NodeId> {
         let me = self.overlay.ring().me().id;
         ids.filter(|id| *id != me && self.overlay.peer(*id).is_none()).collect()
     }
 
-    fn defer(&mut self, missing: BTreeSet<NodeId>, what: What, cx: &mut Cx<'_, Self>) {
+    fn defer(&mut self, missing: Set<NodeId>, what: What, cx: &mut Cx<'_, Self>) {
         if missing.is_empty() || self.deferred.waiting.len() >= DEFERRED_MAX {
             self.release(what, cx);
             return;
         }
-        let asked: BTreeSet<NodeId> = self.deferred.asked.iter().map(|(_, id)| *id).collect();
+        let asked: Set<NodeId> = self.deferred.asked.iter().map(|(_, id)| *id).collect();
         let news: Vec<NodeId> = missing.difference(&asked).copied().collect();
         self.deferred.waiting.push(Waiting { missing, what });
         for id in news {

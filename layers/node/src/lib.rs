@@ -17,9 +17,10 @@ mod views;
 
 pub use api::*;
 
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_collective as collective;
 use dugnad_collective::Collective;
@@ -90,16 +91,16 @@ pub struct Node {
     started: Option<dugnad_kernel::Time>,
     range: Option<Arc>,
     /// Services whose manager the executor looks for, by call.
-    finding: BTreeMap<u32, Key>,
+    finding: Map<u32, Key>,
     /// Run records on their way to the disk, by token.
-    keeping: BTreeMap<u64, ReplicaId>,
+    keeping: Map<u64, ReplicaId>,
     next: u32,
     deferred: Deferred,
     asked: Asked,
-    ports: BTreeMap<String, u16>,
-    names: BTreeMap<NodeId, String>,
+    ports: Map<String, u16>,
+    names: Map<NodeId, String>,
     malformed_records: u64,
-    kept_state: BTreeSet<Hash>,
+    kept_state: Set<Hash>,
     /// Whether [`Event::HandedOver`] was said.
     told_handed_over: bool,
 }
@@ -154,15 +155,15 @@ impl Node {
             programs: config.programs,
             started: None,
             range: None,
-            finding: BTreeMap::new(),
-            keeping: BTreeMap::new(),
+            finding: Map::new(),
+            keeping: Map::new(),
             next: 0,
             deferred: Deferred::default(),
             asked: Asked::default(),
-            ports: BTreeMap::new(),
-            names: BTreeMap::new(),
+            ports: Map::new(),
+            names: Map::new(),
             malformed_records: 0,
-            kept_state: BTreeSet::new(),
+            kept_state: Set::new(),
             told_handed_over: false,
         }
     }

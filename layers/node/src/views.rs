@@ -1,8 +1,8 @@
 //! From what the layers know to what people are shown.
 
-use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
+use dugnad_kernel::map::Set;
 
 use dugnad_collective::deployment::client::{ClientQuestion, ClientReply};
 use dugnad_collective::deployment::manager::View;
@@ -86,7 +86,7 @@ impl Node {
             self.remember_name(description.peer.id, &description.profile.name);
         }
         let (me, detector) = (self.overlay.ring().me().id, self.overlay.detector());
-        let answered: BTreeSet<NodeId> = descriptions.iter().map(|d| d.peer.id).collect();
+        let answered: Set<NodeId> = descriptions.iter().map(|d| d.peer.id).collect();
         let mut views: Vec<NodeView> = descriptions
             .into_iter()
             .map(|d| NodeView {

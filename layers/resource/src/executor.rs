@@ -4,10 +4,10 @@
 //! What runs here is written to disk before it is started, so that a node without a network
 //! starts the same replicas again after a power cut.
 
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use dugnad_kernel::map::Map;
 
 use dugnad_fabric::{Amounts, Ceilings, Ledger};
 use dugnad_kernel::{Component, Cx, Duration, Input, Key, NodeId};
@@ -108,8 +108,8 @@ pub struct Executor {
     takes_work: bool,
     handing_over: bool,
     ending: bool,
-    held: BTreeMap<ReplicaId, Held>,
-    terms: BTreeMap<Key, Term>,
+    held: Map<ReplicaId, Held>,
+    terms: Map<Key, Term>,
     beating: bool,
     refused_epochs: u64,
 }
@@ -155,8 +155,8 @@ impl Executor {
             takes_work: true,
             handing_over: false,
             ending: false,
-            held: BTreeMap::new(),
-            terms: BTreeMap::new(),
+            held: Map::new(),
+            terms: Map::new(),
             beating: false,
             refused_epochs: 0,
         }

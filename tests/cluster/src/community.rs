@@ -59,6 +59,8 @@ pub struct Options {
     pub addresses: Vec<Ipv4Addr>,
     /// Words before the program of one node: (node, words).
     pub before_each: Vec<Vec<String>>,
+    /// The program of each node, where it is not [`program`]: for a mixed community.
+    pub programs: Vec<PathBuf>,
     /// Owner of the folders of all nodes.
     pub owner: Option<u32>,
 }
@@ -75,6 +77,7 @@ pub struct Node {
     /// What it said when it was ready.
     pub ready: String,
     before: Vec<String>,
+    program: PathBuf,
     agent: Option<Child>,
 }
 
@@ -183,6 +186,7 @@ impl Community {
             short: String::new(),
             ready: String::new(),
             before: self.options.before_each.get(number).cloned().unwrap_or_default(),
+            program: self.options.programs.get(number).map_or(program(), PathBuf::as_path).into(),
             agent: None,
         };
         fs::create_dir(&node.dir).unwrap_or_else(|error| panic!("{}: {error}", node.dir.display()));
@@ -218,10 +222,10 @@ impl Community {
         let mut command = match words.next() {
             Some(first) => {
                 let mut command = Command::new(first);
-                command.args(words).arg(program());
+                command.args(words).arg(&node.program);
                 command
             }
-            None => Command::new(program()),
+            None => Command::new(&node.program),
         };
         for variable in
             ["DUGNAD_NAME", "DUGNAD_OVERLAY", "DUGNAD_GATEWAY", "DUGNAD_SOCKET", "DUGNAD_OUTPUT"]

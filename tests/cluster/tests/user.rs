@@ -8,6 +8,21 @@ use dugnad_cluster::{
     Community, Options, PATIENCE, installed, processes_of, root, say, skip, until, write,
 };
 
+/// A web server of the host, as a service.
+fn server(community: &Community, replicas: usize) -> String {
+    write(&community.folder("files-hi/pkg").join("index.html"), "hi from a user");
+    community.service_file(
+        "hi",
+        &format!(
+            "name = \"hi\"\nreplicas = {replicas}\nstop_grace = \"1s\"\n\
+             command = [\"/usr/bin/python3\", \"-m\", \"http.server\", \
+             \"--bind\", \"$HOST\", \"$PORT\"]\n\
+             [artifacts]\nany = \"pkg/\"\n[port]\nhttp = true\n\
+             [needs]\nmemory = \"48M\"\ncpu = \"5%\"\ndisk = \"8M\"\nprocesses = 16\n"
+        ),
+    )
+}
+
 #[test]
 fn a_community_of_ordinary_users() {
     let test = "a_community_of_ordinary_users";
@@ -28,15 +43,7 @@ fn a_community_of_ordinary_users() {
     let layers = status["services"].to_string();
     say(community.start, &format!("status says: {layers}"));
     assert!(!layers.contains("own uid") && layers.contains("no_new_privs"), "{layers}");
-    write(&community.folder("files-hi/pkg").join("index.html"), "hi from a user");
-    let file = community.service_file(
-        "hi",
-        "name = \"hi\"\nreplicas = 2\nstop_grace = \"1s\"\n\
-         command = [\"/usr/bin/python3\", \"-m\", \"http.server\", \
-         \"--bind\", \"$HOST\", \"$PORT\"]\n\
-         [artifacts]\nany = \"pkg/\"\n[port]\nhttp = true\n\
-         [needs]\nmemory = \"48M\"\ncpu = \"5%\"\ndisk = \"8M\"\nprocesses = 16\n",
-    );
+    let file = server(&community, 2);
     community.deploy(0, &file);
     for node in &community.nodes {
         until("it answers", Duration::from_secs(20), || get_text(node.gateway, "/hi/"));
@@ -53,4 +60,27 @@ fn a_community_of_ordinary_users() {
         let left = processes_of(&community.mark, "hi");
         dugnad_cluster::holds(left.is_empty(), || format!("{left:?}"))
     });
+}
+
+/// A container of an ordinary user: root there is nobody outside, and there are no other users to
+/// give a service.
+#[test]
+fn a_container_where_only_root_exists() {
+    let test = "a_container_where_only_root_exists";
+    let alone = ["unshare", "--user", "--map-root-user"];
+    if installed(&["/usr/bin/python3"]).is_none() {
+        return skip(test, "no /usr/bin/python3");
+    }
+    let works = std::process::Command::new(alone[0]).args(&alone[1..]).arg("true").status();
+    if !works.is_ok_and(|status| status.success()) {
+        return skip(test, "no user namespaces here");
+    }
+    let before = alone.map(str::to_owned).to_vec();
+    let community = Community::with("alone", 1, Options { before, ..Options::default() });
+    let status = community.status(0);
+    assert!(!status["services"].to_string().contains("own uid"), "{}", status["services"]);
+    let warnings = status["warnings"].to_string();
+    assert!(warnings.contains("only root exists here"), "{warnings}");
+    community.deploy(0, &server(&community, 1));
+    until("it answers", Duration::from_secs(20), || get_text(community.nodes[0].gateway, "/hi/"));
 }

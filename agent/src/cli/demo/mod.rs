@@ -14,6 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use dugnad_platform::probe::arch;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use serde_json::Value;
@@ -21,7 +22,7 @@ use smol::Async;
 
 use super::read::{label, text};
 use super::services::{deploy_file, elapsed};
-use super::{Cx, Failure, Outcome, args, own_arch, within};
+use super::{Cx, Failure, Outcome, args, within};
 use crate::control::{Client, exit};
 use crate::service;
 use community::Community;
@@ -181,7 +182,7 @@ fn write_services(community: &Community) -> Result<[PathBuf; 2], Failure> {
              [needs]\nmemory = \"64M\"\ncpu = \"10%\"\ndisk = \"{}M\"\nprocesses = 16\n\
              [port]\nhttp = true\n[health]\nhttp = \"/\"\ninterval = \"1s\"\n",
             community.mark,
-            own_arch(),
+            arch(),
             (bytes >> 20) + 16,
         );
         fs::write(dir.join("hello.toml"), hello)?;

@@ -1,9 +1,9 @@
 //! The service allocator: which nodes run the replicas (paper 3.4.4, overlay.md 10.5). Pure.
 
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{Hash, NodeId};
 use dugnad_resource::describe::Description;
@@ -38,8 +38,8 @@ pub struct Choice {
 pub fn choose(
     spec: &Spec,
     nodes: &[Description],
-    taken: &BTreeSet<NodeId>,
-    avoid: &BTreeSet<NodeId>,
+    taken: &Set<NodeId>,
+    avoid: &Set<NodeId>,
     rng: &mut fastrand::Rng,
 ) -> Choice {
     let mut choice = Choice::default();
@@ -57,7 +57,7 @@ pub fn choose(
         }
     }
     // Homes of the replicas that stay count as used.
-    let mut homes: BTreeMap<u32, i64> = BTreeMap::new();
+    let mut homes: Map<u32, i64> = Map::new();
     for node in nodes.iter().filter(|node| taken.contains(&node.peer.id)) {
         *homes.entry(node.profile.home).or_default() += 1;
     }
@@ -79,8 +79,8 @@ pub fn choose(
 fn obstacle(
     spec: &Spec,
     node: &Description,
-    taken: &BTreeSet<NodeId>,
-    avoid: &BTreeSet<NodeId>,
+    taken: &Set<NodeId>,
+    avoid: &Set<NodeId>,
 ) -> Option<String> {
     if taken.contains(&node.peer.id) {
         return Some("runs a replica already".to_string());
@@ -181,14 +181,14 @@ mod tests {
 
     fn pick(nodes: &[Description]) -> Choice {
         let mut rng = fastrand::Rng::with_seed(3);
-        choose(&spec(), nodes, &BTreeSet::new(), &BTreeSet::new(), &mut rng)
+        choose(&spec(), nodes, &Set::new(), &Set::new(), &mut rng)
     }
 
     #[test]
     fn homes_are_spread_before_a_home_is_used_twice() {
         let nodes = [node(1, 7), node(2, 7), node(3, 8), node(4, 9)];
         let choice = pick(&nodes);
-        let homes: BTreeSet<u32> = choice.candidates[..3]
+        let homes: Set<u32> = choice.candidates[..3]
             .iter()
             .filter_map(|c| nodes.iter().find(|n| n.peer.id == c.node))
             .map(|n| n.profile.home)

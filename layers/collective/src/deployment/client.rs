@@ -1,9 +1,9 @@
 //! How a person, or the gateway of any node, asks the community (paper 3.4.4, service client).
 
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::describe::Description;
@@ -223,7 +223,7 @@ async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ClientReply {
     }
     let nodes = describe(asker, Some(spec)).await;
     let mut rng = fastrand::Rng::with_seed(seed);
-    let none = BTreeSet::new();
+    let none = Set::new();
     let mut choice = allocator::choose(spec, &nodes, &none, &none, &mut rng);
     let (want, because) = deployer::replicas(spec.want);
     let mut notes = Vec::new();
@@ -385,7 +385,7 @@ fn decode(record: &Record) -> Option<Service> {
 async fn impossible(asker: &Asker, spec: &Spec, seed: u64) -> Option<ClientReply> {
     let nodes = describe(asker, Some(spec)).await;
     let mut rng = fastrand::Rng::with_seed(seed);
-    let none = BTreeSet::new();
+    let none = Set::new();
     let choice = allocator::choose(spec, &nodes, &none, &none, &mut rng);
     if !choice.candidates.is_empty() {
         return None;
@@ -404,7 +404,7 @@ async fn store_trees(asker: &Asker, spec: &Spec, me: NodeId, size: u64) -> Resul
         all.insert(me);
         // Asked before the record is out: the first holder may be quicker than the writing. Where
         // all places are mine that is the mirror, so one other is waited for in any case.
-        let (known, quick) = (BTreeSet::from([me]), all.len().max(enough));
+        let (known, quick) = (Set::from([me]), all.len().max(enough));
         let wait = asker.ask(Ask::Holders { root, known, enough: quick, limit: TREE_QUICK });
         let name = name_for(spec.key());
         let record = get(asker, (tree.key(), name.clone())).await.ok().flatten();
@@ -433,7 +433,7 @@ async fn store_trees(asker: &Asker, spec: &Spec, me: NodeId, size: u64) -> Resul
 }
 
 /// Why nobody else keeps the package, a line a node.
-fn no_room(refused: &BTreeMap<NodeId, String>) -> Vec<String> {
+fn no_room(refused: &Map<NodeId, String>) -> Vec<String> {
     let line = |(node, reason): (&NodeId, &String)| {
         format!("{} cannot keep a copy of the package: {reason}", node.short())
     };

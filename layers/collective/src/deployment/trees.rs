@@ -1,9 +1,9 @@
 //! Packages as the community keeps them: one record a tree and service; the owners of the tree's
 //! class hold the bytes (overlay.md 5; bytes never pass through the core).
 
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Duration, Hash, Key, NodeId};
@@ -265,9 +265,9 @@ impl Collective {
 pub(crate) struct Waiting {
     pub(crate) root: Hash,
     pub(crate) enough: usize,
-    pub(crate) holders: BTreeSet<NodeId>,
+    pub(crate) holders: Set<NodeId>,
     /// Who cannot, and why.
-    pub(crate) refused: BTreeMap<NodeId, String>,
+    pub(crate) refused: Map<NodeId, String>,
 }
 
 impl Waiting {

@@ -7,8 +7,9 @@
 //! Then last writer wins, and the groups, having one id, merge. The linearizable store will take
 //! this file's place.
 
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_connectivity::group::directory::{DirectoryAnswer, DirectoryAsk};
 use dugnad_kernel::ops::CallId;
@@ -60,11 +61,11 @@ struct Question {
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     /// Keys a question is being decided for, and those that wait.
-    busy: BTreeMap<Key, VecDeque<Question>>,
+    busy: Map<Key, VecDeque<Question>>,
     /// Keys whose other places were asked since this node's range changed.
-    asked: BTreeSet<Key>,
+    asked: Set<Key>,
     /// Which version of a record was seen first when.
-    seen: BTreeMap<Key, (u64, Time)>,
+    seen: Map<Key, (u64, Time)>,
 }
 
 impl Directory {
@@ -157,7 +158,7 @@ impl Collective {
         let Some(range) = self.place.range else { return };
         let mine = |record: &&Record| record.name == GROUP && range.contains(record.key);
         let live = |record: &&Record| mine(record) && record.value.is_some();
-        let records: BTreeMap<Key, u64> =
+        let records: Map<Key, u64> =
             self.store.iter().filter(live).map(|r| (r.key, r.version.counter)).collect();
         self.directory.seen.retain(|key, (version, _)| records.get(key) == Some(version));
         let mut old = Vec::new();

@@ -1,8 +1,8 @@
 //! Writing and reading a record, as operations (overlay.md 5.2).
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::ops::{CallId, join};
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
@@ -21,15 +21,15 @@ const PATIENT_ROUNDS: u32 = 2;
 #[derive(Debug, Default)]
 pub(crate) struct Writing {
     enough: usize,
-    holders: BTreeSet<NodeId>,
+    holders: Set<NodeId>,
 }
 
 /// Stores `record` at the owners of its class; returns who holds it on disk. Done as soon as
 /// `enough` nodes do; the rest is on its way then.
-pub(crate) async fn put(asker: Asker, record: Record, enough: usize) -> BTreeSet<NodeId> {
+pub(crate) async fn put(asker: Asker, record: Record, enough: usize) -> Set<NodeId> {
     match asker.ask(Ask::Put { record, enough }).await {
         Reply::Holders { holders, .. } => holders,
-        _ => BTreeSet::new(),
+        _ => Set::new(),
     }
 }
 
@@ -42,7 +42,7 @@ impl Collective {
         enough: usize,
         cx: &mut Cx<'_, Self>,
     ) {
-        self.writing.insert(call, Writing { enough, holders: BTreeSet::new() });
+        self.writing.insert(call, Writing { enough, holders: Set::new() });
         if !self.start("put", move |asker| write(asker, record, Some(call), None), cx) {
             self.on_stored(call, Vec::new(), true, cx);
         }
@@ -61,7 +61,7 @@ impl Collective {
         if over || writing.holders.len() >= writing.enough {
             let holders = core::mem::take(&mut writing.holders);
             self.writing.remove(&call);
-            self.answer(call, Reply::Holders { holders, refused: BTreeMap::new() }, cx);
+            self.answer(call, Reply::Holders { holders, refused: Map::new() }, cx);
         }
     }
 }
@@ -77,7 +77,7 @@ pub(crate) async fn write(
     let mut places: Vec<u32> = (0..DEGREE).collect();
     let mut stored = false;
     for round in 1..=ROUNDS {
-        let mut by_owner: BTreeMap<NodeId, Vec<u32>> = BTreeMap::new();
+        let mut by_owner: Map<NodeId, Vec<u32>> = Map::new();
         for (x, owner) in places.iter().zip(find(&asker, record.key, &places).await) {
             if let Some(owner) = owner {
                 by_owner.entry(owner).or_default().push(*x);
@@ -134,7 +134,7 @@ async fn find(asker: &Asker, key: Key, places: &[u32]) -> Vec<Option<NodeId>> {
 }
 
 /// The distinct owners of the class of `key`.
-pub(crate) async fn owners(asker: &Asker, key: Key) -> BTreeSet<NodeId> {
+pub(crate) async fn owners(asker: &Asker, key: Key) -> Set<NodeId> {
     let places: Vec<u32> = (0..DEGREE).collect();
     find(asker, key, &places).await.into_iter().flatten().collect()
 }

@@ -4,8 +4,8 @@
 //! changed; both sides take what they miss. A range gained without a hand-over (its owner died)
 //! is also compared with the owners of the other ids of its class.
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use dugnad_kernel::map::Map;
 
 use dugnad_kernel::{Arc, Cx, Duration, NodeId};
 use serde::{Deserialize, Serialize};
@@ -155,7 +155,7 @@ impl Collective {
         if !names.is_empty() {
             cx.send(from, Msg::Sync(SyncMsg::Want { names }));
         }
-        let theirs: BTreeMap<&Name, Version> =
+        let theirs: Map<&Name, Version> =
             entries.iter().map(|(name, version)| (name, *version)).collect();
         let newer = |(id, record): &(&Name, &Record)| {
             let inside = *id >= lower && upper.is_none_or(|upper| *id < upper);

@@ -1,9 +1,9 @@
 //! What groups say, are told and wait for (overlay.md 4.8).
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
+use dugnad_kernel::map::Set;
 
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Key, NodeId, Peer};
@@ -277,7 +277,7 @@ pub enum Event {
         body: Vec<u8>,
     },
     /// Watch these nodes: groups count on them.
-    Watch(BTreeSet<NodeId>),
+    Watch(Set<NodeId>),
     Contact(Peer),
     /// It did not do what it should have done by now.
     Doubt(NodeId),

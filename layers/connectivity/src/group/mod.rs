@@ -19,9 +19,9 @@ mod reliable;
 mod seen;
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::ops::{CallId, Ops, Step};
 use dugnad_kernel::peer::Addrs;
@@ -117,7 +117,7 @@ pub(crate) struct Group {
     mode: Mode,
     policy: Policy,
     /// The others of a mesh; kept for a while when it becomes a ring.
-    members: BTreeMap<NodeId, Peer>,
+    members: Map<NodeId, Peer>,
     /// Who may come back, and how often it was greeted in vain.
     lost: Vec<(Peer, u8)>,
     greeting: bool,
@@ -147,13 +147,13 @@ pub(crate) struct Group {
 /// The groups of one node.
 pub struct Groups {
     me: Peer,
-    groups: BTreeMap<GroupId, Group>,
+    groups: Map<GroupId, Group>,
     ops: Ops<Ask, Reply, Outcome>,
-    out: BTreeMap<CallId, Out>,
+    out: Map<CallId, Out>,
     instances: u32,
     messages: u64,
-    watched: BTreeSet<NodeId>,
-    counters: BTreeMap<&'static str, u64>,
+    watched: Set<NodeId>,
+    counters: Map<&'static str, u64>,
 }
 
 impl Component for Groups {
@@ -178,11 +178,11 @@ impl Groups {
             messages: u64::from(me.inc) << 32,
             instances: me.inc.wrapping_mul(64),
             me,
-            groups: BTreeMap::new(),
+            groups: Map::new(),
             ops: Ops::default(),
-            out: BTreeMap::new(),
-            watched: BTreeSet::new(),
-            counters: BTreeMap::new(),
+            out: Map::new(),
+            watched: Set::new(),
+            counters: Map::new(),
         }
     }
 
@@ -477,7 +477,7 @@ impl Groups {
     }
 
     fn update_watch(&mut self, cx: &mut Cx<'_, Self>) {
-        let mut set = BTreeSet::new();
+        let mut set = Set::new();
         for group in self.groups.values().filter(|group| group.phase != Phase::Entering) {
             match &group.ring {
                 Some(ring) if group.mode == Mode::Ring => set.extend(ring.wants_watched()),
@@ -653,7 +653,7 @@ impl Group {
             epoch: 0,
             mode: Mode::Mesh,
             policy: Policy::Open,
-            members: BTreeMap::new(),
+            members: Map::new(),
             lost: Vec::new(),
             greeting: false,
             ring: None,

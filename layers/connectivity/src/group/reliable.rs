@@ -11,8 +11,9 @@
 //! later, and is heard from its first message on. What nobody has any more is given up, and
 //! counted: the window is what a cut or a crash can cost.
 
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{NodeId, Time};
 
@@ -31,7 +32,7 @@ pub(crate) struct Incoming {
     next: u32,
     /// The last one known to exist.
     latest: u32,
-    held: BTreeMap<u32, Packet>,
+    held: Map<u32, Packet>,
     /// Who sent the last piece.
     pub(crate) via: NodeId,
     /// Asking for what is missing: how often in vain.
@@ -42,7 +43,7 @@ pub(crate) struct Incoming {
 impl Incoming {
     const fn new(next: u32, via: NodeId, now: Time) -> Self {
         let latest = next.saturating_sub(1);
-        Self { next, latest, held: BTreeMap::new(), via, asking: None, touched: now }
+        Self { next, latest, held: Map::new(), via, asking: None, touched: now }
     }
 
     /// The first gap, both ends included.
@@ -66,7 +67,7 @@ pub(crate) struct Outgoing {
     bytes: VecDeque<usize>,
     /// What is being checked, how often in vain, and of whom in a mesh an answer is awaited.
     pub(crate) checking: Option<(u32, u32)>,
-    pub(crate) awaited: BTreeSet<NodeId>,
+    pub(crate) awaited: Set<NodeId>,
     /// A check is planned.
     pub(crate) planned: bool,
 }
@@ -98,7 +99,7 @@ impl Outgoing {
 #[derive(Debug, Default)]
 pub(crate) struct Reliable {
     pub(crate) out: Outgoing,
-    streams: BTreeMap<Stream, Incoming>,
+    streams: Map<Stream, Incoming>,
     /// Whether streams that are not here began after this member came in.
     whole: bool,
     kept: VecDeque<Packet>,

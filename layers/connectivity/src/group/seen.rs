@@ -1,6 +1,7 @@
 //! Which messages were delivered already.
 
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::VecDeque;
+use dugnad_kernel::map::Set;
 
 use super::messages::MsgId;
 use crate::config::GROUP_SEEN;
@@ -9,7 +10,7 @@ use crate::config::GROUP_SEEN;
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     order: VecDeque<MsgId>,
-    set: BTreeSet<MsgId>,
+    set: Set<MsgId>,
 }
 
 impl Seen {

@@ -3,9 +3,10 @@
 //! It holds nothing that is not in the service's two records or known to the hosts: when its node
 //! dies, the next owner reads the plan, asks the hosts, and goes on in a higher term.
 
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{Cx, Duration, Key, NodeId, Time};
 use dugnad_resource::describe::named;
@@ -85,29 +86,29 @@ pub struct Manager {
     /// knows what was decided in the one before.
     decided: Epoch,
     /// Hosts of an earlier term that have not reported yet.
-    taking_over: BTreeSet<NodeId>,
+    taking_over: Set<NodeId>,
     /// Hosts of the plan that have not said what they run: asked when they can be reached.
-    pub(super) unheard: BTreeSet<NodeId>,
+    pub(super) unheard: Set<NodeId>,
     /// A host obeyed a higher term than ours: ask again in the new one.
     probe_again: bool,
     placing: bool,
     /// Replicas of an earlier term whose state is not news when they report it again.
-    old_news: BTreeSet<u32>,
+    old_news: Set<u32>,
     /// Hosts whose replica came back while a place was being looked for.
-    returned: BTreeSet<NodeId>,
+    returned: Set<NodeId>,
     blocked: Vec<String>,
     blocked_times: u32,
-    avoid: BTreeMap<NodeId, (u32, Time)>,
+    avoid: Map<NodeId, (u32, Time)>,
     /// Replicas that came back by themselves: the first to go if there are too many.
-    extra: BTreeSet<u32>,
+    extra: Set<u32>,
     /// Hosts that are about to leave.
-    leaving: BTreeSet<NodeId>,
+    leaving: Set<NodeId>,
     /// Replicas that a new version replaced where they are.
-    in_place: BTreeSet<u32>,
+    in_place: Set<u32>,
     /// How often a replica came to an end before it was ready.
-    unready: BTreeMap<u32, u32>,
+    unready: Map<u32, u32>,
     /// Who can be asked for the package, by replica number.
-    sources: BTreeMap<u32, Vec<NodeId>>,
+    sources: Map<u32, Vec<NodeId>>,
     /// Counter of the last plan written: two may be on their way at once.
     written: u64,
     revision: u64,
@@ -125,20 +126,20 @@ impl Manager {
             because,
             decided: plan.epoch,
             plan,
-            taking_over: BTreeSet::new(),
-            unheard: BTreeSet::new(),
+            taking_over: Set::new(),
+            unheard: Set::new(),
             probe_again: false,
             placing: false,
-            old_news: BTreeSet::new(),
-            returned: BTreeSet::new(),
+            old_news: Set::new(),
+            returned: Set::new(),
             blocked: Vec::new(),
             blocked_times: 0,
-            avoid: BTreeMap::new(),
-            extra: BTreeSet::new(),
-            leaving: BTreeSet::new(),
-            in_place: BTreeSet::new(),
-            unready: BTreeMap::new(),
-            sources: BTreeMap::new(),
+            avoid: Map::new(),
+            extra: Set::new(),
+            leaving: Set::new(),
+            in_place: Set::new(),
+            unready: Map::new(),
+            sources: Map::new(),
             written: 0,
             revision: 0,
             round: 0,

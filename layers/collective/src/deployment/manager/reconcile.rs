@@ -1,9 +1,9 @@
 //! Comparing what is with what is wanted: finding places, writing the plan, starting, stopping.
 
-use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use dugnad_kernel::map::Set;
 
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::execute::{Epoch, ReplicaId, ToHost};
@@ -60,7 +60,7 @@ impl Collective {
             return;
         }
         // Who left and comes again is a host like any other.
-        let hosts: BTreeSet<NodeId> = manager.live().map(|slot| slot.node).collect();
+        let hosts: Set<NodeId> = manager.live().map(|slot| slot.node).collect();
         manager.leaving.retain(|node| hosts.contains(node));
         if !manager.placing {
             let epoch = manager.plan.epoch;
@@ -289,10 +289,10 @@ struct Search {
     spec: Spec,
     need: usize,
     first_number: u32,
-    taken: BTreeSet<NodeId>,
+    taken: Set<NodeId>,
     /// The replica it comes for, and its node.
     beside: Option<(u32, NodeId)>,
-    avoid: BTreeSet<NodeId>,
+    avoid: Set<NodeId>,
     seed: u64,
 }
 

@@ -1,9 +1,9 @@
 //! Becoming the manager of a service: first what the other holders of its records know, then what
 //! the hosts say. A node that was away has yesterday's plan on its disk, and must not act on it.
 
-use alloc::collections::BTreeSet;
 use alloc::string::ToString;
 use alloc::vec::Vec;
+use dugnad_kernel::map::Set;
 
 use dugnad_kernel::ops::first;
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
@@ -141,7 +141,7 @@ impl Collective {
             self.watch_hosts(cx);
             return;
         }
-        let known: BTreeSet<u32> = manager.plan.slots.iter().map(|slot| slot.number).collect();
+        let known: Set<u32> = manager.plan.slots.iter().map(|slot| slot.number).collect();
         for slot in plan.slots.iter().filter(|slot| !known.contains(&slot.number)) {
             let msg = ToHost::Probe { service: key, epoch };
             cx.emit(Event::ToHost { to: slot.node, msg });
@@ -151,7 +151,7 @@ impl Collective {
 
 /// Asks the successors and the owners of the other places, as far as they answer in time.
 async fn recall(asker: Asker, key: Key, me: NodeId, successors: Vec<NodeId>) -> Outcome {
-    let mut holders: BTreeSet<NodeId> = successors.into_iter().collect();
+    let mut holders: Set<NodeId> = successors.into_iter().collect();
     let finds = (1..DEGREE).map(|x| asker.ask(Ask::Find(class(key, x))));
     let mut found: Vec<_> = finds.chain([asker.ask(Ask::Sleep(RECALL))]).collect();
     while found.len() > 1 {

@@ -25,7 +25,7 @@ FORMATS = {
     "arm": (1, 1, 40),
     "riscv64": (2, 1, 243),
     "mipsel": (1, 1, 8),
-    "s390x": (2, 2, 22),
+    "mips": (1, 2, 8),
 }
 
 libc = ctypes.CDLL(None, use_errno=True)

@@ -64,8 +64,19 @@ boots_with() {
     fi
 }
 
+# Folders made here, the innermost first: --uninstall removes these and no others.
+made=''
+
+make() { # FOLDER
+    [ ! -d "$root$1" ] || return 0
+    make "$(dirname "$1")"
+    mkdir "$root$1"
+    made="$1
+$made"
+}
+
 put() { # MODE FILE TO
-    mkdir -p "$(dirname "$root$3")"
+    make "$(dirname "$3")"
     # Beside it first: a running program cannot be written over.
     cp "$here/$2" "$root$3.new"
     chmod "$1" "$root$3.new"
@@ -79,6 +90,7 @@ files() {
     echo "$prefix/share/doc/dugnad/dugnad.toml"
     echo "$prefix/share/doc/dugnad/LICENSE-MIT"
     echo "$prefix/share/doc/dugnad/LICENSE-APACHE"
+    echo "$prefix/share/doc/dugnad/folders"
     echo /etc/systemd/system/dugnad.service
     echo /etc/init.d/dugnad
 }
@@ -116,6 +128,9 @@ install() {
         ;;
     *) start="dugnad agent" ;;
     esac
+    # What an earlier one made is ours, too.
+    touch "$root$prefix/share/doc/dugnad/folders"
+    printf '%s' "$made" >>"$root$prefix/share/doc/dugnad/folders"
     cat <<TEXT
 dugnad is installed. Now, as root:
   dugnad ${options}init --community NAME     (or: dugnad ${options}join TOKEN)
@@ -143,11 +158,14 @@ end() {
 uninstall() {
     [ -w "$root/" ] || fail "needs root: try again with sudo"
     [ -n "$root" ] || end
+    made=$(cat "$root$prefix/share/doc/dugnad/folders" 2>/dev/null || true)
     for file in $(files); do
         [ ! -e "$root$file" ] || { rm -f "$root$file" && echo "removed $file"; }
     done
-    # Folders that hold nothing any more, and only ours.
-    rmdir "$root$prefix/share/doc/dugnad" 2>/dev/null || true
+    for folder in $made; do
+        # Another program may use it by now.
+        rmdir "$root$folder" 2>/dev/null || true
+    done
     [ -n "$root" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
     if [ -n "$purge" ]; then
         rm -rf "$root/etc/dugnad" "$root/var/lib/dugnad"

@@ -26,10 +26,13 @@ target_is() {
     riscv64) triple=riscv64gc-unknown-linux-musl zig=riscv64-linux-musl emulator=qemu-riscv64 ;;
     mipsel)
         triple=mipsel-unknown-linux-musl emulator=qemu-mipsel cpu=24Kc
-        zig='mipsel-linux-musleabi -mcpu=mips32r2+soft_float'
+        zig='mipsel-linux-musl -mcpu=mips32r2+soft_float'
         ;;
     # Nobody's board, but the other order of bytes: for tests.
-    s390x) triple=s390x-unknown-linux-musl zig=s390x-linux-musl emulator=qemu-s390x ;;
+    mips)
+        triple=mips-unknown-linux-musl emulator=qemu-mips cpu=24Kc
+        zig='mips-linux-musl -mcpu=mips32r2+soft_float'
+        ;;
     *) return 1 ;;
     esac
 }

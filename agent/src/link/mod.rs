@@ -31,6 +31,7 @@ mod noise;
 mod notify;
 mod queue;
 mod session;
+mod spare;
 
 use std::fmt;
 use std::io;

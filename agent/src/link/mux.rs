@@ -21,6 +21,7 @@ use yamux::{Connection, Mode};
 
 use super::noise::BULK;
 use super::notify::Notify;
+use super::spare;
 
 /// How many streams each side may have open in one session.
 pub(super) const STREAMS_MAX: usize = 64;
@@ -80,7 +81,7 @@ impl AsyncRead for Socket {
         let count = rest.len().min(out.len());
         out[..count].copy_from_slice(&rest[..count]);
         if count == rest.len() {
-            inbound.pop_front();
+            inbound.pop_front().into_iter().for_each(spare::give);
             pipe.offset.set(0);
         } else {
             pipe.offset.set(pipe.offset.get() + count);
@@ -105,6 +106,9 @@ impl AsyncWrite for Socket {
         if outbound.len() >= OUT_MAX {
             *pipe.writer.borrow_mut() = Some(cx.waker().clone());
             return Poll::Pending;
+        }
+        if outbound.capacity() == 0 {
+            *outbound = spare::take(2 * OUT_MAX);
         }
         if outbound.is_empty() {
             outbound.push(BULK);
@@ -171,7 +175,9 @@ impl Mux {
             return;
         }
         self.pipe.waiting.set(self.pipe.waiting.get() + bytes.len());
-        self.pipe.inbound.borrow_mut().push_back(bytes.to_vec());
+        let mut chunk = spare::take(bytes.len());
+        chunk.extend_from_slice(bytes);
+        self.pipe.inbound.borrow_mut().push_back(chunk);
         wake(&self.pipe.reader);
         while self.pipe.waiting.get() > IN_MAX && !self.pipe.ended.get() {
             self.pipe.drained.wait().await;
@@ -188,7 +194,7 @@ impl Mux {
     pub(super) fn rest(&self) {
         let mut outbound = self.pipe.outbound.borrow_mut();
         if outbound.is_empty() {
-            *outbound = Vec::new();
+            spare::give(std::mem::take(&mut outbound));
         }
     }
 

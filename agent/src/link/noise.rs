@@ -16,6 +16,8 @@ use futures_util::io::{AsyncRead, AsyncWriteExt};
 use smol::net::TcpStream;
 use snow::TransportState;
 
+use super::spare;
+
 /// The decision on the session, once, first.
 pub(super) const VERDICT: u8 = 0;
 /// Bytes of the stream of frames.
@@ -78,7 +80,10 @@ impl Reader {
             self.start = 0;
         }
         if need > self.buffer.len() {
-            self.buffer.resize(BURST, 0);
+            let mut larger = spare::take(BURST);
+            larger.extend_from_slice(&self.buffer[..self.end]);
+            larger.resize(BURST, 0);
+            spare::give(std::mem::replace(&mut self.buffer, larger));
         }
         while self.end < need {
             let read = self.read_some().await?;
@@ -95,9 +100,9 @@ impl Reader {
         poll_fn(|cx| {
             let polled = Pin::new(&mut self.tcp).poll_read(cx, &mut self.buffer[self.end..]);
             if polled.is_pending() && self.end == 0 && self.buffer.len() > IDLE {
-                // Silence: what a burst needed goes back to the system.
-                self.buffer = vec![0; IDLE];
-                self.plain = Vec::new();
+                // Silence: what a burst needed is for whoever is next.
+                spare::give(std::mem::replace(&mut self.buffer, vec![0; IDLE]));
+                spare::give(std::mem::take(&mut self.plain));
             }
             polled
         })
@@ -123,6 +128,9 @@ impl Reader {
         self.fill(2 + length).await.map_err(RecordError::Closed)?;
         let from = self.start + 2;
         self.start = from + length;
+        if self.plain.capacity() < length {
+            spare::give(std::mem::replace(&mut self.plain, spare::take(length)));
+        }
         if self.plain.len() < length {
             self.plain.resize(length, 0);
         }
@@ -159,6 +167,9 @@ impl Writer {
         plain: &[u8],
     ) -> io::Result<()> {
         let room = 2 + plain.len() + TAG;
+        if self.sealed.capacity() < room {
+            spare::give(std::mem::replace(&mut self.sealed, spare::take(room)));
+        }
         if self.sealed.len() < room {
             self.sealed.resize(room, 0);
         }
@@ -177,7 +188,7 @@ impl Writer {
     /// Gives the memory of a burst back.
     pub(super) fn rest(&mut self) {
         if self.sealed.len() > IDLE {
-            self.sealed = Vec::new();
+            spare::give(std::mem::take(&mut self.sealed));
         }
     }
 }

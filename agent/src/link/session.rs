@@ -17,6 +17,7 @@ use super::mux::{Mux, Stream};
 use super::noise::{BULK, Bytes, FRAMES, PLAIN_MAX, Reader, RecordError, VERDICT, Writer};
 use super::notify::Notify;
 use super::queue::Queue;
+use super::spare;
 use super::{Direction, LinkEvent};
 
 /// Frames are gathered up to this before they are encrypted together.
@@ -266,7 +267,7 @@ async fn write(
             if gathered.capacity() > IDLE {
                 gathered = vec![FRAMES];
             }
-            bulk = Vec::new();
+            spare::give(std::mem::take(&mut bulk));
             session.mux.rest();
             session.wake.wait().await;
         }

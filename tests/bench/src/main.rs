@@ -4,6 +4,7 @@
 //! The agents are the release program (or `DUGNAD_BIN`), each a real process on loopback. The
 //! silent node needs root and network namespaces; without them its row says so.
 
+mod boards;
 mod dht;
 mod idle;
 mod netns;
@@ -70,6 +71,10 @@ fn main() {
     }
     if wanted("overlay") {
         rows.extend(overlay::rows());
+    }
+    // Only on request: it wants emulators.
+    if only.iter().any(|word| word == "boards") {
+        rows.extend(boards::rows());
     }
     // Only on request: building the others takes minutes.
     if only.iter().any(|word| word == "dht") {

@@ -47,8 +47,9 @@ def entry(name, emulator):
     half = "<H" if order == 1 else ">H"
     head = b"\x7fELF" + bytes([size, order, 1]) + bytes(9)
     magic = head + struct.pack(half, 2) + struct.pack(half, machine)
-    # The system's name (byte 7) may be anything, and the type 2 (fixed) or 3 (anywhere).
-    mask = b"\xff" * 7 + b"\x00" + b"\xff" * 8
+    # The system's name and version (bytes 7 and 8) may be anything, and the type 2 (fixed) or 3
+    # (anywhere).
+    mask = b"\xff" * 7 + b"\x00" * 2 + b"\xff" * 7
     mask += struct.pack(half, 0xFFFE) + struct.pack(half, 0xFFFF)
     text = ["".join(f"\\x{byte:02x}" for byte in part) for part in (magic, mask)]
     # F: opened now, so that it is found in every view of the files. P: keeps the program's name.

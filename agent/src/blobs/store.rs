@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dugnad_kernel::Hash;
@@ -22,7 +22,7 @@ pub(super) struct Store {
     dir: PathBuf,
     state: Mutex<State>,
     /// Distinguishes files being written.
-    next: AtomicU64,
+    next: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -59,7 +59,7 @@ impl Store {
         let store = Self {
             dir: dir.to_owned(),
             state: Mutex::new(State { ceiling, ..State::default() }),
-            next: AtomicU64::new(0),
+            next: AtomicUsize::new(0),
         };
         for dir in [store.chunks(), store.marks()] {
             fs::create_dir_all(&dir).map_err(|error| at(&dir, error))?;

@@ -7,7 +7,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -23,18 +23,18 @@ const IDLE: Duration = Duration::from_secs(60);
 /// A stream that counts how often bytes came.
 pub(super) struct Heard {
     inner: Stream,
-    reads: Arc<AtomicU64>,
+    reads: Arc<AtomicUsize>,
 }
 
 #[derive(Clone)]
 pub(super) struct Clock {
-    reads: Arc<AtomicU64>,
+    reads: Arc<AtomicUsize>,
     head: Duration,
     idle: Duration,
 }
 
 pub(super) fn clocked(inner: Stream) -> (Heard, Clock) {
-    let reads = Arc::new(AtomicU64::new(0));
+    let reads = Arc::new(AtomicUsize::new(0));
     (Heard { inner, reads: Arc::clone(&reads) }, Clock { reads, head: HEAD, idle: IDLE })
 }
 
@@ -65,7 +65,7 @@ impl hyper::rt::Timer for Clock {
 
 struct Wait {
     clock: Clock,
-    before: u64,
+    before: usize,
     begun: bool,
     timer: Timer,
 }

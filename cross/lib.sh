@@ -1,5 +1,5 @@
 # Shared by tests/run and the scripts here: finding tools, and getting those that are missing
-# without changing the machine. Sourced by bash; wants $target, the folder for all that is made.
+# without changing the machine. Sourced by bash in the root of the repository.
 #
 # A function that cannot do what it is for returns a failure and leaves the reason, with what to
 # do about it, in $missing.
@@ -8,6 +8,9 @@ MSRV=1.85
 # 0.17 puts a malloc of its own in place of musl's, and idle memory goes from 2 MB to 28.
 ZIG_VERSION=0.13.0.post1
 missing=
+# The folder for all that is made.
+target=${CARGO_TARGET_DIR:-$PWD/target}
+case $target in /*) ;; *) target=$PWD/$target ;; esac
 
 fail() {
     echo "$0: $*" >&2

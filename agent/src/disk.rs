@@ -15,12 +15,13 @@
 //! [`DiskEvent::Persisted`] goes out for each token, in order. An idle disk writes nothing, and
 //! its thread sleeps without a timeout; a thread of the blocking pool would wake twice a second.
 //! sled has 8 threads of its own, which wake 7 times a second in all and cannot be told not to, but
-//! may be told to do so a little later ([`SLACK`]).
+//! may be told to do so a little later ([`slack`]).
 //!
 //! After a failed write (a full disk) the database is closed and opened again with the next
 //! batch, so that memory and medium agree.
 
 mod ledger;
+mod slack;
 mod store;
 
 use std::collections::VecDeque;
@@ -29,7 +30,6 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use nix::sys::prctl;
 use smol::channel::Sender;
 
 use store::{Found, Store};
@@ -82,30 +82,6 @@ struct Shared {
     events: Sender<DiskEvent>,
 }
 
-/// Nanoseconds that a timer of sled's threads may ring late; 32 bits hold no more than 4.2 s. Each
-/// looks every second whether there is work, though it is told when there is: so they look when the
-/// machine is awake anyway.
-const SLACK: u32 = 4_000_000_000;
-
-/// While it lives, threads that this one starts begin with [`SLACK`].
-struct Slack(Option<u32>);
-
-impl Slack {
-    fn set() -> Self {
-        let before = prctl::get_timerslack().ok().and_then(|slack| u32::try_from(slack).ok());
-        let set = before.filter(|_| prctl::set_timerslack(SLACK.into()).is_ok());
-        Self(set)
-    }
-}
-
-impl Drop for Slack {
-    fn drop(&mut self) {
-        if let Some(Err(error)) = self.0.map(|before| prctl::set_timerslack(before.into())) {
-            log::warn!("timers of this thread stay {} s late: {error}", SLACK / 1_000_000_000);
-        }
-    }
-}
-
 /// A panic in another thread ends the program (`panic = "abort"`); in tests the data is usable.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -136,7 +112,6 @@ impl Disk {
         dir: &Path,
         events: Sender<DiskEvent>,
     ) -> io::Result<(Self, Vec<Record>, Vec<String>, bool)> {
-        let _slack = Slack::set();
         let Found { store, records, notes, damaged } = Store::open(dir)?;
         let shared = Arc::new(Shared {
             queue: Mutex::default(),

@@ -11,6 +11,7 @@ use dugnad_kernel::Hash;
 use sled::Db;
 
 use super::ledger::{self, Change, Ledger};
+use super::slack::Slack;
 use super::{INLINE_MAX, Record, Write};
 use crate::identity::{at, write_synced};
 
@@ -231,6 +232,7 @@ impl Store {
             })?,
         };
         let written = catch_unwind(AssertUnwindSafe(|| {
+            let _slack = Slack::set();
             db.apply_batch(batch)?;
             db.flush().map(|_| ())
         }));
@@ -347,7 +349,11 @@ fn open_db(path: &Path) -> io::Result<Result<Db, String>> {
         .flush_every_ms(Some(5_000));
     let until = Instant::now() + LOCK_LIMIT;
     loop {
-        let Ok(opened) = catch_unwind(AssertUnwindSafe(|| config.open())) else {
+        let open = || {
+            let _slack = Slack::set();
+            config.open()
+        };
+        let Ok(opened) = catch_unwind(AssertUnwindSafe(open)) else {
             return Ok(Err("sled could not open it".to_owned()));
         };
         match opened {

@@ -104,10 +104,6 @@ impl<K, V> Map<K, V> {
         self.0.into_iter().map(|(_, value)| value)
     }
 
-    pub fn into_keys(self) -> impl DoubleEndedIterator<Item = K> + ExactSizeIterator {
-        self.0.into_iter().map(|(key, _)| key)
-    }
-
     pub fn retain(&mut self, mut keep: impl FnMut(&K, &mut V) -> bool) {
         self.0.retain_mut(|(key, value)| keep(key, value));
     }
@@ -210,14 +206,6 @@ impl<'a, K, V> Entry<'a, K, V> {
         V: Default,
     {
         self.or_insert_with(V::default)
-    }
-
-    #[must_use]
-    pub fn and_modify(self, change: impl FnOnce(&mut V)) -> Self {
-        if let Ok(at) = self.place {
-            change(&mut self.map.0[at].1);
-        }
-        self
     }
 }
 
@@ -396,16 +384,6 @@ impl<T: Ord> Set<T> {
     /// What is here and not in `other`, in order.
     pub fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a T> + Clone {
         self.0.iter().filter(|item| !other.contains(*item))
-    }
-
-    #[must_use]
-    pub fn is_subset(&self, other: &Self) -> bool {
-        self.0.iter().all(|item| other.contains(item))
-    }
-
-    #[must_use]
-    pub fn is_disjoint(&self, other: &Self) -> bool {
-        !self.0.iter().any(|item| other.contains(item))
     }
 }
 

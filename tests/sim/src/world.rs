@@ -1,5 +1,7 @@
 //! The world: nodes, time, and the carrying out of effects.
 
+mod crash;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
@@ -13,6 +15,8 @@ use dugnad_resource::spec::{Arch, Tree};
 use crate::host::{Disk, Processes};
 use crate::net::{GIVE_UP, Listener, Net, NetOptions, Sent};
 use crate::silence::silent;
+
+pub use crash::Crash;
 
 /// More than this is a storm of messages, not a plan.
 const QUEUE_MAX: usize = 2_000_000;
@@ -30,15 +34,6 @@ impl Options {
     pub fn seed(seed: u64) -> Self {
         Self { seed, net: NetOptions::default(), encode: true }
     }
-}
-
-/// How a machine stops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Crash {
-    /// The process is killed: peers see their connections reset, services run on.
-    Process,
-    /// The machine loses power: silence, services gone, unsynced writes lost.
-    Power,
 }
 
 pub struct Machine {
@@ -243,36 +238,6 @@ impl World {
         let life = machine.life;
         self.input(id, Input::Command(Command::Boot { records, trees, alone }));
         self.at(self.now, Happening::Redial { node: id, life, tries: 0 });
-    }
-
-    pub fn crash(&mut self, id: NodeId, kind: Crash) {
-        let Some(machine) = self.machines.get_mut(&id) else { return };
-        machine.node = None;
-        machine.life += 1;
-        if kind == Crash::Power {
-            machine.processes.running.clear();
-        }
-        self.note(b"crash", id, &[]);
-        match kind {
-            Crash::Process => self.close_all(id),
-            Crash::Power => {
-                for peer in self.net.peers(id) {
-                    let epoch = self.net.epoch(id, peer);
-                    let at = self.now + GIVE_UP;
-                    self.at(at, Happening::LinkDown { node: peer, peer: id, epoch });
-                }
-            }
-        }
-    }
-
-    /// Ends all sessions of a node; the other ends learn of it soon.
-    fn close_all(&mut self, id: NodeId) {
-        for peer in self.net.peers(id) {
-            let epoch = self.net.epoch(id, peer);
-            let after = Duration::from_millis(self.rng.u64(1..40));
-            self.net.close(id, peer);
-            self.at(self.now + after, Happening::LinkDown { node: peer, peer: id, epoch });
-        }
     }
 
     pub fn ask(&mut self, id: NodeId, question: Question) -> AskId {

@@ -34,7 +34,9 @@ use crate::disk::{Disk, DiskEvent};
 use crate::gateway::Gateway;
 use crate::host::Host;
 use crate::identity::{Community, Remembered};
+use crate::limits::Limits;
 use crate::link::{LinkEvent, Links};
+use crate::places::Places;
 use crate::stream::OpenStream;
 
 pub(crate) use boot::agent;
@@ -102,6 +104,9 @@ pub(crate) struct Agent {
     disk: Disk,
     blobs: Rc<Blobs>,
     host: Rc<Host>,
+    limits: Limits,
+    /// Connections of the owner's own programs.
+    own: Rc<Places<()>>,
     gateway: RefCell<Option<Gateway>>,
     remembered: RefCell<Remembered>,
     commands: Sender<Command>,

@@ -56,7 +56,7 @@ pub(crate) use client::{Answered, Client, ClientError};
 pub(crate) use door::ServiceDoor;
 pub(crate) use groups::message as group_message;
 pub(crate) use metrics::Metrics;
-pub(crate) use server::Control;
+pub(crate) use server::{CONNECTIONS_MAX, Control};
 
 /// A future that stays on the agent's one thread.
 pub(crate) type Local<T> = Pin<Box<dyn Future<Output = T>>>;

@@ -26,9 +26,10 @@ use smol_hyper::rt::{FuturesIo, SmolTimer};
 use super::body::Payload;
 use super::shape::{self, Told, Trouble};
 use super::{AgentApi, Wanted, exit, groups, socket, upload};
+use crate::places::Places;
 
-/// Connections at a time; people and scripts of one machine need few.
-const CONNECTIONS_MAX: usize = 32;
+/// Connections at a time; people and scripts of one machine need few. The idlest gives way.
+pub(crate) const CONNECTIONS_MAX: usize = 32;
 /// A spec has a few kilobytes.
 const SPEC_MAX: usize = 512 << 10;
 const TAIL_MAX: usize = 10_000;
@@ -52,6 +53,7 @@ impl Control {
         ex: Rc<LocalExecutor<'static>>,
         socket: PathBuf,
         mode: u32,
+        places: Rc<Places<()>>,
         backend: Rc<dyn AgentApi>,
     ) -> io::Result<Self> {
         let listener = Async::new(socket::bind(&socket, mode)?)?;
@@ -60,16 +62,20 @@ impl Control {
         let door = Rc::new(Door {
             ex: Rc::clone(&ex),
             backend,
-            open: Cell::new(0),
+            places,
             staged: Cell::new(0),
             uploads: Cell::new(0),
         });
         let accept = ex.spawn(async move {
+            let mut failures = 0_u32;
             loop {
                 match listener.accept().await {
                     Ok((stream, _)) => door.admit(stream.into()),
                     Err(error) => {
-                        log::warn!("control socket: {error}");
+                        failures = failures.wrapping_add(1);
+                        if failures.is_power_of_two() {
+                            log::warn!("control socket: {error}");
+                        }
                         // Out of descriptors: trying again at once would spin.
                         smol::Timer::after(Duration::from_secs(1)).await;
                     }
@@ -91,41 +97,31 @@ impl Drop for Control {
 struct Door {
     ex: Rc<LocalExecutor<'static>>,
     backend: Rc<dyn AgentApi>,
-    open: Cell<usize>,
+    places: Rc<Places<()>>,
     /// Names staging folders apart.
     staged: Cell<u64>,
     uploads: Cell<usize>,
-}
-
-/// Counts a connection for as long as it lives.
-struct Open(Rc<Door>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.open.set(self.0.open.get() - 1);
-    }
 }
 
 pub(super) type Reply = Result<Response<Payload>, Trouble>;
 
 impl Door {
     fn admit(self: &Rc<Self>, stream: UnixStream) {
-        if self.open.get() >= CONNECTIONS_MAX {
-            log::warn!("control socket: more than {CONNECTIONS_MAX} connections, one was closed");
-            return;
-        }
-        self.open.set(self.open.get() + 1);
-        let open = Open(Rc::clone(self));
+        let Some(place) = self.places.take(()) else { return };
+        let door = Rc::clone(self);
         let serving = async move {
-            let service = service_fn(|request| Rc::clone(&open.0).serve(request));
+            let service = service_fn(|request| Rc::clone(&door).serve(request));
             let connection = http1::Builder::new()
                 .timer(SmolTimer::new())
                 .max_buf_size(64 << 10)
-                .serve_connection(FuturesIo::new(stream), service);
-            if let Err(error) = connection.await {
-                // People interrupt `logs -f`; nothing is wrong then.
-                log::debug!("control connection: {error}");
-            }
+                .serve_connection(FuturesIo::new(place.watch(Box::pin(stream))), service);
+            let serving = async {
+                if let Err(error) = connection.await {
+                    // People interrupt `logs -f`; nothing is wrong then.
+                    log::debug!("control connection: {error}");
+                }
+            };
+            smol::future::or(serving, place.gives_way()).await;
         };
         self.ex.spawn(serving).detach();
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::exit;
 use crate::host::Kept;
+use crate::places::Taken;
 
 /// What the agent knows of itself beside the node's [`Status`].
 #[derive(Clone, Debug)]
@@ -41,6 +42,8 @@ pub(crate) struct Facts {
     pub(crate) warnings: Vec<String>,
     /// State that stopped replicas left here.
     pub(crate) kept_state: Vec<Kept>,
+    /// How many may hold this node's connections, and how many do: what, per whom, how many.
+    pub(crate) limits: Vec<(&'static str, &'static str, Taken)>,
     /// Frames received and sent since the start, by kind of message.
     pub(crate) frames: FramesByKind,
 }
@@ -95,6 +98,7 @@ pub(crate) fn status(status: &Status, facts: &Facts) -> Value {
         "tree_bytes": status.trees.iter().map(|tree| tree.bytes).sum::<u64>(),
         "operations": status.operations,
         "counters": counters(&status.counters),
+        "limits": facts.limits.iter().map(limit).collect::<Vec<_>>(),
         "frames": {"received": facts.frames.0, "sent": facts.frames.1},
         "not_enforced": facts.not_enforced,
         "services": facts.services,
@@ -105,6 +109,20 @@ pub(crate) fn status(status: &Status, facts: &Facts) -> Value {
             json!({"service": kept.service, "secs": secs, "bytes": kept.bytes})
         }).collect::<Vec<_>>(),
         "warnings": facts.warnings,
+    })
+}
+
+/// One kind of place for connections. The idlest gives way to a new one; those that turned out to
+/// be in use when somebody else wanted in are counted as refused.
+fn limit((what, per, taken): &(&'static str, &'static str, Taken)) -> Value {
+    json!({
+        "what": what,
+        "most": taken.most,
+        "per": per,
+        "each": taken.each,
+        "now": taken.now,
+        "gave_way": taken.gave_way,
+        "refused": taken.refused,
     })
 }
 

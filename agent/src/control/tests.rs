@@ -18,6 +18,7 @@ use smol::LocalExecutor;
 use smol::channel::Sender;
 
 use super::*;
+use crate::places::Places;
 
 /// An agent of three nodes that knows the service "wiki" and answers at once.
 pub(crate) struct FakeAgent {
@@ -216,6 +217,7 @@ pub(crate) fn status_value() -> Value {
         warnings: Vec::new(),
         frames: shape::FramesByKind::default(),
         kept_state: Vec::new(),
+        limits: vec![("HTTP connections", "client address", Places::<()>::new(4, 2).now())],
     };
     shape::status(&status, &facts)
 }
@@ -317,7 +319,9 @@ pub(crate) fn with_agent<F: Future<Output = ()>>(test: impl FnOnce(PathBuf, Rc<F
     let agent = Rc::new(FakeAgent::new(dir.path().join("staging")));
     let socket = dir.path().join("dugnad.sock");
     let backend = Rc::clone(&agent) as Rc<dyn AgentApi>;
-    let control = Control::start(Rc::clone(&ex), socket.clone(), 0o660, backend).unwrap();
+    let control =
+        Control::start(Rc::clone(&ex), socket.clone(), 0o660, Places::new(32, 32), backend)
+            .unwrap();
     let late = async {
         smol::Timer::after(Duration::from_secs(20)).await;
         panic!("the test took more than 20 s");

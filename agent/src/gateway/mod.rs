@@ -8,8 +8,9 @@
 //! The way of a request: `serve.rs` (a connection) → `proxy.rs` (which service, which replica,
 //! again if one fails) → `upstream.rs` (a process, here or behind a link) or `statics.rs` (a folder
 //! on this node, straight from its chunks). Bodies stream in both directions and are never held
-//! whole. Everything has a bound: [`CONNECTIONS_MAX`] connections of each kind, [`BUFFER`] bytes a
-//! buffer, four buffers a connection.
+//! whole. Everything has a bound: connections as [`Limits`] says, [`BUFFER`] bytes a buffer, four
+//! buffers a connection. HTTP, each TCP port and other nodes have places apart, and one client has
+//! half of them at most: nobody keeps the others out.
 //!
 //! A stream to a replica on another node begins with `StreamHead::Service`; the other agent answers
 //! one byte: 0 and the stream is the replica's, or the length of a text that says why not. So a
@@ -30,22 +31,19 @@ mod upstream;
 
 use std::cell::Cell;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use dugnad_kernel::NodeId;
 use dugnad_resource::execute::ReplicaId;
 use dugnad_resource::spec::Port;
-use smol::lock::Semaphore;
 use smol::{Async, LocalExecutor, Task};
 
 use crate::blobs::Blobs;
+use crate::limits::Limits;
+use crate::places::{Places, Taken};
 use crate::stream::{Endpoint, Later, Stream, StreamHead};
 
-/// Connections from outside at a time, HTTP and TCP together; as many streams from other nodes.
-/// Further ones wait to be accepted.
-pub(crate) const CONNECTIONS_MAX: usize = 256;
 /// Bytes of each buffer; also the longest head of a request.
 const BUFFER: usize = 16 * 1024;
 
@@ -86,6 +84,8 @@ struct Counters {
     tcp: Cell<u64>,
     streams: Cell<u64>,
     streams_refused: Cell<u64>,
+    full: Cell<u64>,
+    accept_failed: Cell<u64>,
 }
 
 fn count(counter: &Cell<u64>) {
@@ -100,8 +100,13 @@ struct Shared {
     counters: Counters,
     load: Rc<pick::Load>,
     pool: Rc<upstream::Pool>,
-    connections: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
+    limits: Limits,
+    /// Visitors by HTTP, by address.
+    http: Rc<Places<IpAddr>>,
+    /// Connections to TCP ports, by service; each port counts its clients beside.
+    tcp: Rc<Places<String>>,
+    /// Streams to replicas here, by the node that opened them.
+    streams: Rc<Places<NodeId>>,
 }
 
 /// The HTTP entry and the TCP ports of this node. Dropped, it accepts no more.
@@ -119,6 +124,7 @@ impl Gateway {
     pub(crate) fn start(
         ex: Rc<LocalExecutor<'static>>,
         listen: SocketAddr,
+        limits: Limits,
         backend: Rc<dyn Backend>,
     ) -> io::Result<Self> {
         let socket = TcpListener::bind(listen).and_then(Async::new).map_err(|error| {
@@ -136,8 +142,10 @@ impl Gateway {
             counters: Counters::default(),
             load: Rc::default(),
             pool: Rc::default(),
-            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            streams: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            limits,
+            http: Places::new(limits.http, limits.http / 2),
+            tcp: Places::new(limits.tcp, limits.tcp_service),
+            streams: Places::new(limits.streams, limits.streams / 2),
         });
         let accept = ex.spawn(serve::accept(Rc::clone(&shared), socket));
         Ok(Self { shared, ports: Rc::default(), _accept: accept })
@@ -163,22 +171,33 @@ impl Gateway {
 
     /// Serves a stream another node opened. Anything but `StreamHead::Service` is counted and
     /// dropped. Returns at once.
-    pub(crate) fn serve_stream(&self, head: StreamHead, stream: Stream) {
+    pub(crate) fn serve_stream(&self, from: NodeId, head: StreamHead, stream: Stream) {
         let StreamHead::Service { id } = head else {
             count(&self.shared.counters.streams_refused);
             return;
         };
-        let Some(permit) = self.shared.streams.try_acquire_arc() else {
+        let Some(place) = self.shared.streams.take(from) else {
             count(&self.shared.counters.streams_refused);
             return;
         };
         count(&self.shared.counters.streams);
         let shared = Rc::clone(&self.shared);
         let work = async move {
-            let _permit = permit;
-            upstream::serve(shared, id, stream).await;
+            let stream = place.watch(stream);
+            smol::future::or(upstream::serve(shared, id, stream), place.gives_way()).await;
         };
         self.shared.ex.spawn(work).detach();
+    }
+
+    /// How full each kind of place is: what, per whom, and how many.
+    #[must_use]
+    pub(crate) fn limits(&self) -> Vec<(&'static str, &'static str, Taken)> {
+        let shared = &self.shared;
+        vec![
+            ("HTTP connections", "client address", shared.http.now()),
+            ("TCP connections", "service", shared.tcp.now()),
+            ("streams to replicas here", "node", shared.streams.now()),
+        ]
     }
 
     /// Everything counted since the start, by name.
@@ -196,6 +215,8 @@ impl Gateway {
             ("gateway_tcp_connections", counters.tcp.get()),
             ("gateway_streams", counters.streams.get()),
             ("gateway_streams_refused", counters.streams_refused.get()),
+            ("gateway_full", counters.full.get()),
+            ("gateway_accept_failed", counters.accept_failed.get()),
         ]
     }
 }

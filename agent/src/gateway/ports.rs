@@ -13,6 +13,7 @@ use smol::{Async, Task, Timer};
 use super::pick::pick;
 use super::splice::splice;
 use super::{Shared, count, proxy, serve, upstream};
+use crate::places::{Places, source};
 use crate::stream::Stream;
 
 /// More services with ports of their own than that are a problem, too.
@@ -125,13 +126,26 @@ fn listen(shared: &Rc<Shared>, service: &str, port: u16) -> Result<Task<()>, Str
 }
 
 async fn accept(shared: Rc<Shared>, service: String, socket: Async<TcpListener>) {
+    let most = shared.limits.tcp_service;
+    let clients = Places::new(most, most / 2);
     loop {
-        let (stream, peer, permit) = serve::next(&shared, &socket).await;
+        let (stream, peer) = serve::next(&shared, &socket).await;
         count(&shared.counters.tcp);
+        let client = clients.take(source(peer.ip()));
+        let place = client.and_then(|client| Some((client, shared.tcp.take(service.clone())?)));
+        let Some((client, place)) = place else {
+            count(&shared.counters.full);
+            continue;
+        };
         let (on, service) = (Rc::clone(&shared), service.clone());
         let work = async move {
-            let _permit = permit;
-            if let Err(why) = connection(&on, &service, stream).await {
+            let stream = place.watch(client.watch(stream));
+            let gives_way = async {
+                smol::future::or(client.gives_way(), place.gives_way()).await;
+                Err("it was idle longest, and gave way to another".to_owned())
+            };
+            let served = connection(&on, &service, stream);
+            if let Err(why) = smol::future::or(served, gives_way).await {
                 log::debug!("{service}: connection of {peer}: {why}");
             }
         };

@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use dugnad_resource::execute::ReplicaId;
@@ -14,7 +15,6 @@ use hyper::server::conn::http1::{Builder, Connection};
 use hyper::service::{HttpService, service_fn};
 use hyper::{Request, Response, StatusCode};
 use smol::io::AsyncWriteExt as _;
-use smol::lock::SemaphoreGuardArc;
 use smol::net::TcpStream;
 use smol::{Async, Timer};
 use smol_hyper::rt::FuturesIo;
@@ -24,6 +24,7 @@ use super::clock::{Clock, Heard, clocked};
 use super::splice::splice;
 use super::upstream::Upgraded;
 use super::{BUFFER, Shared, count, proxy, statics};
+use crate::places::source;
 use crate::stream::{Endpoint, Stream};
 
 /// After accept failed (no file descriptor is left), how long until the next try: nothing tells
@@ -39,36 +40,45 @@ pub(super) struct Joined {
 /// Where the answer of a request leaves what its connection is joined to afterwards.
 pub(super) type JoinTo = Rc<RefCell<Option<Joined>>>;
 
+/// What a visitor is told for whom there is no place.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
+    Connection: close\r\nContent-Type: text/plain\r\nContent-Length: 44\r\n\r\n\
+    this node serves as many visitors as it can\n";
+
 pub(super) async fn accept(shared: Rc<Shared>, socket: Async<std::net::TcpListener>) {
     loop {
-        let (stream, peer, permit) = next(&shared, &socket).await;
+        let (mut stream, peer) = next(&shared, &socket).await;
         count(&shared.counters.connections);
+        let Some(place) = shared.http.take(source(peer.ip())) else {
+            count(&shared.counters.full);
+            // As much as the system takes at once.
+            _ = poll_fn(|cx| Poll::Ready(stream.as_mut().poll_write(cx, FULL))).await;
+            continue;
+        };
         let shared = Rc::clone(&shared);
         let ex = Rc::clone(&shared.ex);
         ex.spawn(async move {
-            let _permit = permit;
-            connection(shared, peer, stream).await;
+            let stream = place.watch(stream);
+            smol::future::or(connection(shared, peer, stream), place.gives_way()).await;
         })
         .detach();
     }
 }
 
-/// The next connection from outside, and its place among [`super::CONNECTIONS_MAX`].
+/// The next connection from outside.
 pub(super) async fn next(
     shared: &Shared,
     socket: &Async<std::net::TcpListener>,
-) -> (Stream, SocketAddr, SemaphoreGuardArc) {
+) -> (Stream, SocketAddr) {
     loop {
-        // A listener nobody calls must not take a place.
-        let called = socket.readable().await;
-        let permit = shared.connections.acquire_arc().await;
-        match called.and_then(|()| socket.get_ref().accept()).and_then(tuned) {
-            Ok((stream, peer)) => return (stream, peer, permit),
-            // It went again before it was its turn.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        let accepted = socket.accept().await;
+        match accepted.and_then(|(stream, peer)| tuned((stream.into_inner()?, peer))) {
+            Ok((stream, peer)) => return (stream, peer),
             Err(error) => {
-                log::warn!("gateway: cannot accept a connection: {error}");
-                drop(permit);
+                count(&shared.counters.accept_failed);
+                if shared.counters.accept_failed.get().is_power_of_two() {
+                    log::warn!("gateway: cannot accept a connection: {error}");
+                }
                 Timer::after(ACCEPT_AGAIN).await;
             }
         }

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Bytes;
 use smol::Timer;
@@ -12,7 +12,8 @@ use smol::Timer;
 use super::BUFFER;
 use crate::stream::Stream;
 
-/// Once one direction has ended, how long the other may be silent.
+/// How long both directions may be silent, and how long one may once the other has ended.
+const IDLE: Duration = Duration::from_secs(3600);
 const HALF_OPEN: Duration = Duration::from_secs(300);
 
 /// Joins two streams. `from_a` and `from_b` were read of them already and go first.
@@ -24,7 +25,8 @@ pub(super) async fn splice(
 ) -> io::Result<()> {
     let (mut there, mut back) = (Way::new(&from_a), Way::new(&from_b));
     drop((from_a, from_b));
-    let mut quiet: Option<Timer> = None;
+    let mut moved_at = Instant::now();
+    let mut timer = Timer::after(HALF_OPEN);
     poll_fn(|cx| {
         let before = (there.moved, back.moved);
         let there_done = there.poll(cx, &mut a, &mut b)?.is_ready();
@@ -32,14 +34,16 @@ pub(super) async fn splice(
         if there_done && back_done {
             return Poll::Ready(Ok(()));
         }
-        if there_done || back_done {
-            let timer = quiet.get_or_insert_with(|| Timer::after(HALF_OPEN));
-            if before != (there.moved, back.moved) {
-                timer.set_after(HALF_OPEN);
-            }
-            if Pin::new(timer).poll(cx).is_ready() {
+        if before != (there.moved, back.moved) {
+            moved_at = Instant::now();
+        }
+        // The timer is not set anew for every piece: it looks now and then how long it was quiet.
+        while Pin::new(&mut timer).poll(cx).is_ready() {
+            let limit = if there_done || back_done { HALF_OPEN } else { IDLE };
+            if moved_at.elapsed() >= limit {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
+            timer.set_after(HALF_OPEN);
         }
         Poll::Pending
     })

@@ -7,12 +7,14 @@
 //! (`dugnad keep-log`), reads standard input, writes into the folder it was started in, and ends
 //! when the last process of the service has closed the pipe. It sleeps while nothing is written.
 //!
-//! A flood is thinned to what flash can take; the reader of the log is told what is missing.
+//! A flood is thinned to what flash can take; the reader of the log is told what is missing. What
+//! cannot be written (a full disk, a folder that is gone) is dropped and counted, and the reader is
+//! told when it can be again: nothing that happens to a log ends a service.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
 use std::time::Instant;
@@ -81,7 +83,7 @@ fn raw_stdin() -> io::Result<File> {
 
 /// Copies `input` into the ring until it ends.
 fn keep(mut input: File, dir: &Path) -> io::Result<()> {
-    let mut ring = Ring::open(dir)?;
+    let mut ring = Ring::new(dir);
     let mut budget = Budget { bytes: BURST, at: Instant::now() };
     let mut buffer = vec![0; BUFFER];
     // The latest bytes there was no budget for, and the lines before them that are gone.
@@ -90,16 +92,19 @@ fn keep(mut input: File, dir: &Path) -> io::Result<()> {
     loop {
         let wait = if held.is_empty() { -1 } else { budget.millis_until(held.len()) };
         let ready = process::wait_readable(&input, wait)?;
-        let count = if ready { input.read(&mut buffer)? } else { 0 };
+        let count = match ready.then(|| input.read(&mut buffer)).transpose() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            count => count?.unwrap_or(0),
+        };
         let ended = ready && count == 0;
         if !held.is_empty() && (ended || budget.allows(held.len())) {
             if skipped > 0 {
                 ring.write(
                     format!("[{skipped} lines skipped: more than {RATE} bytes/s]\n").as_bytes(),
-                )?;
+                );
                 skipped = 0;
             }
-            ring.write(&held)?;
+            ring.write(&held);
             held.clear();
         }
         if ended {
@@ -107,13 +112,17 @@ fn keep(mut input: File, dir: &Path) -> io::Result<()> {
         }
         let new = &buffer[..count];
         if held.is_empty() && budget.allows(count) {
-            ring.write(new)?;
+            ring.write(new);
         } else if count > 0 {
-            skipped += held.iter().filter(|byte| **byte == b'\n').count();
+            skipped += lines(&held);
             held.clear();
             held.extend_from_slice(new);
         }
     }
+}
+
+fn lines(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte == b'\n').count()
 }
 
 struct Budget {
@@ -149,36 +158,71 @@ impl Budget {
 /// `log` up to [`HALF`], then it becomes `log.1`.
 struct Ring {
     dir: PathBuf,
-    file: File,
+    /// None: it could not be opened or written, and is opened anew with the next line.
+    file: Option<File>,
     size: u64,
+    /// Lines that could not be written since the last that could, and why.
+    lost: Option<(usize, io::Error)>,
 }
 
 impl Ring {
-    fn open(dir: &Path) -> io::Result<Self> {
-        let path = dir.join("log");
-        let mut options = OpenOptions::new();
-        options.append(true).create(true).mode(0o640);
-        let file = options
-            .open(&path)
-            .map_err(|error| explain(&error, &format!("cannot write {}", path.display())))?;
-        let size = file.metadata()?.len();
-        Ok(Self { dir: dir.to_path_buf(), file, size })
+    fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_path_buf(), file: None, size: 0, lost: None }
     }
 
-    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    /// What cannot be written is lost, and the log says so once it can be written again.
+    fn write(&mut self, bytes: &[u8]) {
+        let note = self.lost.as_ref().map(|(lost, why)| format!("[{lost} lines lost: {why}]\n"));
+        let written = self.append(note.unwrap_or_default().as_bytes()).and_then(|()| {
+            self.lost = None;
+            self.append(bytes)
+        });
+        if let Err(error) = written {
+            self.file = None;
+            let before = self.lost.take().map_or(0, |(lost, _)| lost);
+            self.lost = Some((before + lines(bytes).max(1), error));
+        }
+    }
+
+    fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // Somebody may have deleted it: what goes into such a file nobody ever reads.
+        if self.file.as_ref().is_some_and(|file| file.metadata().is_ok_and(|m| m.nlink() == 0)) {
+            self.file = None;
+        }
+        if self.file.is_none() {
+            self.open()?;
+        }
         while self.size + bytes.len() as u64 > HALF {
             // Lines stay whole where they can.
             let room = usize::try_from(HALF.saturating_sub(self.size)).unwrap_or(0);
             let fits = &bytes[..room.min(bytes.len())];
             let cut = fits.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
             let cut = if cut == 0 && self.size == 0 { fits.len() } else { cut };
-            self.file.write_all(&bytes[..cut])?;
+            self.put(&bytes[..cut])?;
             bytes = &bytes[cut..];
             fs::rename(self.dir.join("log"), self.dir.join("log.1"))?;
-            *self = Self::open(&self.dir)?;
+            self.open()?;
         }
-        self.file.write_all(bytes)?;
-        self.size += bytes.len() as u64;
+        self.put(bytes)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(file) = &mut self.file {
+            file.write_all(bytes)?;
+            self.size += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o640);
+        let file = options.open(self.dir.join("log"))?;
+        self.size = file.metadata()?.len();
+        self.file = Some(file);
         Ok(())
     }
 }
@@ -205,20 +249,65 @@ mod tests {
     #[test]
     fn the_ring_is_bounded_and_keeps_lines_whole() {
         let tmp = tempfile::tempdir().unwrap();
-        let mut ring = Ring::open(tmp.path()).unwrap();
+        let mut ring = Ring::new(tmp.path());
         for number in 0..40_000 {
-            ring.write(format!("line {number:06} {}\n", "x".repeat(40)).as_bytes()).unwrap();
+            ring.write(format!("line {number:06} {}\n", "x".repeat(40)).as_bytes());
         }
         let (log, before) = sizes(tmp.path());
         assert!(log <= HALF && before <= HALF && before > HALF - 100, "{log} {before}");
         let text = fs::read_to_string(tmp.path().join("log.1")).unwrap();
         assert!(text.starts_with("line ") && text.ends_with("x\n"));
         // One line longer than everything.
-        ring.write(&vec![b'y'; 3 * HALF as usize]).unwrap();
+        ring.write(&vec![b'y'; 3 * HALF as usize]);
         let (log, before) = sizes(tmp.path());
         assert!(log <= HALF && before <= HALF, "{log} {before}");
         // The next keeper goes on where this one stopped.
-        assert_eq!(Ring::open(tmp.path()).unwrap().size, log);
+        let mut next = Ring::new(tmp.path());
+        next.open().unwrap();
+        assert_eq!(next.size, log);
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_is_counted_and_goes_on() {
+        let tmp = tempfile::tempdir().unwrap();
+        let read = |dir: &Path| fs::read_to_string(dir.join("log")).unwrap_or_default();
+        let mut ring = Ring::new(tmp.path());
+        ring.write(b"before\n");
+        // Somebody tidies up, then a folder is in the way of the new file.
+        fs::remove_file(tmp.path().join("log")).unwrap();
+        ring.write(b"after\n");
+        assert_eq!(read(tmp.path()), "after\n");
+        fs::remove_file(tmp.path().join("log")).unwrap();
+        fs::create_dir(tmp.path().join("log")).unwrap();
+        ring.write(b"one\ntwo\n");
+        ring.write(b"three\n");
+        fs::remove_dir(tmp.path().join("log")).unwrap();
+        ring.write(b"four\n");
+        assert_eq!(read(tmp.path()), "[3 lines lost: Is a directory (os error 21)]\nfour\n");
+        // The same when the log is full and the old one cannot be moved away.
+        ring.write(&b"x\n".repeat(HALF as usize / 2 - 20));
+        _ = fs::remove_file(tmp.path().join("log.1"));
+        fs::create_dir_all(tmp.path().join("log.1/full")).unwrap();
+        ring.write(&b"y\n".repeat(HALF as usize / 2));
+        assert!(ring.lost.is_some());
+        fs::remove_dir_all(tmp.path().join("log.1")).unwrap();
+        ring.write(b"end\n");
+        assert!(read(tmp.path()).ends_with("end\n"), "{:?}", ring.lost);
+    }
+
+    #[test]
+    fn a_full_disk_does_not_end_what_is_logged() {
+        let full = Path::new("/dev/full");
+        let tmp = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(full, tmp.path().join("log")).unwrap();
+        let mut ring = Ring::new(tmp.path());
+        ring.write(b"one\ntwo\n");
+        ring.write(b"three\n");
+        assert_eq!(ring.lost.as_ref().map(|(lost, _)| *lost), Some(3));
+        fs::remove_file(tmp.path().join("log")).unwrap();
+        ring.write(b"four\n");
+        let text = fs::read_to_string(tmp.path().join("log")).unwrap();
+        assert_eq!(text, "[3 lines lost: No space left on device (os error 28)]\nfour\n");
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! Reading the logs that keepers write, once or for as long as somebody listens.
 
+use std::cell::{Cell, RefCell};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::rc::{Rc, Weak};
 
 use dugnad_kernel::Key;
 use dugnad_platform::explain;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use smol::Async;
 use smol::channel::{Receiver, Sender};
 
@@ -25,11 +28,14 @@ pub(crate) struct LogLine {
 
 /// Lines that wait for a slow reader; then reading stops until there is room again.
 const QUEUE: usize = 256;
+/// Those who follow at a time.
+pub(super) const FOLLOWERS_MAX: usize = 32;
 /// A longer line comes in pieces of this many bytes.
 const LINE_MAX: usize = 16 * 1024;
 const BLOCK: usize = 64 * 1024;
 
 pub(super) fn open(
+    taps: Rc<Taps>,
     services: PathBuf,
     service: Key,
     tail: usize,
@@ -39,8 +45,9 @@ pub(super) fn open(
     let task = async move {
         let gone = lines.clone();
         let work = async {
-            if let Err(error) = send(services, service, tail, follow, lines).await {
-                log::warn!("{error}");
+            if let Err(error) = send(&taps, services, service, tail, follow, lines.clone()).await {
+                // Nobody may listen any more; then nobody needs to know.
+                _ = lines.send(LogLine { replica: u32::MAX, text: error.to_string() }).await;
             }
         };
         // Nobody listens any more: also stop waiting for the next line.
@@ -50,13 +57,14 @@ pub(super) fn open(
 }
 
 async fn send(
+    taps: &Rc<Taps>,
     services: PathBuf,
     service: Key,
     tail: usize,
     follow: bool,
     lines: Sender<LogLine>,
 ) -> io::Result<()> {
-    let mut watch = if follow { Some(Watch::new(&services)?) } else { None };
+    let mut watch = if follow { Some(taps.follow(&services)?) } else { None };
     let mut readers: BTreeMap<u32, Reader> = BTreeMap::new();
     let mut first = true;
     loop {
@@ -123,36 +131,119 @@ async fn find(services: &Path, service: Key) -> Vec<Folder> {
     folders.into_iter().filter(ours).collect()
 }
 
-/// Says when something was written. The kernel keeps the queue short: equal events are one.
-struct Watch {
+/// Everybody who follows a log here. They share one inotify instance, of which the kernel has 128
+/// for all programs of a user; it is open while somebody follows.
+#[derive(Default)]
+pub(super) struct Taps(RefCell<Weak<Tap>>);
+
+struct Tap {
     inotify: Async<Inotify>,
+    followers: RefCell<Vec<Rc<Follower>>>,
 }
 
-impl Watch {
-    fn new(services: &Path) -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
-            .map_err(|e| explain(&e.into(), "cannot follow logs (inotify)"))?;
-        let watch = Self { inotify: Async::new_nonblocking(inotify)? };
+/// The watches of one who follows, and whether one of them saw something.
+#[derive(Default)]
+struct Follower {
+    watches: RefCell<Vec<WatchDescriptor>>,
+    news: Cell<bool>,
+}
+
+/// One who follows. The kernel keeps the queue short: equal events are one.
+struct Watch {
+    tap: Rc<Tap>,
+    me: Rc<Follower>,
+}
+
+impl Taps {
+    fn follow(&self, services: &Path) -> io::Result<Watch> {
+        let standing = self.0.borrow().upgrade();
+        let tap = match standing {
+            Some(tap) => tap,
+            None => {
+                let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
+                    .map_err(|e| explain(&e.into(), "cannot follow logs (inotify)"))?;
+                let inotify = Async::new_nonblocking(inotify)?;
+                let tap = Rc::new(Tap { inotify, followers: RefCell::default() });
+                self.0.replace(Rc::downgrade(&tap));
+                tap
+            }
+        };
+        if tap.followers.borrow().len() >= FOLLOWERS_MAX {
+            let text = format!("{FOLLOWERS_MAX} follow logs on this node already; end some");
+            return Err(io::Error::other(text));
+        }
+        let me = Rc::<Follower>::default();
+        tap.followers.borrow_mut().push(Rc::clone(&me));
+        let watch = Watch { tap, me };
         watch.add_for(services, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
         Ok(watch)
     }
+}
 
-    fn add(&mut self, folder: &Path) -> io::Result<()> {
+impl Tap {
+    /// Tells the followers what happened since the last time; whichever of them was woken first.
+    fn drain(&self) -> io::Result<()> {
+        loop {
+            let events = match self.inotify.get_ref().read_events() {
+                Ok(events) => events,
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            for follower in self.followers.borrow().iter() {
+                let watches = follower.watches.borrow();
+                // An overflow names no watch: it may have been anybody's.
+                let theirs = |event: &InotifyEvent| {
+                    watches.contains(&event.wd) || event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW)
+                };
+                if events.iter().any(theirs) {
+                    follower.news.set(true);
+                }
+            }
+        }
+    }
+}
+
+impl Watch {
+    fn add(&self, folder: &Path) -> io::Result<()> {
         self.add_for(folder, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE)
     }
 
     /// Adding it again changes nothing.
     fn add_for(&self, path: &Path, flags: AddWatchFlags) -> io::Result<()> {
-        match self.inotify.get_ref().add_watch(path, flags) {
+        match self.tap.inotify.get_ref().add_watch(path, flags) {
+            Ok(watch) => {
+                let mut watches = self.me.watches.borrow_mut();
+                if !watches.contains(&watch) {
+                    watches.push(watch);
+                }
+                Ok(())
+            }
             // It was deleted a moment ago.
-            Ok(_) | Err(nix::errno::Errno::ENOENT) => Ok(()),
+            Err(Errno::ENOENT) => Ok(()),
             Err(error) => Err(explain(&error.into(), &format!("cannot follow {}", path.display()))),
         }
     }
 
-    async fn changed(&mut self) -> io::Result<()> {
-        let read = |inotify: &Inotify| inotify.read_events().map_err(io::Error::from);
-        self.inotify.read_with(read).await.map(drop)
+    async fn changed(&self) -> io::Result<()> {
+        while !self.me.news.take() {
+            self.tap.inotify.readable().await?;
+            self.tap.drain()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut followers = self.tap.followers.borrow_mut();
+        followers.retain(|follower| !Rc::ptr_eq(follower, &self.me));
+        for watch in self.me.watches.borrow().iter() {
+            let theirs = |follower: &Rc<Follower>| follower.watches.borrow().contains(watch);
+            if !followers.iter().any(theirs) {
+                // A folder that was deleted took its watch with it.
+                _ = self.tap.inotify.get_ref().rm_watch(*watch);
+            }
+        }
     }
 }
 

@@ -148,6 +148,7 @@ pub(crate) struct Host {
     tasks: RefCell<Map<ReplicaId, Task<()>>>,
     adopted: Vec<Run>,
     ordered: RefCell<Set<ReplicaId>>,
+    taps: Rc<logs::Taps>,
 }
 
 impl Host {
@@ -200,6 +201,7 @@ impl Host {
             tasks: RefCell::default(),
             adopted: Vec::new(),
             ordered: RefCell::default(),
+            taps: Rc::default(),
         };
         host.adopt();
         Ok(Rc::new(host))
@@ -380,7 +382,7 @@ impl Host {
     /// also what it writes from now on, until the receiver is dropped.
     pub(crate) fn logs(&self, service: Key, tail: usize, follow: bool) -> Receiver<LogLine> {
         let services = self.shared.services.clone();
-        let (receiver, task) = logs::open(services, service, tail, follow);
+        let (receiver, task) = logs::open(Rc::clone(&self.taps), services, service, tail, follow);
         self.shared.ex.spawn(task).detach();
         receiver
     }

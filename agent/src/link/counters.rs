@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use dugnad_kernel::map::Map;
 
 /// Counters that always show, so that a zero is seen to be a zero.
-const KNOWN: [&str; 38] = [
+const KNOWN: [&str; 39] = [
     "sessions_up",
     "sessions_down",
     "sessions_replaced",
@@ -33,7 +33,8 @@ const KNOWN: [&str; 38] = [
     "duplicate_session",
     "wrong_identity",
     "dialled_oneself",
-    "handshakes_full",
+    "handshake_silent",
+    "handshakes_gave_way",
     "handshake_incomplete",
     "handshake_malformed",
     "handshake_timeout",

@@ -13,6 +13,7 @@ use smol::Timer;
 use smol::net::TcpStream;
 
 use super::LinkEvent;
+use super::admit::For;
 use super::handshake::{self, Failure};
 use super::inner::{HANDSHAKE_LIMIT, Inner};
 use super::session::Session;
@@ -67,7 +68,7 @@ impl Inner {
     ) -> Result<NodeId, Failure> {
         self.counters.add("dials", 1);
         let shake = async {
-            if !self.has_room() {
+            if !self.has_room(For::Dialled) {
                 return Err(Failure::Refused("sessions_full"));
             }
             let tcp = TcpStream::connect(addr).await.map_err(Failure::Unreachable)?;

@@ -36,6 +36,8 @@ const MAGIC: &[u8; 6] = b"dugnad";
 const PREAMBLE: usize = 16;
 /// The longest handshake message; a [`Hello`] needs less than 250 bytes.
 const MESSAGE_MAX: usize = 512;
+/// How long a caller may take to say its first word; it has nothing to wait for.
+const FIRST_WORD: Duration = Duration::from_secs(1);
 /// Instead of a length: one byte with the reason follows.
 const REFUSAL: u16 = u16::MAX;
 /// How many ended sessions a dialler tells of.
@@ -402,7 +404,9 @@ pub(super) async fn listen(
                 if REASONS.contains(&reason) {
                     wire.refuse(reason).await;
                 }
-                wire.linger().await;
+                if reason != "handshake_silent" {
+                    wire.linger().await;
+                }
             }
             Err(error)
         }
@@ -414,8 +418,13 @@ async fn answer(
     wire: &mut Wire,
     busy: bool,
 ) -> Result<(HandshakeState, Peer, Vec<SessionId>), Failure> {
-    let theirs = wire.reader.bytes(PREAMBLE).await?;
-    let checked = local.check_preamble(theirs);
+    let silent = async {
+        smol::Timer::after(FIRST_WORD).await;
+        Err(Failure::Refused("handshake_silent"))
+    };
+    let said = async { Ok(wire.reader.bytes(PREAMBLE).await?.to_vec()) };
+    let theirs = smol::future::or(said, silent).await?;
+    let checked = local.check_preamble(&theirs);
     if !matches!(checked, Err(Failure::Refused("refused_magic"))) {
         // Ours goes out even if theirs is wrong: it tells them what is.
         wire.writer.bytes(&local.preamble).await?;

@@ -25,19 +25,19 @@ use smol::lock::Semaphore;
 use smol::net::TcpStream;
 
 use super::LinkEvent;
+use super::admit::{Admission, For};
 use super::book::Book;
 use super::counters::Counters;
 use super::handshake::{self, Failure, Local, Proven, SessionId};
 use super::noise::VERDICT;
-use super::notify::Changed;
 use super::session::{self, Halves, Session};
+use crate::limits::Limits;
+use crate::notify::Changed;
 
 /// How long a handshake may take, connecting included.
 pub(super) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
-pub(super) const HANDSHAKES_MAX: usize = 64;
-pub(super) const SESSIONS_MAX: usize = 128;
-/// A session that carried nothing for so long gives way to a new one when there are
-/// [`SESSIONS_MAX`]. Watched peers are pinged more often, so theirs never do.
+/// A session that carried nothing for so long gives way to a new one when there are as many as may
+/// be ([`Limits`]). Watched peers are pinged more often, so theirs never do.
 const UNUSED: Duration = Duration::from_secs(60);
 /// How many peers are dialled at a time.
 const DIALS_MAX: usize = 32;
@@ -49,9 +49,10 @@ const SEEDS_MAX: usize = 64;
 const ACCEPT: u8 = 0;
 const DUPLICATE: u8 = 1;
 const STALE: u8 = 2;
-const BUSY: u8 = 3;
-/// A session with another machine of the same identity stands. Also said by the end that does not
-/// decide, as the first record of a session it does not want.
+/// There is no place. This and [`TWIN`] are also said by the end that does not decide, as the first
+/// record of a session it does not want.
+pub(super) const BUSY: u8 = 3;
+/// A session with another machine of the same identity stands.
 pub(super) const TWIN: u8 = 4;
 /// A session something came over within this time is with a machine that runs.
 const RUNS: Duration = Duration::from_secs(20);
@@ -71,7 +72,7 @@ pub(super) struct Inner {
     pub(super) changed: Changed,
     pub(super) dials: Semaphore,
     seeds: RefCell<Map<SocketAddr, String>>,
-    handshakes: Cell<usize>,
+    pub(super) admission: Admission,
     pub(super) sessions: Cell<usize>,
     /// [`UNUSED`], or less in tests.
     pub(super) unused: Cell<Duration>,
@@ -90,6 +91,7 @@ impl Inner {
         inbox: Sender<LinkEvent>,
         local: Local,
         listening: SocketAddr,
+        limits: Limits,
     ) -> Self {
         Self {
             ex,
@@ -101,7 +103,7 @@ impl Inner {
             changed: Changed::default(),
             dials: Semaphore::new(DIALS_MAX),
             seeds: RefCell::default(),
-            handshakes: Cell::new(0),
+            admission: Admission::new(limits),
             sessions: Cell::new(0),
             unused: Cell::new(UNUSED),
             closing: Cell::new(false),
@@ -122,46 +124,28 @@ impl Inner {
         }
     }
 
-    #[cfg(test)]
-    pub(super) fn handshakes_now(&self) -> usize {
-        self.handshakes.get()
-    }
-
     fn decides(&self, peer: NodeId) -> bool {
         self.local.me.id < peer
     }
 
-    /// Whether one more session may stand; one that is not used is ended for it.
-    pub(super) fn has_room(&self) -> bool {
-        if self.sessions.get() < SESSIONS_MAX {
-            return true;
-        }
-        let now = Instant::now();
-        let unused = |session: &Rc<Session>| now - session.used() >= self.unused.get();
-        let sessions = self.book.sessions();
-        let idle = sessions.iter().filter(|session| !session.waits() && unused(session));
-        let Some(session) = idle.min_by_key(|session| session.used()) else { return false };
-        self.counters.add("sessions_unused", 1);
-        log::debug!("session with {:?} gives way to a new one", session.peer.id);
-        self.session_ended(session);
-        true
-    }
-
     /// A connection came in.
     pub(super) async fn accepted(self: Rc<Self>, tcp: TcpStream, addr: SocketAddr) {
-        if self.handshakes.get() >= HANDSHAKES_MAX || self.closing.get() {
-            self.counters.add("handshakes_full", 1);
+        if self.closing.get() {
             return;
         }
-        self.handshakes.set(self.handshakes.get() + 1);
-        let busy = !self.has_room();
+        let unproven = self.admission.enter(addr.ip());
+        let busy = self.has_its_share(addr.ip()) || !self.has_room(For::Unknown);
         let shake = async {
             super::dial::tune(&tcp);
             let proven = handshake::listen(&self.local, tcp, addr, busy).await?;
             self.settle(proven).await
         };
-        let result = super::dial::limited(shake).await;
-        self.handshakes.set(self.handshakes.get() - 1);
+        let gives_way = async {
+            unproven.gives_way.wait().await;
+            Err(Failure::Refused("handshakes_gave_way"))
+        };
+        let result = smol::future::or(super::dial::limited(shake), gives_way).await;
+        self.admission.proven(&unproven);
         if let Err(error) = result {
             self.counters.add(error.reason(), 1);
             log::debug!("connection from {addr} refused: {error}");
@@ -193,8 +177,15 @@ impl Inner {
         if !self.book.learn_from(&proven.peer) {
             return Err(Failure::Refused("book_full"));
         }
+        let whom = if proven.dialled { For::Dialled } else { For::Caller(id) };
+        if !self.decides(id) && self.session(id).is_none() && !self.has_room(whom) {
+            // The other side may be gone; it is refused all the same.
+            let busy = proven.writer.record(&proven.noise, &[VERDICT, BUSY]);
+            let _: io::Result<()> = busy.await;
+            return Err(Failure::Refused("sessions_full"));
+        }
         if self.decides(id) {
-            let verdict = self.decide(&proven);
+            let verdict = self.decide(&proven, whom);
             if verdict == ACCEPT {
                 self.install(proven, Some(ACCEPT));
                 return Ok(id);
@@ -305,12 +296,12 @@ impl Inner {
         self.twins.borrow().clone()
     }
 
-    fn decide(&self, proven: &Proven) -> u8 {
+    fn decide(&self, proven: &Proven, whom: For) -> u8 {
         let standing = self.book.with(proven.peer.id, |entry| {
             entry.live().map(|session| (session.id, session.peer.inc))
         });
         match standing.flatten() {
-            None if !self.has_room() => BUSY,
+            None if !self.has_room(whom) => BUSY,
             None => ACCEPT,
             Some((_, inc)) if proven.peer.inc > inc && self.is_twin(proven) => TWIN,
             Some((_, inc)) if proven.peer.inc > inc => ACCEPT,

@@ -21,6 +21,7 @@
 //! Everything runs on the one executor; readers wait while the inbox is full, which in the end
 //! slows the sender down. Nothing happens on a timer while sessions are idle.
 
+mod admit;
 mod book;
 mod counters;
 mod dial;
@@ -28,7 +29,6 @@ mod handshake;
 mod inner;
 mod mux;
 mod noise;
-mod notify;
 mod queue;
 mod session;
 mod spare;
@@ -47,8 +47,11 @@ use smol::{LocalExecutor, Timer};
 pub(crate) use mux::Stream;
 
 use crate::identity::{Community, Identity, node_id};
+use crate::limits::Limits;
 use handshake::Local;
 use inner::{HANDSHAKE_LIMIT, Inner};
+
+use crate::places::Taken;
 
 /// How long [`Links::close`] waits for the peers.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
@@ -62,6 +65,7 @@ pub(crate) struct LinkConfig {
     /// What peers are told, best first; the first four that can be dialled count. Port 0 stands
     /// for the port that was bound.
     pub(crate) announce: Vec<SocketAddr>,
+    pub(crate) limits: Limits,
 }
 
 /// What happens on the links. The events of one peer come in the order in which they happened.
@@ -117,7 +121,7 @@ impl Links {
         me.inc = config.incarnation;
         me.addrs = told(&config.announce, listening);
         let local = Local::new(&config.identity, &config.community, me);
-        let inner = Rc::new(Inner::new(ex, inbox, local, listening));
+        let inner = Rc::new(Inner::new(ex, inbox, local, listening, config.limits));
         inner.spawn(accept(Rc::clone(&inner), listener));
         Ok(Self(inner))
     }
@@ -147,6 +151,37 @@ impl Links {
         if dial == Some(true) {
             self.0.start_dial(id);
         }
+    }
+
+    /// How to tell which nodes are neighbours on the ring: there is always room for them.
+    pub(crate) fn set_neighbours(&self, is: impl Fn(NodeId) -> bool + 'static) {
+        self.0.admission.set_neighbours(Box::new(is));
+    }
+
+    /// How full each kind of place is: what, per whom, and how many.
+    #[must_use]
+    pub(crate) fn limits(&self) -> Vec<(&'static str, &'static str, Taken)> {
+        let (inner, limits) = (&self.0, self.0.admission.limits);
+        let taken = |most, now, gave_way, refused: &[&'static str]| Taken {
+            most,
+            each: most / 4,
+            now,
+            gave_way: inner.counters.get(gave_way),
+            refused: refused.iter().map(|name| inner.counters.get(name)).sum(),
+        };
+        let unproven = inner.admission.unproven_now();
+        vec![
+            (
+                "sessions with nodes",
+                "client address",
+                taken(limits.sessions, inner.sessions.get(), "sessions_unused", &["refused_busy"]),
+            ),
+            (
+                "connections not yet proven",
+                "client address",
+                taken(limits.handshakes, unproven, "handshakes_gave_way", &["handshake_silent"]),
+            ),
+        ]
     }
 
     #[must_use]
@@ -346,7 +381,9 @@ async fn accept(inner: Rc<Inner>, listener: TcpListener) {
                 // Out of file descriptors or memory, most likely: no event tells when there are
                 // some again.
                 inner.counters.add("accept_failed", 1);
-                log::warn!("cannot accept a connection on {}: {error}", inner.listening);
+                if inner.counters.get("accept_failed").is_power_of_two() {
+                    log::warn!("cannot accept a connection on {}: {error}", inner.listening);
+                }
                 Timer::after(Duration::from_secs(1)).await;
             }
         }

@@ -20,8 +20,8 @@ use futures_util::io::{AsyncRead, AsyncWrite};
 use yamux::{Connection, Mode};
 
 use super::noise::BULK;
-use super::notify::Notify;
 use super::spare;
+use crate::notify::Notify;
 
 /// How many streams each side may have open in one session.
 pub(super) const STREAMS_MAX: usize = 64;

@@ -12,13 +12,13 @@ use snow::TransportState;
 
 use super::book::Place;
 use super::handshake::{Proven, SessionId};
-use super::inner::{Inner, TWIN};
+use super::inner::{BUSY, Inner, TWIN};
 use super::mux::{Mux, Stream};
 use super::noise::{BULK, Bytes, FRAMES, PLAIN_MAX, Reader, RecordError, VERDICT, Writer};
-use super::notify::Notify;
 use super::queue::Queue;
 use super::spare;
 use super::{Direction, LinkEvent};
+use crate::notify::Notify;
 
 /// Frames are gathered up to this before they are encrypted together.
 const GATHER: usize = 16 * 1024;
@@ -188,6 +188,10 @@ async fn read_records(inner: &Rc<Inner>, session: &Rc<Session>, reader: &mut Rea
             [BULK, bytes @ ..] => {
                 start_mux(inner, session);
                 session.mux.feed(bytes).await;
+            }
+            [VERDICT, BUSY] => {
+                inner.counters.add("refused_busy", 1);
+                return End::Closed(io::Error::other("it has as many sessions as it takes"));
             }
             [VERDICT, TWIN] => {
                 inner.met_as_twin(session.peer.id);

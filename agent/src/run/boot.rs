@@ -23,7 +23,7 @@ use super::{Agent, CLOSE_LIMIT, Sources, people, serve};
 use crate::blobs::Blobs;
 use crate::clock;
 use crate::config::{Config, Dirs};
-use crate::control::Control;
+use crate::control::{self, Control};
 use crate::disk::Disk;
 use crate::gateway::Gateway;
 use crate::host::{Host, HostConfig};
@@ -32,7 +32,9 @@ use crate::identity::{
     node_id, record_copy,
 };
 use crate::invite::usable_addrs;
+use crate::limits::Limits;
 use crate::link::{LinkConfig, Links};
+use crate::places::Places;
 
 /// Keys of what ran here begin with this (`dugnad_node`).
 const RUNS: u8 = b'x';
@@ -80,6 +82,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
     let blobs = Blobs::open(&state, config.ceilings().amounts.disk)?;
     let remembered = Remembered::load(&state);
 
+    let limits = Limits::of_this_process();
     let (link_events, links) = bounded(INBOX);
     let announce = usable_addrs(config.overlay)?;
     let link_config = LinkConfig {
@@ -88,6 +91,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         incarnation,
         listen: config.overlay,
         announce: announce.clone(),
+        limits,
     };
     let links_handle = Links::start(Rc::clone(&ex), link_config, link_events)?;
     let me = links_handle.me();
@@ -156,6 +160,8 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         disk: disk_handle,
         blobs,
         host,
+        limits,
+        own: Places::new(control::CONNECTIONS_MAX, control::CONNECTIONS_MAX),
         gateway: RefCell::new(None),
         remembered: RefCell::new(remembered),
         commands: commands_in,
@@ -178,6 +184,10 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
     });
     // It is set once.
     _ = itself.set(Rc::downgrade(&agent));
+    let weak = Rc::downgrade(&agent);
+    agent.links.set_neighbours(move |id| {
+        weak.upgrade().is_some_and(|agent| agent.node.borrow().is_neighbour(id))
+    });
     if let Some(problem) = clock::problem() {
         log::warn!("{problem}");
     }
@@ -191,6 +201,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         Rc::clone(&ex),
         agent.dirs.socket.clone(),
         0o660,
+        Rc::clone(&agent.own),
         Rc::new(people::Api(Rc::clone(&agent))),
     )?;
     ready_line(&agent);
@@ -241,7 +252,7 @@ impl Agent {
         let listen = self.config.borrow().gateway;
         if let Some(listen) = listen {
             let backend = Rc::new(serve::Ways(Rc::clone(self)));
-            let gateway = Gateway::start(Rc::clone(&self.ex), listen, backend)?;
+            let gateway = Gateway::start(Rc::clone(&self.ex), listen, self.limits, backend)?;
             *self.gateway.borrow_mut() = Some(gateway);
         }
         Ok(())

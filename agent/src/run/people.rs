@@ -19,6 +19,7 @@ use crate::config::{Config, Overrides};
 use crate::control::{AgentApi, Hold, Local, LogLines, Metrics, Wanted, shape};
 use crate::host::RunningView;
 use crate::invite::{Invitation, usable_addrs};
+use crate::places::Taken;
 use crate::stream::Endpoint;
 
 /// The longest any question may take; operations end by themselves long before.
@@ -143,7 +144,17 @@ impl Agent {
             warnings,
             frames: (traffic.received.clone(), traffic.sent.clone()),
             kept_state: self.host.kept_state(),
+            limits: self.places(),
         }
+    }
+
+    /// Who may hold how many connections of each kind, and how many are held.
+    fn places(&self) -> Vec<(&'static str, &'static str, Taken)> {
+        let gateway = self.gateway.borrow();
+        let mut all = self.links.limits();
+        all.extend(gateway.iter().flat_map(|gateway| gateway.limits()));
+        all.push(("connections of the owner's programs", "node", self.own.now()));
+        all
     }
 
     /// Everything that is counted, under one name each.

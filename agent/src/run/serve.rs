@@ -66,7 +66,7 @@ impl Agent {
             StreamHead::Chunks => self.blobs.serve(stream).await.map(drop),
             StreamHead::Service { .. } => {
                 if let Some(gateway) = self.gateway.borrow().as_ref() {
-                    gateway.serve_stream(head, stream);
+                    gateway.serve_stream(from, head, stream);
                 }
                 Ok(())
             }
@@ -88,15 +88,35 @@ impl Agent {
     ) -> io::Result<()> {
         let tail = usize::try_from(tail).unwrap_or(usize::MAX);
         let lines = self.host.logs(service, tail, follow);
-        while let Ok(line) = lines.recv().await {
+        loop {
+            let next = async { Ok(lines.recv().await.ok()) };
+            // It has nothing to say: what ends here is that it listens.
+            let gone = async { stream.read(&mut [0]).await.map(|_| None) };
+            let Some(line) = smol::future::or(next, gone).await? else { break };
             stream.write_all(format!("{} {}\n", line.replica, line.text).as_bytes()).await?;
             stream.flush().await?;
         }
         stream.close().await
     }
 
-    /// Copies the log of the replicas of `service` on `node` to `to`.
+    /// Copies the log of the replicas of `service` on `node` to `to`, while somebody listens there.
     pub(super) async fn copy_logs(
+        &self,
+        node: NodeId,
+        service: Key,
+        tail: usize,
+        follow: bool,
+        to: &Sender<(u32, String)>,
+    ) -> io::Result<()> {
+        let copying = self.copy_all(node, service, tail, follow, to);
+        let gone = async {
+            to.closed().await;
+            Ok(())
+        };
+        smol::future::or(copying, gone).await
+    }
+
+    async fn copy_all(
         &self,
         node: NodeId,
         service: Key,

@@ -129,6 +129,13 @@ impl Node {
         views
     }
 
+    /// Whether the ring needs this node: it comes right before or after.
+    #[must_use]
+    pub fn is_neighbour(&self, id: NodeId) -> bool {
+        let ring = self.overlay.ring();
+        ring.is_member() && (ring.pred().id == id || ring.succs().iter().any(|succ| succ.id == id))
+    }
+
     /// What this node knows of itself without asking anybody.
     #[must_use]
     pub fn status(&self) -> Status {

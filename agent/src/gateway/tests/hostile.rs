@@ -106,26 +106,66 @@ fn heads_are_bounded() {
     });
 }
 
+const ASK: &str = "GET /svc/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+
+/// Connections to `port` that say nothing.
+async fn silent(port: u16, count: usize) -> Vec<TcpStream> {
+    let mut all = Vec::new();
+    for _ in 0..count {
+        all.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+    }
+    all
+}
+
 #[test]
-fn connections_beyond_the_limit_wait() {
+fn the_idlest_visitor_gives_way_and_nobody_waits_for_ever() {
     World::run(async |world| {
         let node = world.node(1).await;
         node.serves("svc", mirror(&node).await);
-        let mut idle = Vec::new();
-        for _ in 0..CONNECTIONS_MAX {
-            let mut stream = TcpStream::connect(node.addr()).await.unwrap();
-            stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-            assert!(head(&mut stream).await.0.starts_with("HTTP/1.1 200 "));
-            idle.push(stream);
+        let share = Limits::default().http / 2;
+        let mut idle = silent(node.addr().port(), share).await;
+        // They came just now: a visitor is told to come again.
+        let full = node.raw(ASK).await;
+        assert!(full.starts_with("HTTP/1.1 503 ") && full.contains("Retry-After: 1"), "{full}");
+        assert!(full.ends_with("as it can\n"), "{full}");
+        Timer::after(Duration::from_millis(1100)).await;
+        for _ in 0..20 {
+            assert!(node.raw(ASK).await.starts_with("HTTP/1.1 200 "));
         }
-        let ask = "GET /svc/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        let waiting = node.raw(ask);
-        let mut waiting = std::pin::pin!(waiting);
-        for _ in 0..200 {
-            smol::future::yield_now().await;
-            assert!(smol::future::poll_once(&mut waiting).await.is_none());
+        assert_eq!(idle[0].read(&mut [0]).await.unwrap_or(0), 0, "the first was idle longest");
+        let http = node.gateway.limits()[0];
+        assert_eq!((http.0, http.2.most, http.2.each), ("HTTP connections", 2 * share, share));
+        assert!(http.2.refused == 1 && http.2.gave_way >= 1 && http.2.now <= share, "{http:?}");
+    });
+}
+
+#[test]
+fn silent_connections_to_a_port_keep_nobody_out() {
+    World::run(async |world| {
+        let node = world.node(1).await;
+        node.serves("svc", mirror(&node).await);
+        let (first, second) = (nowhere().port(), nowhere().port());
+        for (name, number, port) in [("one", 1, first), ("two", 1, second)] {
+            node.route(name, Port::Tcp(port), &[&node]);
+            node.runs(name, number, Endpoint::Port(upstream(&node, tcp::echo).await));
         }
-        idle.pop();
-        assert!(waiting.await.starts_with("HTTP/1.1 200 "));
+        node.gateway.set_ports(vec![("one".to_owned(), first), ("two".to_owned(), second)]);
+        let limits = Limits::default();
+        let mut idle = silent(first, limits.tcp_service).await;
+        Timer::after(Duration::from_millis(1100)).await;
+        // Web pages, another service, and the same one: all are answered.
+        assert!(node.raw(ASK).await.starts_with("HTTP/1.1 200 "));
+        for port in [second, first, first] {
+            let answer = tcp::ask(port, "word").await;
+            assert_eq!(
+                answer.as_deref().ok(),
+                Some("word"),
+                "{port} {first} {answer:?} {:?}",
+                node.gateway.limits()
+            );
+        }
+        assert_eq!(idle[0].read(&mut [0]).await.unwrap_or(0), 0, "the first was idle longest");
+        let tcp = node.gateway.limits()[1].2;
+        assert!(tcp.now <= limits.tcp_service && tcp.most == limits.tcp, "{tcp:?}");
     });
 }

@@ -132,7 +132,9 @@ impl World {
         });
         let backend: Rc<dyn Backend> = Rc::<Fake>::clone(&fake);
         let listen = "127.0.0.1:0".parse().unwrap();
-        let gateway = Rc::new(Gateway::start(Rc::clone(&self.ex), listen, backend).unwrap());
+        let gateway = Rc::new(
+            Gateway::start(Rc::clone(&self.ex), listen, Limits::default(), backend).unwrap(),
+        );
         let id = NodeId::of_name("node", &[number]);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.nodes.borrow_mut().insert(id, listener.local_addr().unwrap());
@@ -142,7 +144,7 @@ impl World {
                 loop {
                     let (mut stream, _) = listener.accept().await.unwrap();
                     let head = read_head(&mut stream).await.unwrap();
-                    to.serve_stream(head, Box::pin(stream));
+                    to.serve_stream(NodeId::of_name("node", &[0]), head, Box::pin(stream));
                 }
             })
             .detach();

@@ -2,13 +2,13 @@
 
 use super::*;
 
-async fn echo(stream: TcpStream, _: u32) {
+pub(super) async fn echo(stream: TcpStream, _: u32) {
     let (mut from, mut to) = (stream.clone(), stream);
     smol::io::copy(&mut from, &mut to).await.unwrap();
     to.shutdown(std::net::Shutdown::Write).unwrap();
 }
 
-async fn ask(port: u16, word: &str) -> io::Result<String> {
+pub(super) async fn ask(port: u16, word: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
     stream.write_all(word.as_bytes()).await?;
     stream.shutdown(std::net::Shutdown::Write)?;
@@ -81,7 +81,9 @@ fn a_taken_address_names_the_key() {
     World::run(async |world| {
         let node = world.node(1).await;
         let backend: Rc<dyn Backend> = Rc::<Fake>::clone(&node.fake);
-        let error = Gateway::start(Rc::clone(&world.ex), node.addr(), backend).err().unwrap();
+        let error = Gateway::start(Rc::clone(&world.ex), node.addr(), Limits::default(), backend)
+            .err()
+            .unwrap();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         let error = error.to_string();
         assert!(error.contains(&node.addr().to_string()), "{error}");

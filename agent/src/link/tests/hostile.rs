@@ -1,4 +1,5 @@
 use super::*;
+use crate::limits::Limits;
 
 use super::handshake::Failure;
 use super::noise::{FRAMES, VERDICT};
@@ -138,7 +139,7 @@ fn garbage_is_refused_and_the_listener_goes_on() {
             let _: io::Result<()> = tcp.write_all(&bytes).await;
             drop(tcp);
         }
-        while a.0.handshakes_now() > 0 || count(&a, "refused_magic") < 20 {
+        while a.0.admission.unproven_now() > 0 || count(&a, "refused_magic") < 20 {
             Timer::after(Duration::from_millis(1)).await;
         }
         link(&b, &a).await;
@@ -224,18 +225,40 @@ fn a_hostile_member_costs_a_session_only() {
 }
 
 #[test]
-fn handshakes_are_bounded() {
+fn who_says_nothing_keeps_nobody_out() {
     run(|ex| async move {
         let (a, b) = pair(&ex);
         let mut idle = Vec::new();
-        for _ in 0..inner::HANDSHAKES_MAX + 3 {
+        let most = a.0.admission.limits.handshakes;
+        for _ in 0..most + 3 {
             idle.push(smol::net::TcpStream::connect(a.local_addr()).await.unwrap());
         }
-        a.counted("handshakes_full", 3).await;
-        drop(idle);
-        while a.0.handshakes_now() > 0 {
+        a.counted("handshakes_gave_way", 3).await;
+        assert!(a.0.admission.unproven_now() <= most);
+        // The silent ones still hold all places.
+        link(&b, &a).await;
+        a.counted("handshake_silent", most as u64 / 2).await;
+        while a.0.admission.unproven_now() > 0 {
             Timer::after(Duration::from_millis(1)).await;
         }
-        link(&b, &a).await;
     });
+}
+
+#[test]
+fn an_address_has_its_share_of_unproven_connections() {
+    let admission = admit::Admission::new(Limits::default());
+    let enter = |ip: &str| admission.enter(ip.parse().unwrap());
+    let share = admission.limits.handshakes / 4;
+    let flood: Vec<_> = (0..share + 5).map(|_| enter("10.0.0.66")).collect();
+    assert_eq!(admission.unproven_now(), share);
+    for first in &flood[..5] {
+        smol::block_on(first.gives_way.wait());
+    }
+    let others: Vec<_> = (1..=3 * share).map(|n| enter(&format!("10.1.{n}.1"))).collect();
+    assert_eq!(admission.unproven_now(), 4 * share, "they have places of their own");
+    enter("10.2.0.1");
+    smol::block_on(flood[5].gives_way.wait());
+    for one in others.iter().chain(&flood) {
+        admission.proven(one);
+    }
 }

@@ -52,6 +52,7 @@ fn config(key: u8, secret: u8, incarnation: u32) -> LinkConfig {
         incarnation,
         listen: loopback(),
         announce: vec![loopback()],
+        limits: crate::limits::Limits::default(),
     }
 }
 

@@ -382,7 +382,9 @@ fn dialling_each_other_from_two_threads_gives_one_session() {
 fn a_session_nobody_uses_gives_way_to_a_new_one() {
     run(|ex| async move {
         let hub = node(&ex, 255);
-        let members = u8::try_from(inner::SESSIONS_MAX).unwrap();
+        let limits = hub.0.admission.limits;
+        let open = limits.sessions - limits.sessions / 4;
+        let members = u8::try_from(open).unwrap();
         let mut standing = Vec::new();
         for key in 0..members {
             let member = raw(&hub, key).await;
@@ -390,10 +392,17 @@ fn a_session_nobody_uses_gives_way_to_a_new_one() {
             standing.push((peer.id, member));
         }
         // All are in use, as far as anybody knows: one more is told so.
-        let late = node(&ex, members);
+        let others: Vec<_> = (members..200).map(|key| node(&ex, key)).collect();
+        let (lower, higher): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|other| other.me().id < hub.me().id);
+        let late = &higher[0];
         late.dial(hub.local_addr());
         late.counted("refused_busy", 1).await;
-        assert!(hub.quiet());
+        // Whoever decides which connection is the session.
+        let decides = &lower[0];
+        decides.dial(hub.local_addr());
+        decides.counted("refused_busy", 1).await;
+        assert!(hub.quiet() && late.quiet());
         // The second has been silent longest.
         assert!(hub.try_send(standing[0].0, frame("still there?")));
         hub.counted("frames_out", 1).await;
@@ -407,6 +416,19 @@ fn a_session_nobody_uses_gives_way_to_a_new_one() {
         assert!(down(&first) && up(&second) || up(&first) && down(&second), "{first:?} {second:?}");
         assert!(hub.quiet());
         assert_eq!(count(&hub, "sessions_unused"), 1);
-        assert_eq!(hub.peers().len(), inner::SESSIONS_MAX);
+        assert_eq!(hub.peers().len(), open);
+        // A neighbour gets in at once, though everybody else has just been heard of.
+        hub.0.unused.set(Duration::from_secs(60));
+        let neighbour = &lower[1];
+        let its = neighbour.me().id;
+        hub.set_neighbours(move |id| id == its);
+        neighbour.dial(hub.local_addr());
+        neighbour.up(hub.me().id).await;
+        hub.up(its).await;
+        assert_eq!(hub.peers().len(), open + 1);
+        // So does whom the hub dials, up to the last place.
+        let dialled = &higher[1];
+        hub.dial(dialled.local_addr());
+        hub.up(dialled.me().id).await;
     });
 }

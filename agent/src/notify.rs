@@ -6,13 +6,13 @@ use std::task::{Poll, Waker};
 
 /// A bell with one listener. Rung while nobody waits, the next wait returns at once.
 #[derive(Default)]
-pub(super) struct Notify {
+pub(crate) struct Notify {
     rung: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Notify {
-    pub(super) fn notify(&self) {
+    pub(crate) fn notify(&self) {
         self.rung.set(true);
         let waker = self.waker.borrow_mut().take();
         if let Some(waker) = waker {
@@ -20,7 +20,7 @@ impl Notify {
         }
     }
 
-    pub(super) async fn wait(&self) {
+    pub(crate) async fn wait(&self) {
         poll_fn(|cx| {
             if self.rung.take() {
                 return Poll::Ready(());
@@ -34,16 +34,16 @@ impl Notify {
 
 /// A bell for any number of listeners, who look again whenever it rings.
 #[derive(Default)]
-pub(super) struct Changed(RefCell<Vec<Waker>>);
+pub(crate) struct Changed(RefCell<Vec<Waker>>);
 
 impl Changed {
-    pub(super) fn ring(&self) {
+    pub(crate) fn ring(&self) {
         let wakers = std::mem::take(&mut *self.0.borrow_mut());
         wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Waits until `look` finds what it wants. It looks first, and after every ring.
-    pub(super) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+    pub(crate) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
         poll_fn(|cx| match look() {
             Some(found) => Poll::Ready(found),
             None => {

@@ -31,7 +31,7 @@ use crate::blobs::Blobs;
 use crate::config::{Config, Dirs};
 use crate::control::shape;
 use crate::disk::{Disk, DiskEvent};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Listed};
 use crate::host::Host;
 use crate::identity::{Community, Remembered};
 use crate::limits::Limits;
@@ -114,6 +114,8 @@ pub(crate) struct Agent {
     asks: RefCell<Map<AskId, Sender<Answer>>>,
     next_ask: Cell<AskId>,
     routes: serve::Routes,
+    /// The services there are, as `/` last heard, and when.
+    listed: RefCell<Option<(Vec<Listed>, Instant)>>,
     events: RefCell<VecDeque<Value>>,
     followers: RefCell<Vec<Sender<Value>>>,
     listeners: RefCell<groups::Listeners>,

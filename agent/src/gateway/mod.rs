@@ -18,6 +18,7 @@
 
 mod body;
 mod clock;
+mod front;
 mod headers;
 mod pick;
 mod ports;
@@ -56,19 +57,50 @@ pub(crate) struct Route {
     pub(crate) replicas: Vec<(ReplicaId, NodeId, String)>,
 }
 
+/// What this node knows of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    At(Route),
+    /// It is to run nowhere.
+    Stopped,
+    /// There is none of that name.
+    Unknown,
+    /// This node cannot tell: it has just started, or the ring is moving.
+    NotYet,
+}
+
+/// One service, as a visitor of `/` sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) name: String,
+    pub(crate) port: Port,
+    pub(crate) ready: usize,
+    pub(crate) want: usize,
+    pub(crate) stopped: bool,
+}
+
+/// What `/` shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Listing {
+    pub(crate) node: String,
+    pub(crate) community: String,
+    /// Of those this node knows, by name.
+    pub(crate) services: Vec<Listed>,
+}
+
 /// What the gateway must know of the node it is on.
 pub(crate) trait Backend {
-    /// Where a service can be reached, from a cache if there is one. `None`: no such service.
-    fn resolve(&self, name: &str) -> Later<Option<Route>>;
+    /// Where a service can be reached, from a cache if there is one.
+    fn resolve(&self, name: &str) -> Later<Known>;
     /// The same, asking anew: what was known has turned out to be wrong.
-    fn resolve_fresh(&self, name: &str) -> Later<Option<Route>>;
+    fn resolve_fresh(&self, name: &str) -> Later<Known>;
     /// Where a replica on this node answers; `None` if it is not here.
     fn local(&self, id: ReplicaId) -> Option<Endpoint>;
     /// Opens a stream to another node; its head is not written yet.
     fn open(&self, node: NodeId) -> Later<io::Result<Stream>>;
     fn blobs(&self) -> Rc<Blobs>;
-    /// A short text for `/`; may be empty.
-    fn status_page(&self) -> String;
+    /// For `/`; asks others at most every few seconds, however many ask here.
+    fn listing(&self) -> Later<Listing>;
 }
 
 /// What was counted since the start.

@@ -12,7 +12,7 @@ use smol::{Async, Task, Timer};
 
 use super::pick::pick;
 use super::splice::splice;
-use super::{Shared, count, proxy, serve, upstream};
+use super::{Known, Shared, count, proxy, serve, upstream};
 use crate::places::{Places, source};
 use crate::stream::Stream;
 
@@ -158,7 +158,9 @@ async fn connection(shared: &Rc<Shared>, service: &str, client: Stream) -> Resul
     let mut tried = Vec::new();
     let mut said = Vec::new();
     let mut asked_anew = false;
-    let mut route = proxy::ready(shared, service).await.ok_or("no such service")?;
+    let Known::At(mut route) = proxy::ready(shared, service).await else {
+        return Err("no such service".to_owned());
+    };
     loop {
         let Some(target) = pick(&route, &*shared.backend, &shared.load, &tried, None) else {
             if asked_anew {
@@ -166,8 +168,10 @@ async fn connection(shared: &Rc<Shared>, service: &str, client: Stream) -> Resul
                 return Err(format!("no replica answers: {}", said.join("; ")));
             }
             asked_anew = true;
-            let fresh = shared.backend.resolve_fresh(service).await;
-            route = fresh.ok_or("no such service")?;
+            let Known::At(fresh) = shared.backend.resolve_fresh(service).await else {
+                return Err("no such service".to_owned());
+            };
+            route = fresh;
             continue;
         };
         tried.push((target.id, target.node));

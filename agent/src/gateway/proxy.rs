@@ -17,7 +17,7 @@ use super::headers::{self, REPLICA};
 use super::pick::{Target, pick};
 use super::serve::{JoinTo, Joined, text};
 use super::upstream::{self, Conn, Lease};
-use super::{Route, Shared, count, statics};
+use super::{Known, Route, Shared, count, front, statics};
 use crate::stream::{Endpoint, within};
 
 /// How long a request waits for a replica of a service that has none ready.
@@ -48,11 +48,7 @@ pub(super) async fn answer(
     }
     let (service, prefix) = match service_of(&parts) {
         Ok(found) => found,
-        Err(Elsewhere::Status) => {
-            let page = shared.backend.status_page();
-            let hint = "services are at /NAME/\n";
-            return text(StatusCode::OK, if page.is_empty() { hint.to_owned() } else { page });
-        }
+        Err(Elsewhere::Status) => return front::answer(&shared.backend.listing().await, &parts),
         Err(Elsewhere::AddSlash) => return add_slash(&parts),
         Err(Elsewhere::NoName(name)) => {
             count(&shared.counters.unknown);
@@ -67,9 +63,21 @@ pub(super) async fn answer(
         }
         None => None,
     };
-    let Some(route) = ready(shared, &service).await else {
-        count(&shared.counters.unknown);
-        return text(StatusCode::NOT_FOUND, format!("no service is called {service:?} here\n"));
+    let route = match ready(shared, &service).await {
+        Known::At(route) => route,
+        Known::Unknown => {
+            count(&shared.counters.unknown);
+            return text(StatusCode::NOT_FOUND, format!("no service is called {service:?} here\n"));
+        }
+        Known::Stopped => {
+            let note = format!("{service} is stopped; `dugnad deploy` starts it again\n");
+            return unavailable(shared, note, "60");
+        }
+        Known::NotYet => {
+            let note = "this node has just started, or has lost the others: it does not know yet \
+                        which services there are\n";
+            return unavailable(shared, note.to_owned(), "5");
+        }
     };
     match route.port {
         Port::Http => {}
@@ -136,20 +144,33 @@ fn prepare(mut parts: Parts, peer: SocketAddr, here: SocketAddr, prefix: &str) -
     parts
 }
 
-/// Where a service is, waiting a while for a replica to be ready. `None`: no such service.
-pub(super) async fn ready(shared: &Shared, service: &str) -> Option<Route> {
-    let mut route = shared.backend.resolve(service).await?;
+/// Where a service is, waiting a while for a replica to be ready, or for this node to know.
+pub(super) async fn ready(shared: &Shared, service: &str) -> Known {
+    let mut known = shared.backend.resolve(service).await;
     let (mut waited, mut wait) = (Duration::ZERO, READY_FIRST);
     // The core tells nobody when a replica elsewhere gets ready; asking less and less often
     // costs a few messages and only while somebody waits.
-    while route.replicas.is_empty() && waited < READY_WITHIN && route.port != Port::None {
+    let may_change = |known: &Known| match known {
+        Known::At(route) => route.replicas.is_empty() && route.port != Port::None,
+        Known::NotYet => true,
+        Known::Stopped | Known::Unknown => false,
+    };
+    while may_change(&known) && waited < READY_WITHIN {
         let pause = wait.min(READY_WITHIN - waited);
         Timer::after(pause).await;
         waited += pause;
         wait *= 2;
-        route = shared.backend.resolve_fresh(service).await?;
+        known = shared.backend.resolve_fresh(service).await;
     }
-    Some(route)
+    known
+}
+
+/// 503, and when to come again.
+fn unavailable(shared: &Shared, note: String, secs: &'static str) -> Response<Body> {
+    count(&shared.counters.unavailable);
+    let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, note);
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(secs));
+    answer
 }
 
 /// How one attempt failed.
@@ -180,7 +201,7 @@ impl Trial<'_> {
                     return self.give_up(&route, &said);
                 }
                 asked_anew = true;
-                let Some(fresh) = shared.backend.resolve_fresh(&self.service).await else {
+                let Known::At(fresh) = shared.backend.resolve_fresh(&self.service).await else {
                     return self.give_up(&route, &said);
                 };
                 route = fresh;
@@ -218,11 +239,8 @@ impl Trial<'_> {
                 let note = format!("{name} has no ready replica {number}\n");
                 return text(StatusCode::NOT_FOUND, note);
             }
-            count(&self.shared.counters.unavailable);
             let note = format!("{name} has no ready replica now; `dugnad why {name}` tells why\n");
-            let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, note);
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
-            return answer;
+            return unavailable(self.shared, note, "5");
         }
         count(&self.shared.counters.unavailable);
         log::debug!("{name}: {}", said.join("; "));
@@ -260,6 +278,7 @@ impl Trial<'_> {
     ) -> Result<Response<Body>, Failed> {
         let busy = self.shared.load.begin(target.id);
         let body = if self.body.empty { Body::EMPTY } else { Body::Lent(Rc::clone(&self.body)) };
+        let asked = &parts.headers;
         let request = Request::from_parts(parts.clone(), body);
         let answer = conn.sender.try_send_request(request).await.map_err(|mut error| {
             let sent = error.take_message().is_none();
@@ -269,6 +288,10 @@ impl Trial<'_> {
         let (mut parts, body) = answer.into_parts();
         let protocol = headers::upgrade(&parts.headers);
         headers::strip_hop(&mut parts.headers);
+        // What an older program sends is passed on as ours: its length may be told by its end,
+        // which must not end the client's connection, and must not look like an end if it was cut.
+        parts.version = Version::HTTP_11;
+        headers::back(&mut parts.headers, asked);
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             let hand_over = async { conn.upgraded.recv().await.map_err(io::Error::other) };
             let upgraded = within(UPGRADE_WITHIN, "the upgrade did not happen", hand_over).await;

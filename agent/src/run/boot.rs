@@ -169,6 +169,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         asks: RefCell::new(Map::new()),
         next_ask: Cell::new(0),
         routes: serve::Routes::default(),
+        listed: RefCell::default(),
         events: RefCell::new(VecDeque::new()),
         followers: RefCell::new(Vec::new()),
         listeners: RefCell::default(),

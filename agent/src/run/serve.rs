@@ -7,20 +7,25 @@ use std::time::{Duration, Instant};
 
 use dugnad_kernel::map::Map;
 use dugnad_kernel::{Key, NodeId};
-use dugnad_node::{Answer, Question, ReplicaState};
+use dugnad_node::{Answer, Question, ReplicaState, ServiceView};
 use dugnad_resource::execute::ReplicaId;
 use smol::channel::Sender;
 use smol::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::Agent;
 use crate::blobs::Blobs;
-use crate::gateway::{Backend, Route};
+use crate::gateway::{Backend, Known, Listed, Listing, Route};
 use crate::stream::{Endpoint, Later, Stream, StreamHead, read_head, write_head};
 
 /// How long a route is believed without news (overlay.md 10.10).
 const ROUTE_FOR: Duration = Duration::from_secs(60);
 /// Routes kept; one is forgotten at random to make room.
 const ROUTES_MAX: usize = 256;
+/// A node that has run for less does not say that there is no such service: after a power cut
+/// those who know of it are starting, too.
+const SETTLED: Duration = Duration::from_secs(20);
+/// How long the list of services at `/` is shown without asking anew.
+const LISTING_FOR: Duration = Duration::from_secs(10);
 /// Bytes of one line of a log on its way between nodes.
 const LINE_MAX: u64 = 64 * 1024;
 
@@ -154,9 +159,13 @@ impl Agent {
         }
     }
 
-    async fn resolve(self: Rc<Self>, name: String) -> Option<Route> {
+    async fn resolve(self: Rc<Self>, name: String) -> Known {
         match Rc::clone(&self).ask(Question::Resolve(name.clone())).await {
-            Answer::Resolved(view) if !view.stopped => {
+            Answer::Resolved(view) if view.stopped => {
+                self.routes.forget(Some(&name));
+                Known::Stopped
+            }
+            Answer::Resolved(view) => {
                 let ready = view.replicas.into_iter().filter(|r| r.state == ReplicaState::Ready);
                 let route = Route {
                     port: view.port,
@@ -164,15 +173,49 @@ impl Agent {
                     replicas: ready.map(|r| (r.id, r.node, r.node_name)).collect(),
                 };
                 self.routes.put(name, route.clone());
-                Some(route)
+                Known::At(route)
             }
             // The ring is moving, or the line is down: what was known is better than nothing.
-            Answer::Failed(_) => self.routes.get(&name).or_else(|| self.local_route(&name)),
+            Answer::Failed(_) => {
+                let known = self.routes.get(&name).or_else(|| self.local_route(&name));
+                known.map_or(Known::NotYet, Known::At)
+            }
+            // Those who keep the record may be starting, too, after a power cut.
+            _ if self.is_new() => self.local_route(&name).map_or(Known::NotYet, Known::At),
             _ => {
                 self.routes.forget(Some(&name));
-                None
+                Known::Unknown
             }
         }
+    }
+
+    /// Whether this node started too lately to know what there is not.
+    fn is_new(&self) -> bool {
+        let knows_others = self.remembered.borrow().peers().next().is_some()
+            || !self.config.borrow().seeds.is_empty();
+        knows_others && self.started.elapsed() < SETTLED
+    }
+
+    /// All services, from the last answer if that is young.
+    async fn listing(self: Rc<Self>) -> Listing {
+        let node = self.config.borrow().name.clone();
+        let community = self.community.name.clone();
+        let kept = self.listed.borrow().clone();
+        let services = match kept {
+            Some((services, at)) if at.elapsed() < LISTING_FOR => services,
+            _ => {
+                // Also for those who ask while the answer is on its way.
+                let old = kept.map(|(services, _)| services).unwrap_or_default();
+                self.listed.replace(Some((old.clone(), Instant::now())));
+                let services = match Rc::clone(&self).ask(Question::Ps).await {
+                    Answer::Ps { services, .. } => services.iter().map(listed).collect(),
+                    _ => old,
+                };
+                self.listed.replace(Some((services.clone(), Instant::now())));
+                services
+            }
+        };
+        Listing { node, community, services }
     }
 
     /// What this node itself runs of a service: enough when there is no network.
@@ -194,15 +237,15 @@ impl Agent {
 pub(super) struct Ways(pub(super) Rc<Agent>);
 
 impl Backend for Ways {
-    fn resolve(&self, name: &str) -> Later<Option<Route>> {
+    fn resolve(&self, name: &str) -> Later<Known> {
         let (agent, name) = (Rc::clone(&self.0), name.to_owned());
         match agent.routes.get(&name).filter(|route| !route.replicas.is_empty()) {
-            Some(route) => Box::pin(async move { Some(route) }),
+            Some(route) => Box::pin(async move { Known::At(route) }),
             None => Box::pin(agent.resolve(name)),
         }
     }
 
-    fn resolve_fresh(&self, name: &str) -> Later<Option<Route>> {
+    fn resolve_fresh(&self, name: &str) -> Later<Known> {
         Box::pin(Rc::clone(&self.0).resolve(name.to_owned()))
     }
 
@@ -218,12 +261,17 @@ impl Backend for Ways {
         Rc::clone(&self.0.blobs)
     }
 
-    fn status_page(&self) -> String {
-        let status = self.0.node.borrow().status();
-        let config = self.0.config.borrow();
-        format!(
-            "{} of community {}: {}, about {} nodes\nservices: /NAME/\n",
-            config.name, self.0.community.name, status.state, status.size
-        )
+    fn listing(&self) -> Later<Listing> {
+        Box::pin(Rc::clone(&self.0).listing())
+    }
+}
+
+fn listed(view: &ServiceView) -> Listed {
+    Listed {
+        name: view.name.clone(),
+        port: view.port,
+        ready: view.ready as usize,
+        want: view.want as usize,
+        stopped: view.stopped,
     }
 }

@@ -175,6 +175,12 @@ impl Ledger {
         self.promises.retain(|_, promise| promise.until.is_none_or(|until| until > now));
     }
 
+    /// When the next promise that nobody took up is void.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Time> {
+        self.promises.values().filter_map(|promise| promise.until).min()
+    }
+
     /// What is promised above the ceilings (they were lowered), if anything.
     #[must_use]
     pub fn excess(&self) -> Option<Short> {

@@ -25,6 +25,8 @@ pub const SEARCH_AGAIN: Duration = Duration::from_secs(2);
 pub const SEARCH_DOUBLINGS: u32 = 7;
 /// Replicas on one node.
 pub const REPLICAS_MAX: usize = 64;
+/// Places that wait for one manager to start something in them.
+pub const RESERVED_EACH: usize = 32;
 /// Services whose epochs are remembered.
 pub const EPOCHS_MAX: usize = 512;
 /// Characters of a note, and of one that carries the last lines of a log.
@@ -83,6 +85,8 @@ pub enum Timer {
 #[derive(Clone, Debug)]
 struct Held {
     run: Option<Run>,
+    /// Who reserved the place; it has no `run` yet.
+    reserved_by: Option<NodeId>,
     state: HostState,
     note: String,
 }
@@ -111,6 +115,8 @@ pub struct Executor {
     held: Map<ReplicaId, Held>,
     terms: Map<Key, Term>,
     beating: bool,
+    /// Whether a `Timer::Expire` is on its way; there is never more than one.
+    expiring: bool,
     refused_epochs: u64,
 }
 
@@ -137,6 +143,8 @@ impl Component for Executor {
                 let held = &mut self.held;
                 let ledger = &self.ledger;
                 held.retain(|id, h| h.run.is_some() || ledger.has((id.service, id.number)));
+                self.expiring = false;
+                self.expire_later(cx);
             }
             // Answers of hosts are for managers.
             Input::Message { .. } => {}
@@ -158,6 +166,7 @@ impl Executor {
             held: Map::new(),
             terms: Map::new(),
             beating: false,
+            expiring: false,
             refused_epochs: 0,
         }
     }
@@ -248,7 +257,8 @@ impl Executor {
             let (id, needs) = (run.id, run.spec.needs);
             self.ledger.adopt((id.service, id.number), needs);
             let state = HostState::Starting;
-            let held = Held { run: Some(run.clone()), state, note: String::new() };
+            let note = String::new();
+            let held = Held { run: Some(run.clone()), reserved_by: None, state, note };
             self.held.insert(id, held);
             cx.emit(Event::Order(Order::Start(run)));
         }
@@ -336,12 +346,17 @@ impl Executor {
             held.service == id.service && held.number != id.number && h.run.is_some()
         };
         let others = self.held.iter().filter(other).count();
+        let waiting = |(held, h): &(&ReplicaId, &Held)| {
+            **held != id && h.run.is_none() && h.reserved_by == Some(from)
+        };
         let refusal = if !self.takes_work() {
             Some("takes no new work".to_string())
         } else if others + 1 > OF_ONE_SERVICE {
             Some(format!("runs {others} replicas of it already"))
         } else if self.held.len() >= REPLICAS_MAX {
             Some(format!("runs {REPLICAS_MAX} replicas already"))
+        } else if self.held.iter().filter(waiting).count() >= RESERVED_EACH {
+            Some(format!("keeps {RESERVED_EACH} places for the same manager already"))
         } else {
             self.ledger.expire(cx.now);
             let until = cx.now + RESERVATION;
@@ -351,11 +366,20 @@ impl Executor {
         match refusal {
             Some(reason) => cx.send(from, ToManager::Refused { id, epoch, reason }),
             None => {
-                let reserved = Held { run: None, state: HostState::Reserved, note: String::new() };
-                self.held.entry(id).or_insert(reserved);
-                cx.after(RESERVATION, Timer::Expire);
+                let (state, note) = (HostState::Reserved, String::new());
+                let held = Held { run: None, reserved_by: Some(from), state, note };
+                self.held.entry(id).or_insert(held);
+                self.expire_later(cx);
                 cx.send(from, ToManager::Reserved { id, epoch });
             }
+        }
+    }
+
+    /// Sees to it that places nobody takes up are free again.
+    fn expire_later(&mut self, cx: &mut Cx<'_, Self>) {
+        let Some(at) = self.ledger.next_expiry() else { return };
+        if !core::mem::replace(&mut self.expiring, true) {
+            cx.after(at - cx.now, Timer::Expire);
         }
     }
 
@@ -406,7 +430,8 @@ impl Executor {
         let package = spec.artifact(self.arch);
         let run = Run { id, generation, spec, package };
         let state = HostState::Fetching;
-        self.held.insert(id, Held { run: Some(run.clone()), state, note: String::new() });
+        let note = String::new();
+        self.held.insert(id, Held { run: Some(run.clone()), reserved_by: None, state, note });
         self.keep_beating(cx);
         match package {
             Some(tree) => {

@@ -53,18 +53,23 @@ pub(super) struct Fake {
 }
 
 impl Backend for Fake {
-    fn resolve(&self, name: &str) -> Later<Option<Route>> {
+    fn resolve(&self, name: &str) -> Later<Known> {
         let route = self.routes.borrow().get(name).cloned();
-        Box::pin(async move { route })
+        let known = match name {
+            "asleep" => Known::Stopped,
+            "later" => Known::NotYet,
+            _ => route.map_or(Known::Unknown, Known::At),
+        };
+        Box::pin(async move { known })
     }
 
-    fn resolve_fresh(&self, name: &str) -> Later<Option<Route>> {
+    fn resolve_fresh(&self, name: &str) -> Later<Known> {
         self.asked_anew.set(self.asked_anew.get() + 1);
         let next = self.fresh.borrow_mut().pop();
         match next {
             Some(route) => {
                 self.routes.borrow_mut().insert(name.to_owned(), route.clone());
-                Box::pin(async move { Some(route) })
+                Box::pin(async move { Known::At(route) })
             }
             None => self.resolve(name),
         }
@@ -86,8 +91,21 @@ impl Backend for Fake {
         Rc::clone(&self.blobs)
     }
 
-    fn status_page(&self) -> String {
-        "a small community\n".to_owned()
+    fn listing(&self) -> Later<Listing> {
+        let listed = |name: &str, port, stopped| Listed {
+            name: name.to_owned(),
+            port,
+            ready: 1,
+            want: 2,
+            stopped,
+        };
+        let services = vec![
+            listed("asleep", Port::Http, true),
+            listed("chat", Port::Tcp(6667), false),
+            listed("wiki", Port::Http, false),
+        ];
+        let (node, community) = ("attic".to_owned(), "a <small> community".to_owned());
+        Box::pin(async move { Listing { node, community, services } })
     }
 }
 

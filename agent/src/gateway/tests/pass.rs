@@ -32,8 +32,6 @@ fn requests_reach_the_service_behind_its_prefix() {
         assert!(seen.starts_with("HTTP/1.1 404 ") && seen.contains("\"nope\""), "{seen}");
         let seen = text(&["-i", &node.url("/Not_A_Name/")]).await;
         assert!(seen.starts_with("HTTP/1.1 404 "), "{seen}");
-        assert_eq!(text(&[&node.url("/")]).await, "a small community\n");
-
         let seen = text(&["-I", &node.url("/wiki/head")]).await;
         assert!(seen.starts_with("HTTP/1.1 200 OK") && seen.contains("content-length: "), "{seen}");
         let seen =
@@ -41,6 +39,94 @@ fn requests_reach_the_service_behind_its_prefix() {
         assert!(seen.contains("POST /p") && seen.ends_with("\r\n\r\nhei"), "{seen}");
         let seen = text(&["-0", &node.url("/wiki/old")]).await;
         assert!(seen.contains("GET /old HTTP/1.1\r\n"), "{seen}");
+    });
+}
+
+#[test]
+fn the_first_page_lists_the_services() {
+    World::run(async |world| {
+        let node = world.node(1).await;
+        let lines = text(&[&node.url("/")]).await;
+        assert!(lines.starts_with("attic of community a <small> community\n"), "{lines}");
+        assert!(lines.contains("\n/wiki/  1 of 2 ready\n"), "{lines}");
+        assert!(lines.contains("1 of 2 ready, on TCP port 6667\n"), "{lines}");
+        assert!(lines.contains("/asleep/  stopped\n"), "{lines}");
+        let browser = "Accept: text/html,application/xhtml+xml,*/*;q=0.8";
+        let page = text(&["-i", &node.url("/"), "-H", browser]).await;
+        assert!(page.contains("content-type: text/html"), "{page}");
+        assert!(page.contains("a &lt;small&gt; community"), "{page}");
+        assert!(page.contains("<a href=\"/wiki/\">wiki</a>"), "{page}");
+        assert!(!page.contains("href=\"/chat/\"") && !page.contains("href=\"/asleep/"), "{page}");
+        let json = text(&[&node.url("/"), "-H", "Accept: application/json"]).await;
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["services"][1]["tcp_port"], 6667);
+        assert_eq!(value["services"][2]["path"], "/wiki/");
+        let no = text(&["-i", "-X", "POST", &node.url("/")]).await;
+        assert!(no.starts_with("HTTP/1.1 405 "), "{no}");
+    });
+}
+
+#[test]
+fn what_is_not_known_yet_or_stopped_is_not_missing() {
+    World::run(async |world| {
+        let node = world.node(1).await;
+        let stopped = text(&["-i", &node.url("/asleep/")]).await;
+        assert!(stopped.starts_with("HTTP/1.1 503 "), "{stopped}");
+        assert!(stopped.contains("retry-after: 60\r\n"), "{stopped}");
+        assert!(stopped.contains("asleep is stopped"), "{stopped}");
+        let later = text(&["-i", &node.url("/later/")]).await;
+        assert!(later.starts_with("HTTP/1.1 503 "), "{later}");
+        assert!(later.contains("retry-after: 5\r\n") && later.contains("does not know yet"));
+        assert_eq!(node.count("gateway_unknown_service"), 0);
+    });
+}
+
+/// Answers every request with these bytes and closes; cut off if `reset`.
+async fn old_server(node: &Node, answer: &'static str, reset: bool) -> SocketAddr {
+    upstream(node, move |mut stream, _| async move {
+        head(&mut stream).await;
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        if reset {
+            // Closing then resets the connection.
+            let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+            let option = nix::sys::socket::sockopt::Linger;
+            nix::sys::socket::setsockopt(&stream, option, &linger).unwrap();
+        }
+    })
+    .await
+}
+
+#[test]
+fn an_old_server_is_passed_on_whole_or_as_an_error() {
+    const LENGTH: &str = "HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\nonly a part";
+    const UNTIL_END: &str = "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nall there is";
+    World::run(async |world| {
+        let (here, there) = (world.node(1).await, world.node(2).await);
+        for (name, answer, reset) in
+            [("whole", UNTIL_END, false), ("short", LENGTH, false), ("cut", UNTIL_END, true)]
+        {
+            let at = old_server(&here, answer, reset).await;
+            here.serves(name, at);
+            let far = format!("far-{name}");
+            here.route(&far, Port::Http, &[&there]);
+            there.runs(&far, 1, Endpoint::Port(at));
+        }
+        for name in ["whole", "far-whole"] {
+            let url = here.url(&format!("/{name}/"));
+            let before = here.count("gateway_connections");
+            let seen = text(&["-i", &url, "--next", "-s", &url]).await;
+            assert!(seen.starts_with("HTTP/1.1 200 OK"), "{seen}");
+            assert!(seen.contains("transfer-encoding: chunked"), "{seen}");
+            assert_eq!(seen.matches("all there is").count(), 2, "{seen}");
+            let more = here.count("gateway_connections") - before;
+            assert_eq!(more, 1, "the client's connection was kept");
+        }
+        for name in ["short", "cut", "far-short"] {
+            let done = curl(&["-s", &here.url(&format!("/{name}/"))]).await;
+            // Or it is told at once that nothing came.
+            let told = String::from_utf8_lossy(&done.stdout).contains("did not answer");
+            assert!(!done.status.success() || told, "{name}: {done:?}");
+        }
     });
 }
 

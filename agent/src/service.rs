@@ -117,6 +117,11 @@ impl ServiceFile {
         &self.spec.name
     }
 
+    #[must_use]
+    pub(crate) fn is_static(&self) -> bool {
+        self.spec.kind == Kind::Static
+    }
+
     /// Folders to store, by what they run on (`None` is any). They exist.
     #[must_use]
     pub(crate) fn artifacts(&self) -> Vec<(Option<Arch>, PathBuf)> {

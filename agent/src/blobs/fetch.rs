@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dugnad_kernel::map::Set;
 use dugnad_kernel::{Hash, NodeId};
 use dugnad_resource::spec::Tree;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -60,8 +59,6 @@ pub(super) async fn fetch(
     if let (Some(want), true) = (wants.last_mut(), last > 0) {
         want.length = Some(last);
     }
-    let mut shards: Set<_> = index.chunks.iter().map(|hash| hash.0[0]).collect();
-    shards.insert(tree.root.0[0]);
     fetch.get(missing(&store, wants).await).await?;
     drop(around);
 
@@ -70,7 +67,6 @@ pub(super) async fn fetch(
     let wants: Vec<_> =
         manifest.chunks().map(|(hash, length)| Want::exactly(hash, length)).collect();
     drop(manifest);
-    shards.extend(wants.iter().map(|want| want.hash.0[0]));
     let wants = missing(&store, wants).await;
     let bytes = wants.iter().map(|want| on_disk(want.length.unwrap_or(CHUNK) as u64)).sum();
     // Counts twice what is written until the fetch ends: too careful, never too late.
@@ -78,7 +74,7 @@ pub(super) async fn fetch(
     fetch.get(wants).await?;
 
     let here = Arc::clone(&store);
-    smol::unblock(move || here.sync(&shards).and_then(|()| here.mark(tree))).await.map_err(text)
+    smol::unblock(move || here.sync().and_then(|()| here.mark(tree))).await.map_err(text)
 }
 
 /// Those of `wants` that are not here and whole, each once.

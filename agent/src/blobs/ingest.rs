@@ -27,18 +27,17 @@ pub(super) fn ingest(store: &Store, path: &Path) -> io::Result<Tree> {
     // The list of files and its index: a bound, as chunks that are here already take nothing.
     let around = found.iter().map(|item| 128 + item.entry.path.len() as u64).sum::<u64>();
     let _room = store.reserve(missing(store, &found)? + 2 * on_disk(around))?;
-    let mut shards = Set::new();
     for item in &mut found {
         if let What::File { size, chunks, .. } = &mut item.entry.what {
             each_chunk(&item.from, *size, |bytes| {
-                chunks.push(keep(store, bytes, &mut shards)?);
+                chunks.push(keep(store, bytes)?);
                 Ok(())
             })?;
         }
     }
     let manifest = Manifest { entries: found.into_iter().map(|item| item.entry).collect() };
-    let tree = seal(store, &manifest, &mut shards)?;
-    store.sync(&shards)?;
+    let tree = seal(store, &manifest)?;
+    store.sync()?;
     store.mark(tree)?;
     Ok(tree)
 }
@@ -151,10 +150,8 @@ fn each_chunk(
 }
 
 /// Writes a chunk unless it is here, and whole, already.
-fn keep(store: &Store, bytes: &[u8], shards: &mut Set<u8>) -> io::Result<Hash> {
+fn keep(store: &Store, bytes: &[u8]) -> io::Result<Hash> {
     let hash = Hash::of(bytes);
-    // Also of one that is here already: whoever wrote it may not have synced its name yet.
-    shards.insert(hash.0[0]);
     if !store.lists(hash) || !store.holds(hash) {
         store.write(hash, bytes)?;
     }
@@ -162,16 +159,16 @@ fn keep(store: &Store, bytes: &[u8], shards: &mut Set<u8>) -> io::Result<Hash> {
 }
 
 /// Stores the list of files and its index.
-fn seal(store: &Store, manifest: &Manifest, shards: &mut Set<u8>) -> io::Result<Tree> {
+fn seal(store: &Store, manifest: &Manifest) -> io::Result<Tree> {
     let bytes = manifest.encode().map_err(invalid)?;
     let mut chunks = Vec::new();
     for part in bytes.chunks(CHUNK) {
-        chunks.push(keep(store, part, shards)?);
+        chunks.push(keep(store, part)?);
     }
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
     let total = manifest.bytes();
     let index = Index::new(length, total, chunks).encode().map_err(invalid)?;
-    Ok(Tree { root: keep(store, &index, shards)?, bytes: total })
+    Ok(Tree { root: keep(store, &index)?, bytes: total })
 }
 
 /// Writes a tree into a fresh folder beside `dest`, makes it durable, then gives it its name.

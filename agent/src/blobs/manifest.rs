@@ -16,11 +16,9 @@ pub(crate) const MANIFEST_MAX: usize = 4 * 1024 * 1024;
 /// The most files, folders and links in a tree.
 pub(crate) const ENTRIES_MAX: usize = 50_000;
 /// The longest path and link target, in bytes.
-const PATH_MAX: usize = 1024;
+pub(super) const PATH_MAX: usize = 1024;
 const NAME_MAX: usize = 255;
 const DEPTH_MAX: usize = 64;
-/// Links followed before a path counts as a loop.
-const LINKS_MAX: usize = 16;
 const VERSION: u8 = 1;
 
 /// Everything in a tree, sorted by path. The root folder itself is not listed.
@@ -49,18 +47,6 @@ pub(crate) enum What {
     /// A symbolic link that stays inside the tree.
     Link {
         target: String,
-    },
-}
-
-/// What a path leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found<'a> {
-    Dir,
-    /// `entry`: its place in the manifest, for [`Manifest::chunk`].
-    File {
-        entry: usize,
-        size: u64,
-        chunks: &'a [Hash],
     },
 }
 
@@ -191,58 +177,6 @@ impl Manifest {
         }
         Ok(())
     }
-
-    /// A chunk of the file at this place of the list, counted from 0.
-    #[must_use]
-    pub(crate) fn chunk(&self, entry: usize, number: usize) -> Option<Hash> {
-        match &self.entries.get(entry)?.what {
-            What::File { chunks, .. } => chunks.get(number).copied(),
-            What::Dir | What::Link { .. } => None,
-        }
-    }
-
-    /// What a path leads to, following links. Empty parts and `.` are skipped; `..` is nothing.
-    #[must_use]
-    pub(crate) fn find(&self, path: &str) -> Option<Found<'_>> {
-        let parts = |path: &str| -> Vec<String> {
-            path.split('/').rev().filter(|p| !matches!(*p, "" | ".")).map(str::to_owned).collect()
-        };
-        if path.len() > PATH_MAX || path.split('/').any(|part| part == "..") {
-            return None;
-        }
-        let mut todo = parts(path);
-        let mut at = String::new();
-        let mut links = 0;
-        while let Some(part) = todo.pop() {
-            if part == ".." {
-                at.truncate(at.rfind('/').unwrap_or(0));
-                continue;
-            }
-            let parent = at.len();
-            if !at.is_empty() {
-                at.push('/');
-            }
-            at.push_str(&part);
-            let by_path = |entry: &Entry| entry.path.as_str().cmp(&at);
-            let entry = self.entries.binary_search_by(by_path).ok()?;
-            match &self.entries[entry].what {
-                What::Dir => {}
-                What::Link { target } => {
-                    links += 1;
-                    if links > LINKS_MAX {
-                        return None;
-                    }
-                    at.truncate(parent);
-                    todo.extend(parts(target));
-                }
-                What::File { size, chunks, .. } => {
-                    let found = Found::File { entry, size: *size, chunks };
-                    return todo.is_empty().then_some(found);
-                }
-            }
-        }
-        Some(Found::Dir)
-    }
 }
 
 /// Chunks of one file with their lengths.
@@ -277,7 +211,7 @@ pub(super) fn check_path(path: &str) -> Result<usize, &'static str> {
 
 /// Checks that a link `depth` folders deep leads to nowhere outside. `..` may only come first:
 /// behind the name of another link it could climb further than it seems.
-pub(super) fn check_link(depth: usize, target: &str) -> Result<(), &'static str> {
+pub(crate) fn check_link(depth: usize, target: &str) -> Result<(), &'static str> {
     if target.is_empty() || target.len() > PATH_MAX || target.contains('\0') {
         return Err("a link's target must have 1 to 1024 bytes and no zero byte");
     }
@@ -336,12 +270,6 @@ mod tests {
         assert_eq!(manifest.bytes(), 600_005);
         let lengths: Vec<_> = manifest.chunks().map(|(_, length)| length).collect();
         assert_eq!(lengths, [5, CHUNK, CHUNK, 600_000 - 2 * CHUNK]);
-        assert!(matches!(manifest.find("a/up"), Some(Found::File { size: 5, .. })));
-        assert_eq!(manifest.find("/a//b/./"), Some(Found::Dir));
-        assert_eq!(manifest.find(""), Some(Found::Dir));
-        for nowhere in ["b", "a/../a-b", "a-b/c", "a/b/ø", ".."] {
-            assert_eq!(manifest.find(nowhere), None, "{nowhere}");
-        }
     }
 
     #[test]
@@ -387,12 +315,5 @@ mod tests {
         assert!(Manifest::decode(&bytes).is_err());
         let tree = Tree { root: Hash::default(), bytes: 0 };
         assert!(Index::decode(tree, &[1, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f]).is_err());
-    }
-
-    #[test]
-    fn loops_of_links_end() {
-        let manifest = decode(vec![link("a", "b"), link("b", "a"), link("c", ".")]).unwrap();
-        assert_eq!(manifest.find("a"), None);
-        assert_eq!(manifest.find("c/c/c"), Some(Found::Dir));
     }
 }

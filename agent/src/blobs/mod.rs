@@ -11,6 +11,7 @@
 //! [`Blobs::drop_tree`] gives its room back. Disk work runs on the blocking pool. Every future may
 //! be dropped at any time; what was stored so far is found again by the next attempt.
 
+mod catalog;
 mod fetch;
 mod ingest;
 mod manifest;
@@ -31,15 +32,16 @@ use dugnad_resource::spec::Tree;
 use futures_util::future::{FutureExt as _, LocalBoxFuture, Shared, WeakShared};
 use smol::lock::{RwLock, Semaphore};
 
-pub(crate) use manifest::{CHUNK, Found, Manifest};
+pub(crate) use catalog::{Catalog, Found};
+pub(crate) use manifest::{CHUNK, check_link};
 
 use crate::stream::{OpenStream, Stream};
 use store::Store;
 
-/// Manifests kept decoded for static services: at most this many, none with more entries than
-/// the second number.
-const CACHED: usize = 4;
-const CACHED_ENTRIES: usize = 2000;
+/// Lists of files kept in memory for static services: at most this many, of so many bytes
+/// together. The largest tree there may be fits.
+const CACHED: usize = 8;
+const CACHED_BYTES: usize = 6 << 20;
 /// Chunks in memory for others at any time.
 const SERVING: usize = 8;
 
@@ -52,7 +54,7 @@ pub(crate) struct Blobs {
     gate: Arc<RwLock<()>>,
     /// Fetches under way, by root. Bounded by what the core orders.
     fetching: RefCell<HashMap<Hash, WeakShared<Fetching>>>,
-    cached: RefCell<VecDeque<(Tree, Rc<Manifest>)>>,
+    cached: RefCell<VecDeque<(Tree, Rc<Catalog>)>>,
     serving: Semaphore,
     moved: Rc<Cell<u64>>,
     served: Cell<u64>,
@@ -227,19 +229,24 @@ impl Blobs {
     ///
     /// # Errors
     /// Those of the disk; `InvalidData` if a chunk was damaged.
-    pub(crate) async fn manifest(&self, tree: Tree) -> io::Result<Rc<Manifest>> {
+    pub(crate) async fn catalog(&self, tree: Tree) -> io::Result<Rc<Catalog>> {
         let cached = self.cached.borrow().iter().find(|(has, _)| *has == tree).cloned();
-        if let Some((_, manifest)) = cached {
-            return Ok(manifest);
+        if let Some((_, catalog)) = cached {
+            return Ok(catalog);
         }
         let store = Arc::clone(&self.store);
-        let manifest = Rc::new(smol::unblock(move || store.manifest(tree)).await?);
-        if manifest.entries.len() <= CACHED_ENTRIES {
-            let mut cached = self.cached.borrow_mut();
-            cached.push_front((tree, Rc::clone(&manifest)));
-            cached.truncate(CACHED);
+        let catalog = Rc::new(smol::unblock(move || store.catalog(tree)).await?);
+        let mut cached = self.cached.borrow_mut();
+        // Two visitors may have asked for it at once.
+        cached.retain(|(has, _)| *has != tree);
+        cached.push_front((tree, Rc::clone(&catalog)));
+        let weight = |cached: &VecDeque<(Tree, Rc<Catalog>)>| {
+            cached.iter().map(|(_, catalog)| catalog.weight()).sum::<usize>()
+        };
+        while cached.len() > CACHED || (cached.len() > 1 && weight(&cached) > CACHED_BYTES) {
+            cached.pop_back();
         }
-        Ok(manifest)
+        Ok(catalog)
     }
 
     /// Reads one chunk of a tree that is here and checks its hash. The task needs nothing of

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dugnad_kernel::Hash;
-use dugnad_kernel::map::{Map, Set};
+use dugnad_kernel::map::Map;
 use dugnad_resource::spec::Tree;
 
+use super::catalog::Catalog;
 use super::manifest::{CHUNK, Index, Manifest};
 
 /// Never filled up to the last byte: the owner's own programs live here, too.
@@ -222,8 +223,8 @@ impl Store {
         Ok((bytes.len() <= CHUNK && Hash::of(&bytes) == hash).then_some(bytes))
     }
 
-    /// Writes a chunk aside, syncs it and gives it its name; its folder is synced by
-    /// [`Self::sync`].
+    /// Writes a chunk aside and gives it its name. It is on the medium after [`Self::sync`]; cut
+    /// off before, a name may stand for other bytes, which every reader notices.
     pub(super) fn write(&self, hash: Hash, bytes: &[u8]) -> io::Result<()> {
         let path = self.chunk_path(hash);
         let shard = path.parent().unwrap_or(&path).to_owned();
@@ -235,10 +236,10 @@ impl Store {
                 Ok(()) | Err(_) => sync_dir(&self.chunks())?,
             }
         }
-        self.place(&path, bytes)
+        self.place(&path, bytes, false)
     }
 
-    fn place(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fn place(&self, path: &Path, bytes: &[u8], synced: bool) -> io::Result<()> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let aside = path.with_extension(format!("{number}.tmp"));
         let written = OpenOptions::new()
@@ -247,7 +248,7 @@ impl Store {
             .open(&aside)
             .and_then(|mut file| {
                 file.write_all(bytes)?;
-                file.sync_all()
+                if synced { file.sync_all() } else { Ok(()) }
             })
             .and_then(|()| {
                 // Under the lock, so that no two writers of one chunk both count it.
@@ -264,15 +265,17 @@ impl Store {
         })
     }
 
-    /// Makes the names of these chunks durable.
-    pub(super) fn sync(&self, shards: &Set<u8>) -> io::Result<()> {
-        shards.iter().try_for_each(|shard| sync_dir(&self.chunks().join(format!("{shard:02x}"))))
+    /// Makes all chunks and their names durable: one call for any number of files. One each took
+    /// 97 s for forty thousand.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        let dir = File::open(&self.dir).map_err(|error| at(&self.dir, error))?;
+        nix::unistd::syncfs(&dir).map_err(|errno| at(&self.dir, io::Error::from(errno)))
     }
 
     /// Remembers that every chunk of a tree is here, whole and synced.
     pub(super) fn mark(&self, tree: Tree) -> io::Result<()> {
         if !self.complete(tree) {
-            self.place(&self.mark_path(tree.root), format!("{}\n", tree.bytes).as_bytes())?;
+            self.place(&self.mark_path(tree.root), format!("{}\n", tree.bytes).as_bytes(), true)?;
             sync_dir(&self.marks())?;
         }
         let mut state = self.lock();
@@ -317,12 +320,23 @@ impl Store {
 
     /// The manifest of a tree whose index and manifest chunks are here.
     pub(super) fn manifest(&self, tree: Tree) -> io::Result<Manifest> {
+        self.manifest_and_bytes(tree).map(|(manifest, _)| manifest)
+    }
+
+    /// The same, to look paths up in.
+    pub(super) fn catalog(&self, tree: Tree) -> io::Result<Catalog> {
+        let (manifest, bytes) = self.manifest_and_bytes(tree)?;
+        Catalog::new(&manifest, bytes).map_err(|error| invalid(error.to_string()))
+    }
+
+    fn manifest_and_bytes(&self, tree: Tree) -> io::Result<(Manifest, Vec<u8>)> {
         let index = Index::decode(tree, &self.read_needed(tree.root)?).map_err(invalid)?;
         let mut bytes = Vec::with_capacity(index.manifest as usize);
         for hash in &index.chunks {
             bytes.extend(self.read_needed(*hash)?);
         }
-        self.check_manifest(tree, &index, &bytes)
+        let manifest = self.check_manifest(tree, &index, &bytes)?;
+        Ok((manifest, bytes))
     }
 
     pub(super) fn check_manifest(

@@ -11,6 +11,7 @@ use smol::net::{TcpListener, TcpStream};
 use smol::{LocalExecutor, Timer};
 use tempfile::TempDir;
 
+use super::manifest::Manifest;
 use super::*;
 use crate::stream::{StreamHead, read_head};
 

@@ -94,6 +94,8 @@ struct Cx<'a> {
     bold: bool,
     /// Whether stderr is a terminal, where a line may be written over.
     live: bool,
+    /// Whether the last line may be written over.
+    over: bool,
 }
 
 impl Cx<'_> {
@@ -107,8 +109,19 @@ impl Cx<'_> {
 
     /// Says something to people.
     fn say(&mut self, text: impl std::fmt::Display) {
+        let clear = if std::mem::take(&mut self.over) { "\r\x1b[K" } else { "" };
         // Nobody reads it if stderr is closed; the exit code still tells.
-        let _: io::Result<()> = writeln!(self.err, "{text}");
+        let _: io::Result<()> = writeln!(self.err, "{clear}{text}");
+    }
+
+    /// Says what is being done, on a terminal; the next line takes its place.
+    fn now(&mut self, text: &str) {
+        if self.live {
+            self.over = true;
+            // As above.
+            let _: io::Result<()> =
+                write!(self.err, "\r\x1b[K{text}").and_then(|()| self.err.flush());
+        }
     }
 
     fn print_json(&mut self, value: &Value) -> Result<(), Failure> {
@@ -147,6 +160,7 @@ pub(crate) fn main(hooks: &Hooks) -> ExitCode {
         hooks,
         bold: color && io::stdout().is_terminal(),
         live: io::stderr().is_terminal(),
+        over: false,
         out: &mut io::stdout(),
         err: &mut io::stderr(),
     };

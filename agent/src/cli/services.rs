@@ -1,6 +1,8 @@
 //! Commands about services: `plan`, `deploy`, `stop`, `rm`.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dugnad_fabric::Bytes;
@@ -14,6 +16,11 @@ use super::table::plain;
 use super::{ASK_LIMIT, Cx, Failure, Outcome, args, duration, within};
 use crate::control::{Client, ClientError, exit};
 use crate::service::{self, ServiceFile};
+
+/// How often a long work tells how far it is.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// How long to find out what is deployed now.
+const LOOK_UP: Duration = Duration::from_secs(3);
 
 /// A name that may stand in a path.
 pub(super) fn name(name: &str) -> Result<&str, Failure> {
@@ -93,26 +100,35 @@ impl Deployed {
     }
 }
 
+/// How a deploy goes on.
+pub(super) enum Progress {
+    /// Something happened.
+    Line(String),
+    /// What is being done; the next one takes its place.
+    Now(String),
+}
+
 /// Stores the packages of a file and deploys it; `progress` gets a line whenever there is one.
 ///
 /// # Errors
-/// As the agent says.
+/// As the agent says; a static service without a file.
 pub(super) async fn deploy_file(
     client: &Client,
     file: &ServiceFile,
-    mut progress: impl FnMut(String),
+    mut progress: impl FnMut(Progress),
 ) -> Result<Deployed, Failure> {
     let mut trees = Vec::new();
     for (arch, folder) in file.artifacts() {
-        let tree = client.ingest(&folder).await?;
+        let tree = store(client, file, &folder, &mut progress).await?;
         let of = arch.map_or_else(|| "any CPU".to_owned(), |arch| arch.to_string());
-        progress(format!("package for {of} stored: {}", Bytes(tree.bytes)));
+        progress(Progress::Line(format!("package for {of} stored: {}", Bytes(tree.bytes))));
         trees.push((arch, tree));
     }
     let mut lines = client.post_lines("/v1/deploy", &to_json(&file.to_spec(trees))?).await?;
     while let Some(line) = lines.next().await? {
         if let Some(event) = line.get("progress") {
-            progress(format!("{}: {}", text(&event["node_name"]), text(&event["text"])));
+            let line = format!("{}: {}", text(&event["node_name"]), text(&event["text"]));
+            progress(Progress::Line(line));
         } else if let Some(result) = line.get("result") {
             return Ok(Deployed::of(result));
         }
@@ -120,25 +136,77 @@ pub(super) async fn deploy_file(
     Err(ClientError::Broken("it gave no result".to_owned()).into())
 }
 
+/// Has the agent store a folder, and tells how far it is.
+async fn store(
+    client: &Client,
+    file: &ServiceFile,
+    folder: &Path,
+    progress: &mut impl FnMut(Progress),
+) -> Result<Tree, Failure> {
+    let unreadable = |error| Failure::failed(format!("{}: {error}", folder.display()));
+    if file.is_static() && !holds_a_file(folder).map_err(unreadable)? {
+        let text = format!("{}: there is no file in it, so nothing to show", folder.display());
+        return Err(Failure::failed(text));
+    }
+    let all = Bytes(weigh(folder).map_err(unreadable)?);
+    let sent = Arc::<AtomicU64>::default();
+    let mut storing = std::pin::pin!(client.ingest(folder, Arc::clone(&sent)));
+    loop {
+        let later = async {
+            smol::Timer::after(LOOK_AGAIN).await;
+            None
+        };
+        let done = async { Some(storing.as_mut().await) };
+        if let Some(stored) = smol::future::or(done, later).await {
+            return Ok(stored?);
+        }
+        let sent = Bytes(sent.load(Ordering::Relaxed));
+        progress(Progress::Now(format!("storing {}: {sent} of {all}", folder.display())));
+    }
+}
+
+fn holds_a_file(folder: &Path) -> std::io::Result<bool> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() || holds_a_file(&entry.path())? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 pub(super) fn deploy(args: &args::Deploy, cx: &mut Cx<'_>) -> Outcome {
     let limit = duration("--timeout", &args.timeout)?;
     let file = read_file(&args.file, cx)?;
     let client = cx.client()?;
     let start = Instant::now();
+    let before = smol::block_on(version(&client, file.name()));
     let deployed = smol::block_on(within(limit, async {
-        deploy_file(&client, &file, |line| {
-            cx.say(format!("{} {line}", elapsed(start.elapsed())));
+        deploy_file(&client, &file, |progress| match progress {
+            Progress::Line(line) => cx.say(format!("{} {line}", elapsed(start.elapsed()))),
+            Progress::Now(text) => cx.now(&format!("{} {text}", elapsed(start.elapsed()))),
         })
         .await
     }));
     let deployed = deployed.map_err(|failure| match failure.exit {
-        exit::TIMED_OUT => Failure {
-            text: format!("{}: {}; it stays wanted: dugnad ps", file.name(), failure.text),
-            ..failure
-        },
+        exit::TIMED_OUT => {
+            let now = smol::block_on(version(&client, file.name()));
+            let then = match now {
+                Some(now) if Some(now) != before => "it stays wanted: dugnad ps",
+                _ => "it was not deployed: give it longer with --timeout",
+            };
+            Failure { text: format!("{}: {}; {then}", file.name(), failure.text), ..failure }
+        }
         _ => failure,
     })?;
     tell_deployed(&client, &deployed, start, cx)
+}
+
+/// The version of a service that the community knows now, if there is one and it says so soon.
+async fn version(client: &Client, service: &str) -> Option<u64> {
+    let path = format!("/v1/resolve/{service}");
+    let known = within(LOOK_UP, client.get(&path)).await.ok()?;
+    known.value["version"].as_u64()
 }
 
 /// How it ended, and what is missing.

@@ -31,6 +31,7 @@ fn run_with(env: Env<'_>, words: &[&str]) -> Ran {
         err: &mut err,
         bold: false,
         live: false,
+        over: false,
     };
     let exit = run(&words, &mut cx);
     let text = |bytes| String::from_utf8(bytes).unwrap();

@@ -5,6 +5,8 @@ use std::future::{Future, pending};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use dugnad_kernel::Hash;
 use dugnad_resource::spec::Tree;
@@ -147,15 +149,19 @@ impl Client {
         self.lines(Method::POST, path, Payload::whole(body.to_string())).await
     }
 
-    /// Sends a folder for the agent to store.
+    /// Sends a folder for the agent to store; `sent` counts the bytes that went.
     ///
     /// # Errors
     /// [`ClientError::Own`] if the folder cannot be read, else as above.
-    pub(crate) async fn ingest(&self, folder: &Path) -> Result<Tree, ClientError> {
+    pub(crate) async fn ingest(
+        &self,
+        folder: &Path,
+        sent: Arc<AtomicU64>,
+    ) -> Result<Tree, ClientError> {
         let (blocks, from) = bounded(upload::BLOCKS);
         let folder = folder.to_path_buf();
         let packing =
-            smol::unblock(move || upload::pack(&folder, &mut upload::Sender::new(blocks)));
+            smol::unblock(move || upload::pack(&folder, &mut upload::Sender::new(blocks, sent)));
         let asking = self.whole(Method::POST, "/v1/ingest", Payload::stream(from));
         let (packed, answered) = futures_util::future::join(packing, asking).await;
         match packed {

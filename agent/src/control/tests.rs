@@ -414,14 +414,15 @@ fn folders_are_stored_and_nothing_stays_behind() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("index.html"), "hi").unwrap();
         std::fs::write(folder.path().join("big"), vec![1; 700 << 10]).unwrap();
-        let tree = client.ingest(folder.path()).await.unwrap();
+        let tree = client.ingest(folder.path(), Default::default()).await.unwrap();
         assert_eq!(tree, Tree { root: Hash([3; 32]), bytes: 9 });
         assert_eq!(*agent.files.borrow(), ["big", "index.html"]);
         std::fs::write(folder.path().join("more"), vec![1; 700 << 10]).unwrap();
-        let error = client.ingest(folder.path()).await.unwrap_err();
+        let error = client.ingest(folder.path(), Default::default()).await.unwrap_err();
         assert_eq!(error.exit(), exit::UNMET);
         assert_eq!(error.to_string(), "the folder is larger than the 1M this node has room for");
-        let error = client.ingest(&folder.path().join("none")).await.unwrap_err();
+        let error =
+            client.ingest(&folder.path().join("none"), Default::default()).await.unwrap_err();
         assert!(
             matches!(&error, ClientError::Own(text) if text.contains("No such file")),
             "{error}"

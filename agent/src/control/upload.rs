@@ -4,14 +4,19 @@
 //! Both sides are plain blocking code; [`Sender`] and [`Reader`] join them to the async side
 //! through a channel of a few blocks.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
 use smol::channel::{Receiver, Sender as Channel};
+
+use crate::blobs::check_link;
 
 /// Bounds on what one upload may hold; the bytes are bounded by the agent.
 const ENTRIES_MAX: u64 = 50_000;
@@ -24,9 +29,22 @@ const BLOCK: usize = 64 << 10;
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 enum Entry {
-    Folder { path: String },
-    File { path: String, bytes: u64, executable: bool },
-    End { entries: u64 },
+    Folder {
+        path: String,
+    },
+    File {
+        path: String,
+        bytes: u64,
+        executable: bool,
+    },
+    /// A symbolic link that leads nowhere outside.
+    Link {
+        path: String,
+        target: String,
+    },
+    End {
+        entries: u64,
+    },
 }
 
 fn about(path: &Path, error: &io::Error) -> io::Error {
@@ -37,14 +55,15 @@ fn invalid(text: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text.into())
 }
 
-/// Writes all of `folder` to `out`: files (also through links to files) and folders, in order of
+/// Writes all of `folder` to `out`: files, folders, and links that stay inside it, in order of
 /// their names.
 ///
 /// # Errors
-/// Something cannot be read, is neither file nor folder, or has a name that is no text; named.
-/// `BrokenPipe` if the other side no longer reads.
+/// Something cannot be read, is neither file nor folder nor link, leads out of the folder, or has a
+/// name that is no text; named. `BrokenPipe` if the other side no longer reads.
 pub(super) fn pack(folder: &Path, out: &mut impl Write) -> io::Result<()> {
-    let mut packer = Packer { out, entries: 0 };
+    let root = fs::canonicalize(folder).map_err(|error| about(folder, &error))?;
+    let mut packer = Packer { root, out, entries: 0 };
     packer.folder(folder, "", 0)?;
     let entries = packer.entries;
     packer.line(&Entry::End { entries })?;
@@ -52,6 +71,8 @@ pub(super) fn pack(folder: &Path, out: &mut impl Write) -> io::Result<()> {
 }
 
 struct Packer<'a, W> {
+    /// What is packed, without links in its path.
+    root: PathBuf,
     out: &'a mut W,
     entries: u64,
 }
@@ -84,11 +105,10 @@ impl<W: Write> Packer<'_, W> {
                 return Err(invalid(format!("{}: the name is no UTF-8 text", full.display())));
             };
             let path = if inside.is_empty() { name.to_owned() } else { format!("{inside}/{name}") };
-            let link = fs::symlink_metadata(&full).map_err(|error| about(&full, &error))?;
-            let found = fs::metadata(&full).map_err(|error| about(&full, &error))?;
-            if found.is_dir() && link.is_symlink() {
-                let text = format!("{}: a link to a folder cannot be stored", full.display());
-                return Err(invalid(text));
+            let found = fs::symlink_metadata(&full).map_err(|error| about(&full, &error))?;
+            if found.is_symlink() {
+                let target = self.target(&full, depth)?;
+                self.line(&Entry::Link { path, target })?;
             } else if found.is_dir() {
                 self.line(&Entry::Folder { path: path.clone() })?;
                 self.folder(&full, &path, depth + 1)?;
@@ -100,6 +120,25 @@ impl<W: Write> Packer<'_, W> {
             }
         }
         Ok(())
+    }
+
+    /// Where a link `depth` folders deep leads, relative to its place.
+    fn target(&self, full: &Path, depth: usize) -> io::Result<String> {
+        let target = fs::read_link(full).map_err(|error| about(full, &error))?;
+        // One to a place in the same folder by its full path means the same place in the package.
+        let relative = target
+            .strip_prefix(&self.root)
+            .map_or_else(|_| target.clone(), |inside| Path::new(&"../".repeat(depth)).join(inside));
+        let named = |why: &str| {
+            let (full, target) = (full.display(), target.display());
+            invalid(format!("{full}: the link leads to {target}: {why}"))
+        };
+        let text = relative.to_str().ok_or_else(|| named("that is no UTF-8 text"))?;
+        let text = if text.is_empty() { "." } else { text };
+        check_link(depth, text).map_err(|_| {
+            named("outside of the package; put a copy in its place, or leave it out")
+        })?;
+        Ok(text.to_owned())
     }
 
     fn file(&mut self, full: &Path, path: String) -> io::Result<()> {
@@ -123,6 +162,7 @@ impl<W: Write> Packer<'_, W> {
 /// The stream is malformed or cut short, leaves the folder or its bounds; or the disk fails.
 pub(super) fn unpack(from: &mut impl BufRead, into: &Path, bytes_max: u64) -> io::Result<()> {
     let mut room = bytes_max;
+    let mut links = HashSet::new();
     for entries in 0..ENTRIES_MAX {
         let mut line = Vec::new();
         from.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)?;
@@ -131,7 +171,7 @@ pub(super) fn unpack(from: &mut impl BufRead, into: &Path, bytes_max: u64) -> io
         }
         match serde_json::from_slice(&line).map_err(|e| invalid(format!("bad entry: {e}")))? {
             Entry::Folder { path } => {
-                let full = inside(into, &path)?;
+                let full = inside(into, &path, &links)?;
                 fs::create_dir(&full).map_err(|error| about(&full, &error))?;
             }
             Entry::File { path, bytes, executable } => {
@@ -141,8 +181,15 @@ pub(super) fn unpack(from: &mut impl BufRead, into: &Path, bytes_max: u64) -> io
                         format!("the folder is larger than the {limit} this node has room for");
                     io::Error::new(io::ErrorKind::FileTooLarge, text)
                 })?;
-                let full = inside(into, &path)?;
+                let full = inside(into, &path, &links)?;
                 write_file(from, &full, bytes, executable)?;
+            }
+            Entry::Link { path, target } => {
+                let full = inside(into, &path, &links)?;
+                let depth = path.matches('/').count();
+                check_link(depth, &target).map_err(|why| invalid(format!("{path}: {why}")))?;
+                symlink(&target, &full).map_err(|error| about(&full, &error))?;
+                links.insert(path);
             }
             Entry::End { entries: said } if said == entries => return Ok(()),
             Entry::End { entries: said } => {
@@ -171,10 +218,15 @@ fn write_file(
     Ok(())
 }
 
-/// The place of an entry, which must lie inside.
-fn inside(into: &Path, path: &str) -> io::Result<PathBuf> {
+/// The place of an entry, which must lie inside, and not behind one of the links there.
+fn inside(into: &Path, path: &str, links: &HashSet<String>) -> io::Result<PathBuf> {
     let relative = Path::new(path);
     let mut plain = relative.components().all(|c| matches!(c, Component::Normal(_)));
+    let mut above = path;
+    while let Some((folder, _)) = above.rsplit_once('/') {
+        plain &= !links.contains(folder);
+        above = folder;
+    }
     plain &=
         !path.is_empty() && !path.contains('\0') && relative.components().count() <= DEPTH_MAX + 1;
     if !plain {
@@ -187,11 +239,13 @@ fn inside(into: &Path, path: &str) -> io::Result<PathBuf> {
 pub(super) struct Sender {
     blocks: Channel<Bytes>,
     block: Vec<u8>,
+    /// Bytes handed over so far, for whoever watches.
+    sent: Arc<AtomicU64>,
 }
 
 impl Sender {
-    pub(super) fn new(blocks: Channel<Bytes>) -> Self {
-        Self { blocks, block: Vec::with_capacity(BLOCK) }
+    pub(super) fn new(blocks: Channel<Bytes>, sent: Arc<AtomicU64>) -> Self {
+        Self { blocks, block: Vec::with_capacity(BLOCK), sent }
     }
 }
 
@@ -210,6 +264,7 @@ impl Write for Sender {
             return Ok(());
         }
         let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
+        self.sent.fetch_add(block.len() as u64, Ordering::Relaxed);
         self.blocks
             .send_blocking(Bytes::from(block))
             .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the agent stopped reading"))
@@ -267,7 +322,12 @@ mod tests {
         fs::write(from.path().join("run"), vec![7; 200_000]).unwrap();
         let mode = fs::Permissions::from_mode(0o755);
         fs::set_permissions(from.path().join("run"), mode).unwrap();
-        std::os::unix::fs::symlink("run", from.path().join("same")).unwrap();
+        symlink("run", from.path().join("same")).unwrap();
+        symlink("../run", from.path().join("a/up")).unwrap();
+        symlink("a", from.path().join("folder")).unwrap();
+        let full = fs::canonicalize(from.path()).unwrap();
+        symlink(full.join("a/empty"), from.path().join("a/full")).unwrap();
+        symlink(&full, from.path().join("a/whole")).unwrap();
         let mut stream = Vec::new();
         pack(from.path(), &mut stream).unwrap();
         unpack(&mut stream.as_slice(), to.path(), 400_004).unwrap();
@@ -275,6 +335,17 @@ mod tests {
         assert_eq!(fs::read(to.path().join("same")).unwrap(), vec![7; 200_000]);
         assert_eq!(fs::read(to.path().join("a/æ.txt")).unwrap(), b"text");
         assert!(to.path().join("a/empty").is_dir());
+        let link = |name: &str| fs::read_link(to.path().join(name)).unwrap();
+        for (name, target) in [
+            ("same", "run"),
+            ("a/up", "../run"),
+            ("folder", "a"),
+            ("a/full", "../a/empty"),
+            ("a/whole", "../"),
+        ] {
+            assert_eq!(link(name), Path::new(target), "{name}");
+            assert!(to.path().join(name).exists(), "{name}");
+        }
         let mode = |name: &str| fs::metadata(to.path().join(name)).unwrap().permissions().mode();
         assert_eq!((mode("run") & 0o111 != 0, mode("a/æ.txt") & 0o111), (true, 0));
     }
@@ -308,11 +379,44 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_stored_is_named() {
+    fn links_that_lead_out_are_named_and_refused_on_both_sides() {
         let from = tempfile::tempdir().unwrap();
         fs::create_dir(from.path().join("a")).unwrap();
-        std::os::unix::fs::symlink(".", from.path().join("a/loop")).unwrap();
-        let error = pack(from.path(), &mut Vec::new()).unwrap_err().to_string();
-        assert!(error.ends_with("a/loop: a link to a folder cannot be stored"), "{error}");
+        for target in ["/etc/shadow", "../../x", "..", "b/../../.."] {
+            let link = from.path().join("a/out");
+            _ = fs::remove_file(&link);
+            let target = if target == ".." { "../.." } else { target };
+            symlink(target, &link).unwrap();
+            let error = pack(from.path(), &mut Vec::new()).unwrap_err().to_string();
+            let named = format!("a/out: the link leads to {target}: outside of the package");
+            assert!(error.contains(&named), "{error}");
+        }
+        let refused = |stream: &str| {
+            let to = tempfile::tempdir().unwrap();
+            let into = to.path().join("into");
+            fs::create_dir(&into).unwrap();
+            let error = unpack(&mut stream.as_bytes(), &into, 99).unwrap_err().to_string();
+            assert_eq!(fs::read_dir(to.path()).unwrap().count(), 1, "nothing is outside");
+            error
+        };
+        let link = |path: &str, target: &str| {
+            format!("{{\"link\":{{\"path\":{path:?},\"target\":{target:?}}}}}\n")
+        };
+        let folder = "{\"folder\":{\"path\":\"d\"}}\n";
+        let file = |path: &str| {
+            format!("{{\"file\":{{\"path\":{path:?},\"bytes\":2,\"executable\":false}}}}\nhi")
+        };
+        for stream in [
+            link("x", "/etc/shadow"),
+            link("x", ".."),
+            // Deep by its name, and not so deep in truth.
+            format!("{folder}{}{}", link("d/up", ".."), link("d/up/out", "../..")),
+            format!("{}{}", link("x", "."), file("x/y")),
+            format!("{}{}", link("x", "nowhere"), file("x")),
+        ] {
+            let error = refused(&stream);
+            let known = ["the link", "no path inside", "File exists"];
+            assert!(known.iter().any(|word| error.contains(word)), "{stream}: {error}");
+        }
     }
 }

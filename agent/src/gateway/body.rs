@@ -12,7 +12,7 @@ use smol::Task;
 
 use super::BUFFER;
 use super::upstream::Lease;
-use crate::blobs::{Blobs, CHUNK, Held, Manifest};
+use crate::blobs::{Blobs, CHUNK, Catalog, Held};
 
 pub(super) enum Body {
     /// A short text of our own, or nothing.
@@ -65,7 +65,7 @@ impl Drop for Answer {
 /// A range of a static file, read chunk by chunk as the client takes it.
 pub(super) struct FileBody {
     blobs: Rc<Blobs>,
-    manifest: Rc<Manifest>,
+    catalog: Rc<Catalog>,
     entry: usize,
     /// Where in the file the next byte is.
     at: u64,
@@ -79,13 +79,13 @@ pub(super) struct FileBody {
 impl FileBody {
     pub(super) fn new(
         blobs: Rc<Blobs>,
-        (manifest, held): (Rc<Manifest>, Rc<Held>),
+        (catalog, held): (Rc<Catalog>, Rc<Held>),
         entry: usize,
         at: u64,
         length: u64,
     ) -> Self {
         let (ready, reading) = (Bytes::new(), None);
-        Self { blobs, manifest, entry, at, left: length, ready, reading, _held: held }
+        Self { blobs, catalog, entry, at, left: length, ready, reading, _held: held }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
@@ -98,7 +98,7 @@ impl FileBody {
                 Some(reading) => reading,
                 None => {
                     let number = usize::try_from(self.at / CHUNK as u64).unwrap_or(usize::MAX);
-                    let Some(hash) = self.manifest.chunk(self.entry, number) else {
+                    let Some(hash) = self.catalog.chunk(self.entry, number) else {
                         return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
                     };
                     self.blobs.read_chunk(hash)

@@ -13,10 +13,10 @@ use hyper::{HeaderMap, Method, Response, StatusCode};
 
 use super::body::{Body, FileBody};
 use super::serve::text;
-use crate::blobs::{Blobs, Found, Held, Manifest};
+use crate::blobs::{Blobs, Catalog, Found, Held};
 
 /// What is in a folder, which stays as long as it is read from.
-type Reading = (Rc<Manifest>, Rc<Held>);
+type Reading = (Rc<Catalog>, Rc<Held>);
 
 /// Answers a request for a path of a folder; the service's prefix is off already.
 ///
@@ -33,29 +33,29 @@ pub(super) async fn answer(
         return Ok(no);
     }
     let held = Rc::new(blobs.hold(tree)?);
-    let manifest = (blobs.manifest(tree).await?, held);
+    let catalog = (blobs.catalog(tree).await?, held);
     let raw = parts.uri.path();
     let found = decode(raw).and_then(|path| {
-        let found = manifest.0.find(&path)?;
+        let found = catalog.0.find(&path)?;
         Some((path, found))
     });
     let file = |path: &str, entry, size| {
-        File { blobs, tree, manifest: &manifest, entry, size }.answer(parts, content_type(path))
+        File { blobs, tree, catalog: &catalog, entry, size }.answer(parts, content_type(path))
     };
     Ok(match found {
         // `file/` is not `file`: its links would lead elsewhere.
-        Some((path, Found::File { entry, size, .. })) if !raw.ends_with('/') => {
+        Some((path, Found::File { entry, size })) if !raw.ends_with('/') => {
             file(&path, entry, size)
         }
         Some((_, Found::Dir)) if !raw.ends_with('/') => to_folder(raw, parts.uri.query()),
         Some((path, Found::Dir)) => {
             let index = format!("{path}/index.html");
-            match manifest.0.find(&index) {
-                Some(Found::File { entry, size, .. }) => file(&index, entry, size),
-                Some(Found::Dir) | None => missing(blobs, &manifest, raw),
+            match catalog.0.find(&index) {
+                Some(Found::File { entry, size }) => file(&index, entry, size),
+                Some(Found::Dir) | None => missing(blobs, &catalog, raw),
             }
         }
-        Some((_, Found::File { .. })) | None => missing(blobs, &manifest, raw),
+        Some((_, Found::File { .. })) | None => missing(blobs, &catalog, raw),
     })
 }
 
@@ -93,9 +93,9 @@ fn to_folder(raw: &str, query: Option<&str>) -> Response<Body> {
 }
 
 /// The folder's own `404.html` if there is one.
-fn missing(blobs: &Rc<Blobs>, manifest: &Reading, raw: &str) -> Response<Body> {
-    if let Some(Found::File { entry, size, .. }) = manifest.0.find("404.html") {
-        let file = FileBody::new(Rc::clone(blobs), manifest.clone(), entry, 0, size);
+fn missing(blobs: &Rc<Blobs>, catalog: &Reading, raw: &str) -> Response<Body> {
+    if let Some(Found::File { entry, size }) = catalog.0.find("404.html") {
+        let file = FileBody::new(Rc::clone(blobs), catalog.clone(), entry, 0, size);
         let mut answer = Response::new(Body::File(file));
         *answer.status_mut() = StatusCode::NOT_FOUND;
         set(answer.headers_mut(), CONTENT_TYPE, "text/html; charset=utf-8");
@@ -114,7 +114,7 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: impl TryInto<HeaderValu
 struct File<'a> {
     blobs: &'a Rc<Blobs>,
     tree: Tree,
-    manifest: &'a Reading,
+    catalog: &'a Reading,
     entry: usize,
     size: u64,
 }
@@ -153,8 +153,8 @@ impl File<'_> {
         set(answer.headers_mut(), CONTENT_TYPE, content_type);
         set(answer.headers_mut(), CONTENT_LENGTH, length.to_string());
         if parts.method == Method::GET {
-            let (blobs, manifest) = (Rc::clone(self.blobs), self.manifest.clone());
-            *answer.body_mut() = Body::File(FileBody::new(blobs, manifest, self.entry, at, length));
+            let (blobs, catalog) = (Rc::clone(self.blobs), self.catalog.clone());
+            *answer.body_mut() = Body::File(FileBody::new(blobs, catalog, self.entry, at, length));
         }
         answer
     }
@@ -238,7 +238,7 @@ fn content_type(path: &str) -> &'static str {
         "csv" => "text/csv; charset=utf-8",
         "xml" => "text/xml; charset=utf-8",
         "json" | "map" => "application/json",
-        "webmanifest" => "application/manifest+json",
+        "webcatalog" => "application/catalog+json",
         "svg" => "image/svg+xml",
         "png" => "image/png",
         "jpg" | "jpeg" => "image/jpeg",

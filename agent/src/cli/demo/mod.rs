@@ -21,7 +21,7 @@ use serde_json::Value;
 use smol::Async;
 
 use super::read::{label, text};
-use super::services::{deploy_file, elapsed};
+use super::services::{Progress, deploy_file, elapsed};
 use super::{Cx, Failure, Outcome, args, within};
 use crate::control::{Client, exit};
 use crate::service;
@@ -196,7 +196,10 @@ async fn deploy(community: &Community, teller: &Teller<'_>, file: PathBuf) -> Re
     let start = Instant::now();
     teller.now(&format!("deploying {}", file.name()));
     let client = &community.nodes[0].client;
-    let deployed = deploy_file(client, &file, |line| teller.now(&line)).await?;
+    let tell = |progress| match progress {
+        Progress::Line(text) | Progress::Now(text) => teller.now(&text),
+    };
+    let deployed = deploy_file(client, &file, tell).await?;
     if !deployed.missing.is_empty() {
         let text = format!("{} is not ready", file.name());
         return Err(Failure { reasons: deployed.missing, ..Failure::new(exit::UNMET, text) });

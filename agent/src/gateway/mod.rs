@@ -18,6 +18,7 @@
 
 mod body;
 mod clock;
+mod compress;
 mod front;
 mod headers;
 mod pick;
@@ -132,6 +133,7 @@ struct Shared {
     counters: Counters,
     load: Rc<pick::Load>,
     pool: Rc<upstream::Pool>,
+    compressed: compress::Compressed,
     limits: Limits,
     /// Visitors by HTTP, by address.
     http: Rc<Places<IpAddr>>,
@@ -174,6 +176,7 @@ impl Gateway {
             counters: Counters::default(),
             load: Rc::default(),
             pool: Rc::default(),
+            compressed: compress::Compressed::default(),
             limits,
             http: Places::new(limits.http, limits.http / 2),
             tcp: Places::new(limits.tcp, limits.tcp_service),

@@ -251,8 +251,7 @@ impl Trial<'_> {
     async fn attempt(&self, target: &Target, parts: &Parts) -> Result<Response<Body>, Failed> {
         let not_sent = |error: io::Error| Failed::NotSent(error.to_string());
         if let Some(Endpoint::Static(tree)) = self.shared.backend.local(target.id) {
-            let blobs = self.shared.backend.blobs();
-            return statics::answer(&blobs, tree, parts).await.map_err(not_sent);
+            return statics::answer(self.shared, tree, parts).await.map_err(not_sent);
         }
         let key = (target.id, target.node);
         // A kept connection may be closing just now; only what can be sent twice may risk it.

@@ -144,13 +144,13 @@ async fn connection(shared: Rc<Shared>, peer: SocketAddr, stream: Stream) {
 pub(super) async fn folder(shared: Rc<Shared>, id: ReplicaId, stream: Stream) {
     let (heard, clock) = clocked(stream);
     let service = service_fn(move |request: Request<Incoming>| {
-        let (blobs, now) = (shared.backend.blobs(), shared.backend.local(id));
+        let (shared, now) = (Rc::clone(&shared), shared.backend.local(id));
         Box::pin(async move {
             let Some(Endpoint::Static(tree)) = now else {
                 return Err(io::Error::other("the replica is not here any more"));
             };
             let (parts, _) = request.into_parts();
-            statics::answer(&blobs, tree, &parts).await
+            statics::answer(&shared, tree, &parts).await
         })
     });
     let conn = builder(clock).serve_connection(FuturesIo::new(heard), service);

@@ -4,16 +4,21 @@ use std::io;
 use std::rc::Rc;
 
 use dugnad_resource::spec::Tree;
+use hyper::body::Bytes;
 use hyper::header::{
-    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-    HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE,
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE, VARY,
 };
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Response, StatusCode};
 
 use super::body::{Body, FileBody};
 use super::serve::text;
+use super::{Shared, compress};
 use crate::blobs::{Blobs, Catalog, Found, Held};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const BYTES: &str = "application/octet-stream";
 
 /// What is in a folder, which stays as long as it is read from.
 type Reading = (Rc<Catalog>, Rc<Held>);
@@ -23,7 +28,7 @@ type Reading = (Rc<Catalog>, Rc<Held>);
 /// # Errors
 /// Those of the disk: the folder cannot be read here, another replica may have it.
 pub(super) async fn answer(
-    blobs: &Rc<Blobs>,
+    shared: &Shared,
     tree: Tree,
     parts: &Parts,
 ) -> io::Result<Response<Body>> {
@@ -32,6 +37,7 @@ pub(super) async fn answer(
         no.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return Ok(no);
     }
+    let blobs = &shared.backend.blobs();
     let held = Rc::new(blobs.hold(tree)?);
     let catalog = (blobs.catalog(tree).await?, held);
     let raw = parts.uri.path();
@@ -39,24 +45,55 @@ pub(super) async fn answer(
         let found = catalog.0.find(&path)?;
         Some((path, found))
     });
-    let file = |path: &str, entry, size| {
-        File { blobs, tree, catalog: &catalog, entry, size }.answer(parts, content_type(path))
-    };
-    Ok(match found {
+    let (path, entry, size) = match found {
         // `file/` is not `file`: its links would lead elsewhere.
-        Some((path, Found::File { entry, size })) if !raw.ends_with('/') => {
-            file(&path, entry, size)
+        Some((path, Found::File { entry, size })) if !raw.ends_with('/') => (path, entry, size),
+        Some((_, Found::Dir)) if !raw.ends_with('/') => {
+            return Ok(to_folder(raw, parts.uri.query()));
         }
-        Some((_, Found::Dir)) if !raw.ends_with('/') => to_folder(raw, parts.uri.query()),
         Some((path, Found::Dir)) => {
             let index = format!("{path}/index.html");
             match catalog.0.find(&index) {
-                Some(Found::File { entry, size }) => file(&index, entry, size),
-                Some(Found::Dir) | None => missing(blobs, &catalog, raw),
+                Some(Found::File { entry, size }) => (index, entry, size),
+                Some(Found::Dir) | None => return Ok(missing(blobs, &catalog, raw)),
             }
         }
-        Some((_, Found::File { .. })) | None => missing(blobs, &catalog, raw),
-    })
+        Some((_, Found::File { .. })) | None => return Ok(missing(blobs, &catalog, raw)),
+    };
+    let content_type = match content_type(&path) {
+        Some(known) => known,
+        None => sniff(blobs, &catalog.0, entry).await?,
+    };
+    let file = File { blobs, tree, catalog: &catalog, entry, size };
+    let worth = compress::is_worth(content_type, size);
+    let whole = parts.headers.get(RANGE).is_none();
+    let mut answer = if worth && whole && compress::is_wanted(&parts.headers) {
+        let bytes = shared.compressed.of(blobs, tree.root, &catalog.0, entry).await?;
+        file.compressed(parts, content_type, bytes)
+    } else {
+        file.answer(parts, content_type)
+    };
+    if worth {
+        set(answer.headers_mut(), VARY, "accept-encoding");
+    }
+    Ok(answer)
+}
+
+/// What a file is whose name does not tell: text, if its beginning reads as text.
+async fn sniff(blobs: &Rc<Blobs>, catalog: &Catalog, entry: usize) -> io::Result<&'static str> {
+    let Some(hash) = catalog.chunk(entry, 0) else { return Ok(TEXT) };
+    let bytes = blobs.read_chunk(hash).await?;
+    let start = &bytes[..bytes.len().min(1024)];
+    let text = match std::str::from_utf8(start) {
+        Ok(text) => text,
+        // A letter may be cut in two where we stopped.
+        Err(error) if error.error_len().is_none() => {
+            std::str::from_utf8(&start[..error.valid_up_to()]).unwrap_or_default()
+        }
+        Err(_) => return Ok(BYTES),
+    };
+    let odd = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\x0c' | '\x1b');
+    Ok(if text.contains(odd) { BYTES } else { TEXT })
 }
 
 /// Percent-decoding. `None` for what no file of a tree can be called.
@@ -120,6 +157,31 @@ struct File<'a> {
 }
 
 impl File<'_> {
+    /// The whole of it in gzip form, under a tag of its own.
+    fn compressed(
+        &self,
+        parts: &Parts,
+        content_type: &'static str,
+        bytes: Bytes,
+    ) -> Response<Body> {
+        let tag = format!("\"{}-gz\"", self.tree.root);
+        let mut answer = Response::new(Body::EMPTY);
+        let headers = answer.headers_mut();
+        set(headers, ETAG, tag.as_str());
+        set(headers, CACHE_CONTROL, "no-cache");
+        if matches_tag(&parts.headers, &tag) {
+            *answer.status_mut() = StatusCode::NOT_MODIFIED;
+            return answer;
+        }
+        set(headers, CONTENT_TYPE, content_type);
+        set(headers, CONTENT_ENCODING, "gzip");
+        set(headers, CONTENT_LENGTH, bytes.len().to_string());
+        if parts.method == Method::GET {
+            *answer.body_mut() = Body::text(bytes);
+        }
+        answer
+    }
+
     fn answer(&self, parts: &Parts, content_type: &'static str) -> Response<Body> {
         let tag = format!("\"{}\"", self.tree.root);
         let mut answer = Response::new(Body::EMPTY);
@@ -226,14 +288,15 @@ fn wanted_range(parts: &Parts, tag: &str) -> Option<Range> {
     Range::parse(parts.headers.get(RANGE)?.to_str().ok()?)
 }
 
-fn content_type(path: &str) -> &'static str {
+/// What the end of a name tells; `None` if nothing.
+fn content_type(path: &str) -> Option<&'static str> {
     let name = path.rsplit('/').next().unwrap_or(path);
     let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
-    match extension.to_ascii_lowercase().as_str() {
+    Some(match extension.to_ascii_lowercase().as_str() {
         "html" | "htm" => "text/html; charset=utf-8",
         "css" => "text/css; charset=utf-8",
         "js" | "mjs" => "text/javascript; charset=utf-8",
-        "txt" | "log" => "text/plain; charset=utf-8",
+        "txt" | "log" => TEXT,
         "md" => "text/markdown; charset=utf-8",
         "csv" => "text/csv; charset=utf-8",
         "xml" => "text/xml; charset=utf-8",
@@ -260,8 +323,9 @@ fn content_type(path: &str) -> &'static str {
         "zip" => "application/zip",
         "gz" | "tgz" => "application/gzip",
         "tar" => "application/x-tar",
-        _ => "application/octet-stream",
-    }
+        "bin" | "exe" | "img" | "iso" => BYTES,
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

@@ -176,3 +176,51 @@ fn kept_streams_show_the_new_version_and_the_end() {
         assert!(seen.starts_with("HTTP/1.1 502 ") && seen.contains("not on this node"), "{seen}");
     });
 }
+
+#[test]
+fn text_is_known_as_text_and_compressed_for_who_wants_it() {
+    World::run(async |world| {
+        let (here, there) = (world.node(1).await, world.node(2).await);
+        let from = tempfile::tempdir().unwrap();
+        let page = "<p>mange ord om igjen</p>\n".repeat(2_000);
+        fs::write(from.path().join("index.html"), &page).unwrap();
+        fs::write(from.path().join("README"), "Les meg. Blåbær.\n".repeat(400)).unwrap();
+        fs::write(from.path().join("program"), [0x7f, b'E', b'L', b'F', 0, 1]).unwrap();
+        fs::write(from.path().join("empty"), "").unwrap();
+        here.folder("near", from.path()).await;
+        there.folder("far", from.path()).await;
+        here.route("far", Port::Http, &[&there]);
+        for service in ["near", "far"] {
+            let url = |path: &str| here.url(&format!("/{service}/{path}"));
+            for (path, kind) in [
+                ("README", "text/plain; charset=utf-8"),
+                ("empty", "text/plain; charset=utf-8"),
+                ("program", "application/octet-stream"),
+            ] {
+                let seen = text(&["-I", &url(path)]).await;
+                assert!(seen.contains(&format!("content-type: {kind}\r\n")), "{path}: {seen}");
+            }
+            // Twice: made, and kept.
+            for _ in 0..2 {
+                assert_eq!(text(&["--compressed", &url("")]).await, page);
+            }
+            let gzip = ["-H", "Accept-Encoding: gzip"];
+            let seen = text(&["-I", gzip[0], gzip[1], &url("")]).await;
+            assert!(seen.contains("content-encoding: gzip\r\n"), "{seen}");
+            assert!(seen.contains("vary: accept-encoding\r\n"), "{seen}");
+            let length = seen.split("content-length: ").nth(1).unwrap();
+            let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+            assert!(length < page.len() / 20, "{length}");
+            let tag = seen.split("etag: ").nth(1).unwrap().split("\r\n").next().unwrap();
+            let same = format!("If-None-Match: {tag}");
+            let seen = text(&["-I", gzip[0], gzip[1], "-H", &same, &url("")]).await;
+            assert!(seen.starts_with("HTTP/1.1 304 "), "{seen}");
+            // Who asks for a part, or does not want it, gets the file.
+            let part = text(&[gzip[0], gzip[1], "-r", "3-7", &url("")]).await;
+            assert_eq!(part, page[3..8]);
+            let seen = text(&["-I", &url("")]).await;
+            assert!(!seen.contains("content-encoding"), "{seen}");
+            assert!(seen.contains("vary: accept-encoding\r\n"), "{seen}");
+        }
+    });
+}

@@ -319,7 +319,8 @@ impl Config {
             on_battery: raw.when.on_battery.unwrap_or(OnBattery::Pause),
             busy_above: raw.when.busy_above.map_or(800_000, |share| share.0),
             allow: raw.policy.allow.unwrap_or_else(|| vec!["*".to_owned()]),
-            network: raw.policy.network.unwrap_or(Network::Members),
+            // What holds today, until a box without a network can be made.
+            network: raw.policy.network.unwrap_or(Network::Internet),
             require: raw.policy.require.unwrap_or_default(),
             log: raw.log.level.unwrap_or(Level::Info),
         }
@@ -358,6 +359,14 @@ impl Config {
 
     /// What the owner asks for (by writing or by default) that nothing acts upon yet, as
     /// `key = value`.
+    /// Rules about foreign work that this version cannot hold. While there are any, none is taken:
+    /// an owner's rule is never ignored.
+    #[must_use]
+    pub(crate) fn cannot_hold(&self) -> Vec<String> {
+        let all = self.not_enforced();
+        all.into_iter().filter(|text| text.starts_with("policy.")).collect()
+    }
+
     #[must_use]
     pub(crate) fn not_enforced(&self) -> Vec<String> {
         let quoted = |key: &'static str, word: &str| (key, format!("{key} = \"{word}\""));

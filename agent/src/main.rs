@@ -17,6 +17,7 @@ mod places;
 mod run;
 mod service;
 mod stream;
+mod text;
 
 fn main() -> std::process::ExitCode {
     // A keeper of a service's log is this program, too: it outlives the agent.

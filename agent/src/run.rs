@@ -120,6 +120,8 @@ pub(crate) struct Agent {
     followers: RefCell<Vec<Sender<Value>>>,
     listeners: RefCell<groups::Listeners>,
     warnings: RefCell<VecDeque<String>>,
+    /// Why the last write failed, if it did.
+    disk_trouble: RefCell<Option<String>>,
     traffic: RefCell<traffic::Traffic>,
     leaving: Cell<bool>,
     /// Services are stopped when the node has left, not only the agent.
@@ -323,9 +325,11 @@ impl Agent {
     fn on_disk(self: &Rc<Self>, event: DiskEvent) {
         match event {
             DiskEvent::Persisted(token) => {
+                self.disk_trouble.replace(None);
                 self.input(Input::Command(Command::Persisted(token)));
             }
             DiskEvent::Failed { token, error } => {
+                self.disk_trouble.replace(Some(error.to_string()));
                 self.warn(format!("not written to disk: {error}"));
                 self.input(Input::Command(Command::NotPersisted(token)));
             }

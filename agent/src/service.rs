@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use dugnad_fabric::Amounts;
+use dugnad_fabric::{Amounts, Bytes};
 use dugnad_kernel::Hash;
 use dugnad_resource::spec::{self, Arch, Check, Health, Kind, Port, Spec, Tree, Want};
 use serde::Deserialize;
@@ -108,6 +108,8 @@ pub(crate) struct ServiceFile {
     /// All but the artifacts.
     spec: Spec,
     artifacts: Vec<(Option<Arch>, PathBuf)>,
+    /// Whether `needs.disk` stands in the file.
+    disk_said: bool,
     notes: Vec<String>,
 }
 
@@ -134,11 +136,36 @@ impl ServiceFile {
         &self.notes
     }
 
+    /// Whether what it needs of the disk holds its packages; they count.
+    ///
+    /// # Errors
+    /// What to write instead.
+    pub(crate) fn has_room(&self, trees: &[(Option<Arch>, Tree)]) -> Result<(), String> {
+        let (said, largest) = (Bytes(self.spec.needs.disk), Bytes(largest(trees)));
+        if !self.disk_said || said.0 >= largest.0 {
+            return Ok(());
+        }
+        Err(format!(
+            "{}: needs.disk = \"{said}\" is less than its package, which has {largest} ({} bytes): \
+             say more, or leave it out",
+            self.name(),
+            largest.0
+        ))
+    }
+
     /// The spec, with what storing the folders gave.
     #[must_use]
     pub(crate) fn to_spec(&self, trees: Vec<(Option<Arch>, Tree)>) -> Spec {
-        Spec { artifacts: trees, ..self.spec.clone() }
+        let mut spec = self.spec.clone();
+        if !self.disk_said {
+            spec.needs.disk = spec.needs.disk.max(largest(&trees));
+        }
+        Spec { artifacts: trees, ..spec }
     }
+}
+
+fn largest(trees: &[(Option<Arch>, Tree)]) -> u64 {
+    trees.iter().map(|(_, tree)| tree.bytes).max().unwrap_or(0)
 }
 
 /// Reads and checks a service file and the folders it names (relative to it).
@@ -208,7 +235,8 @@ impl Checker<'_> {
             let every = humantime::format_duration(every.0);
             format!("state.snapshot = \"{every}\" is not acted upon yet: no snapshots are taken")
         });
-        Ok(ServiceFile { spec, artifacts, notes: snapshot.into_iter().collect() })
+        let (disk_said, notes) = (raw.needs.disk.is_some(), snapshot.into_iter().collect());
+        Ok(ServiceFile { spec, artifacts, disk_said, notes })
     }
 
     fn want(&self, raw: &Raw) -> Result<Want, Error> {

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use dugnad_kernel::{Hash, NodeId};
 use dugnad_resource::spec::Tree;
 use futures_util::future::{FutureExt as _, LocalBoxFuture, Shared, WeakShared};
-use smol::lock::{RwLock, Semaphore};
+use smol::lock::{Mutex, RwLock, Semaphore};
 
 pub(crate) use catalog::{Catalog, Found};
 pub(crate) use manifest::{CHUNK, check_link};
@@ -55,6 +55,7 @@ pub(crate) struct Blobs {
     /// Fetches under way, by root. Bounded by what the core orders.
     fetching: RefCell<HashMap<Hash, WeakShared<Fetching>>>,
     cached: RefCell<VecDeque<(Tree, Rc<Catalog>)>>,
+    reading: Mutex<()>,
     serving: Semaphore,
     moved: Rc<Cell<u64>>,
     served: Cell<u64>,
@@ -71,6 +72,7 @@ impl Blobs {
             gate: Arc::new(RwLock::new(())),
             fetching: RefCell::default(),
             cached: RefCell::default(),
+            reading: Mutex::new(()),
             serving: Semaphore::new(SERVING),
             moved: Rc::default(),
             served: Cell::new(0),
@@ -230,15 +232,18 @@ impl Blobs {
     /// # Errors
     /// Those of the disk; `InvalidData` if a chunk was damaged.
     pub(crate) async fn catalog(&self, tree: Tree) -> io::Result<Rc<Catalog>> {
-        let cached = self.cached.borrow().iter().find(|(has, _)| *has == tree).cloned();
-        if let Some((_, catalog)) = cached {
+        let cached = || self.cached.borrow().iter().find(|(has, _)| *has == tree).cloned();
+        if let Some((_, catalog)) = cached() {
+            return Ok(catalog);
+        }
+        // One at a time: reading the largest takes tens of megabytes for a moment.
+        let _reading = self.reading.lock().await;
+        if let Some((_, catalog)) = cached() {
             return Ok(catalog);
         }
         let store = Arc::clone(&self.store);
         let catalog = Rc::new(smol::unblock(move || store.catalog(tree)).await?);
         let mut cached = self.cached.borrow_mut();
-        // Two visitors may have asked for it at once.
-        cached.retain(|(has, _)| *has != tree);
         cached.push_front((tree, Rc::clone(&catalog)));
         let weight = |cached: &VecDeque<(Tree, Rc<Catalog>)>| {
             cached.iter().map(|(_, catalog)| catalog.weight()).sum::<usize>()

@@ -100,7 +100,7 @@ pub(super) struct Invite {
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "join", example = "{command_name} 'dugnad1:...' --name attic")]
 pub(super) struct Join {
-    /// what `dugnad invite` printed
+    /// what `dugnad invite` printed; "-" reads it from standard input
     #[argh(positional)]
     pub(super) token: String,
     /// what this node is called (default: the host's name)

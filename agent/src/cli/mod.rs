@@ -29,6 +29,9 @@ use crate::config::units::{Span, Unit};
 use crate::config::{Config, Dirs, Env, Overrides};
 use crate::control::{Answered, Client, ClientError, exit};
 
+/// The reference of service files, for a node that has only the program.
+const SERVICE_FILE: &str = include_str!("../../../configs/services/README.md");
+
 /// What the command line starts but does not know.
 pub(crate) struct Hooks {
     /// Runs the agent in the foreground until it is told to end. The error is for people.
@@ -181,8 +184,8 @@ fn run(words: &[String], cx: &mut Cx<'_>) -> u8 {
                 };
                 cx.say(format!("dugnad: {}{advice}", failure.text));
             }
-            for reason in &failure.reasons {
-                cx.say(format!("  - {}", table::plain(reason)));
+            for reason in counted(&failure.reasons) {
+                cx.say(format!("  - {}", table::plain(&reason)));
             }
             failure.exit
         }
@@ -198,9 +201,13 @@ fn try_run(words: &[String], cx: &mut Cx<'_>) -> Outcome {
     }
     let words = match words.as_slice() {
         [] | ["help"] => vec!["--help"],
+        ["help", "service-file"] => {
+            write!(cx.out, "{SERVICE_FILE}")?;
+            return Ok(exit::DONE);
+        }
         ["help", command, ..] => vec![*command, "--help"],
         ["-V" | "--version", ..] => vec!["version"],
-        words => words.to_vec(),
+        words => words.iter().map(|word| if *word == "-h" { "--help" } else { *word }).collect(),
     };
     let command = words.iter().find(|word| !word.starts_with('-'));
     if let Some(command) = command.filter(|command| !COMMANDS.contains(command)) {
@@ -286,6 +293,22 @@ fn take_globals(words: &[String], cx: &mut Cx<'_>) -> Result<Vec<String>, Failur
         }
     };
     Ok(rest)
+}
+
+/// Each line once, in the order of the first, with how often it came.
+fn counted(lines: &[String]) -> Vec<String> {
+    let mut told: Vec<(&String, usize)> = Vec::new();
+    for line in lines {
+        match told.iter_mut().find(|(known, _)| *known == line) {
+            Some((_, times)) => *times += 1,
+            None => told.push((line, 1)),
+        }
+    }
+    let text = |(line, times): (&String, usize)| match times {
+        1 => line.clone(),
+        times => format!("{line} ({times} times)"),
+    };
+    told.into_iter().map(text).collect()
 }
 
 /// The known word nearest to what was typed, if any is near.

@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 
 use super::read::{label, text};
 use super::table::plain;
-use super::{ASK_LIMIT, Cx, Failure, Outcome, args, duration, within};
+use super::{ASK_LIMIT, Cx, Failure, Outcome, args, counted, duration, within};
 use crate::control::{Client, ClientError, exit};
 use crate::service::{self, ServiceFile};
 
 /// How often a long work tells how far it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// How long to find out what is deployed now.
-const LOOK_UP: Duration = Duration::from_secs(3);
+/// How long to find out what is deployed now, before doing something else.
+pub(super) const LOOK_UP: Duration = Duration::from_secs(3);
 
 /// A name that may stand in a path.
 pub(super) fn name(name: &str) -> Result<&str, Failure> {
@@ -49,6 +49,7 @@ pub(super) fn plan(args: &args::Plan, cx: &mut Cx<'_>) -> Outcome {
             .map_err(|error| Failure::failed(format!("{}: {error}", folder.display())))?;
         trees.push((arch, Tree { root: Hash([0; 32]), bytes }));
     }
+    file.has_room(&trees).map_err(Failure::failed)?;
     let (client, spec) = (cx.client()?, to_json(&file.to_spec(trees))?);
     let plan = smol::block_on(within(ASK_LIMIT, client.post("/v1/plan", Some(&spec))))?.value;
     let chosen = plan["chosen"].as_array().cloned().unwrap_or_default();
@@ -124,6 +125,7 @@ pub(super) async fn deploy_file(
         progress(Progress::Line(format!("package for {of} stored: {}", Bytes(tree.bytes))));
         trees.push((arch, tree));
     }
+    file.has_room(&trees).map_err(Failure::failed)?;
     let mut lines = client.post_lines("/v1/deploy", &to_json(&file.to_spec(trees))?).await?;
     while let Some(line) = lines.next().await? {
         if let Some(event) = line.get("progress") {
@@ -228,7 +230,7 @@ fn tell_deployed(client: &Client, deployed: &Deployed, start: Instant, cx: &mut 
             took.trim_start(),
         )?;
     }
-    for reason in missing {
+    for reason in counted(missing) {
         cx.say(format!("missing: {reason}"));
     }
     Ok(if met { exit::DONE } else { exit::UNMET })

@@ -2,7 +2,7 @@
 //! only write files; no agent need run.
 
 use std::fs;
-use std::io;
+use std::io::{self, BufRead as _, Read as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,6 +14,9 @@ use crate::config::{Config, Dirs, Env, Overrides, file};
 use crate::control::{ClientError, exit};
 use crate::identity::{self, Community, Identity};
 use crate::invite::{self, Expiry, Invitation, InviteError};
+
+/// Bytes of a token at most, with room to spare.
+const TOKEN_MAX: u64 = 4096;
 
 /// What `init` and `join` write into the owner's file, beside what stands there.
 #[derive(Debug, Default)]
@@ -174,6 +177,7 @@ pub(super) fn join(args: args::Join, cx: &mut Cx<'_>) -> Outcome {
     let dirs = cx.dirs()?;
     let args::Join { token, name, overlay, gateway } = args;
     let refused = |error: InviteError| Failure::new(exit::REFUSED, error.to_string());
+    let token = if token == "-" { first_line()? } else { token };
     let invitation: Invitation = token.parse().map_err(refused)?;
     if invitation.check_expiry(now_unix()).map_err(refused)? == Expiry::ClockUnset {
         cx.say(
@@ -190,6 +194,14 @@ pub(super) fn join(args: args::Join, cx: &mut Cx<'_>) -> Outcome {
         dirs.flag()
     ));
     Ok(exit::DONE)
+}
+
+/// A token from standard input: as an argument every user of the machine could read it.
+fn first_line() -> Result<String, Failure> {
+    let mut line = String::new();
+    let read = io::stdin().lock().take(TOKEN_MAX).read_line(&mut line);
+    read.map_err(|error| Failure::failed(format!("cannot read the token: {error}")))?;
+    Ok(line.trim().to_owned())
 }
 
 /// A token made from the node's files.

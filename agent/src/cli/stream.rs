@@ -3,16 +3,31 @@
 use serde_json::Value;
 
 use super::read::text;
-use super::{Cx, Outcome, args};
-use crate::control::exit;
+use super::services::LOOK_UP;
+use super::{Cx, Outcome, args, within};
+use crate::control::{Client, exit};
 
 pub(super) fn logs(args: &args::Logs, cx: &mut Cx<'_>) -> Outcome {
     let name = super::services::name(&args.service)?;
     let follow = u8::from(args.follow);
-    // Log lines are the service's own bytes: printed as they are.
+    // Log lines are the service's own bytes: printed as they are, behind the number of the replica
+    // where there are several.
+    let several = smol::block_on(replicas(&cx.client()?, name)) > 1;
     print(cx, &format!("/v1/logs/{name}?tail={}&follow={follow}", args.tail), |line| {
-        line["line"].as_str().unwrap_or_default().to_owned()
+        let text = line["line"].as_str().unwrap_or_default();
+        // Beyond all numbers: not a replica speaks, but the node that could not read its log.
+        match line["replica"].as_u64().filter(|number| *number < u64::from(u32::MAX)) {
+            Some(number) if several => format!("{number} | {text}"),
+            Some(_) | None => text.to_owned(),
+        }
     })
+}
+
+/// How many replicas a service has; 0 if nobody says so soon.
+async fn replicas(client: &Client, service: &str) -> usize {
+    let path = format!("/v1/resolve/{service}");
+    let known = within(LOOK_UP, client.get(&path)).await;
+    known.map_or(0, |known| known.value["replicas"].as_array().map_or(0, Vec::len))
 }
 
 pub(super) fn events(args: &args::Events, cx: &mut Cx<'_>) -> Outcome {

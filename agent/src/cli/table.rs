@@ -1,5 +1,7 @@
 //! Tables for people: columns padded to what is in them, nothing more.
 
+pub(super) use crate::text::plain;
+
 use std::fmt::Write;
 
 /// Rows of cells under a head. Cells come from other machines too: what could steer a terminal
@@ -39,11 +41,6 @@ impl Table {
         }
         text
     }
-}
-
-/// The text without control characters.
-pub(super) fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Columns a text takes in a terminal: combining marks none, East Asian wide ones and emoji two.

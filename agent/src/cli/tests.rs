@@ -141,6 +141,26 @@ fn help_begins_every_level_and_shows_an_example() {
 }
 
 #[test]
+fn help_is_had_in_short_and_for_service_files() {
+    for words in [&["-h"][..], &["deploy", "-h"], &["-h", "ps"]] {
+        let ran = run_bare(words);
+        assert_eq!((ran.exit, ran.err.as_str()), (exit::DONE, ""), "{words:?}");
+        assert!(ran.out.starts_with("Usage: dugnad"), "{ran:?}");
+    }
+    let reference = run_bare(&["help", "service-file"]);
+    assert_eq!(reference.exit, exit::DONE);
+    for word in ["# Service files", "`availability`", "`DUGNAD_SOCKET`", "130 interrupted"] {
+        assert!(reference.out.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn the_same_line_is_told_once() {
+    let lines = ["a", "b", "a", "a"].map(str::to_owned);
+    assert_eq!(counted(&lines), ["a (3 times)", "b"]);
+}
+
+#[test]
 fn json_is_printed_as_the_agent_gave_it_wherever_the_flags_stand() {
     let agent = Running::start();
     let dir = agent.dir.to_str().unwrap();
@@ -291,7 +311,7 @@ fn orders_say_what_came_of_them() {
 #[test]
 fn streams_are_printed_line_by_line() {
     let agent = Running::start();
-    assert_eq!(agent.run(&["logs", "wiki", "--tail", "3"]).out, "tail 3 follow false\n");
+    assert_eq!(agent.run(&["logs", "wiki", "--tail", "3"]).out, "2 | tail 3 follow false\n");
     let ran = agent.run(&["logs", "blog"]);
     assert_eq!((ran.exit, ran.err.as_str()), (1, "dugnad: no log of blog here\n"));
     assert_eq!(agent.run(&["events"]).out, "2026-01-01T00:00:00.000Z attic kept\n");

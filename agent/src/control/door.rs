@@ -50,6 +50,7 @@ const GROUPS_MAX: usize = 4;
 /// more often than a person).
 const SENDS_A_SECOND: u32 = 10;
 const SENDS_AT_ONCE: u32 = 20;
+const SEND_EVERY: Duration = Duration::from_millis(1_000 / SENDS_A_SECOND as u64);
 
 /// The open door of one replica; dropping it closes it and ends its memberships.
 pub(crate) struct ServiceDoor {
@@ -220,9 +221,11 @@ impl Door {
         let (since, used) = self.sends.get();
         let earned = now.duration_since(since).as_millis() * u128::from(SENDS_A_SECOND) / 1_000;
         let earned = u32::try_from(earned).unwrap_or(u32::MAX);
-        // What was earned is paid back; the rest of a message is not lost.
-        let (since, used) =
-            if earned > 0 { (now, used.saturating_sub(earned)) } else { (since, used) };
+        // What was earned is paid back; the time that made no whole message counts for the next.
+        let (since, used) = match used.checked_sub(earned) {
+            Some(used) => (since + SEND_EVERY * earned, used),
+            None => (now, 0),
+        };
         if used >= SENDS_AT_ONCE {
             self.sends.set((since, used));
             let text = format!("a service may send {SENDS_A_SECOND} messages a second");

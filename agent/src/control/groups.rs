@@ -63,7 +63,7 @@ pub(super) async fn ask(
 /// member while it lasts.
 pub(super) async fn messages(backend: &Rc<dyn AgentApi>, name: String) -> Reply {
     // First listen, then join: nothing is missed.
-    let heard = backend.heard(&name);
+    let heard = backend.heard(&name).map_err(|why| Trouble::new(429, exit::REFUSED, why))?;
     let hold = backend.hold(name).await.map_err(not_held)?;
     let said = futures_util::stream::unfold((hold, heard), |(hold, heard)| async move {
         let value = heard.recv().await.ok()?;

@@ -130,7 +130,10 @@ pub(crate) trait AgentApi {
     fn events(&self, wanted: Wanted) -> Receiver<Value>;
 
     /// What is said in a group from now on, as [`group_message`] makes it; the channel is bounded.
-    fn heard(&self, group: &str) -> Receiver<Value>;
+    ///
+    /// # Errors
+    /// As many as may do listen to it.
+    fn heard(&self, group: &str) -> Result<Receiver<Value>, String>;
 
     /// Makes this node a member for as long as the result lives.
     fn hold(&self, group: String) -> Local<Result<Hold, Answer>>;
@@ -151,7 +154,8 @@ pub(crate) trait AgentApi {
     fn metrics(&self) -> Metrics;
 
     /// Whether the agent does its work; the text says what is wrong.
-    fn healthy(&self) -> Result<(), String> {
-        Ok(())
-    }
+    ///
+    /// # Errors
+    /// Its disk takes no writes, it has not found its community, or it is a copy.
+    fn healthy(&self) -> Result<(), String>;
 }

@@ -271,12 +271,16 @@ impl AgentApi for FakeAgent {
         from
     }
 
-    fn heard(&self, group: &str) -> Receiver<Value> {
+    fn heard(&self, group: &str) -> Result<Receiver<Value>, String> {
         let (to, from) = smol::channel::bounded(8);
         to.try_send(json!({"group": group, "node": "0", "node_name": "attic", "text": "hello"}))
             .unwrap();
         self.followers.borrow_mut().push(to);
-        from
+        Ok(from)
+    }
+
+    fn healthy(&self) -> Result<(), String> {
+        Ok(())
     }
 
     fn hold(&self, group: String) -> Local<Result<Hold, Answer>> {

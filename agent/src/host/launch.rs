@@ -28,7 +28,8 @@ use super::running::{Around, PATIENCE, Running};
 use super::{Shared, contract, elf, folders, keeper};
 
 /// Users for services: below those systemd gives away by itself, above those of people.
-pub(super) const USERS: std::ops::Range<u32> = 60_000..65_000;
+/// Between those that systemd gives to homes and containers and those of its dynamic users.
+pub(super) const USERS: std::ops::Range<u32> = 60_578..61_184;
 /// Services go first when the machine runs out of memory.
 const OOM_SCORE: u16 = 500;
 const FILES: u64 = 8192;
@@ -378,7 +379,7 @@ fn take_up_state(services: &Path, folder: &Folder) -> io::Result<()> {
     fs::rename(newest.state(), folder.state())
         .map_err(|error| explain(&error, &format!("cannot move {}", newest.state().display())))?;
     log::info!("{} takes up the state that {} left", folder.name(), newest.name());
-    newest.delete()
+    newest.delete(false)
 }
 
 fn prepare_folders(folder: &Folder, user: Option<u32>, tmp: bool) -> io::Result<()> {
@@ -454,7 +455,7 @@ impl Shared {
         let place = first.wrapping_add(id.number.wrapping_mul(7919)) % span;
         let users = self.users_beside(id);
         let mut free = (0..span).map(|step| USERS.start + (place + step) % span);
-        // With 5000 replicas on one node two would share a user; never the agent's own.
+        // With more replicas than users two would share one; never the agent's own.
         free.find(|user| !users.contains(user)).or(Some(USERS.start + place))
     }
 }

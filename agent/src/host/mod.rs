@@ -14,6 +14,8 @@
 //! host.forget_unordered();                                            // once, after boot
 //! ```
 //!
+//! State of a service that was removed waits a day in `D/trash/NAME.NUMBER.SECONDS`.
+//!
 //! In `D/services/NAME.NUMBER/`: `package/` (unpacked, read-only for the service), `state/`,
 //! `log` and `log.1`, `run`, `tmp/` (only where the box has no private /tmp).
 
@@ -36,7 +38,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use dugnad_fabric::Ceilings;
 use dugnad_kernel::map::{Map, Set};
@@ -59,6 +61,8 @@ use shared::{Entry, Shared};
 
 /// Orders that wait for one replica. More are refused: the core asks for one thing at a time.
 const ORDERS_MAX: usize = 32;
+/// How often the trash is looked through.
+const EMPTY_TRASH: Duration = Duration::from_secs(3600);
 /// The group the keepers of logs are in.
 const KEEPERS: &str = "logs";
 
@@ -203,6 +207,8 @@ impl Host {
             ordered: RefCell::default(),
             taps: Rc::default(),
         };
+        let services = host.shared.services.clone();
+        host.shared.ex.spawn(keep_emptying(services)).detach();
         host.adopt();
         Ok(Rc::new(host))
     }
@@ -453,6 +459,18 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         self.tidy();
+    }
+}
+
+/// Deletes what has been in the trash for long enough, now and then.
+async fn keep_emptying(services: PathBuf) {
+    loop {
+        let folder = services.clone();
+        let emptied = smol::unblock(move || record::empty_trash(&folder, SystemTime::now())).await;
+        if let Err(error) = emptied {
+            log::warn!("{error}");
+        }
+        smol::Timer::after(EMPTY_TRASH).await;
     }
 }
 

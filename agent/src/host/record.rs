@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use dugnad_platform::process::Process;
 use dugnad_platform::{explain, read_number, weigh};
@@ -166,9 +166,44 @@ impl Folder {
         read_number(&self.kept())
     }
 
-    pub(super) fn delete(&self) -> io::Result<()> {
+    /// Deletes it; what is worth keeping of its state waits in the trash.
+    pub(super) fn delete(&self, keeps_state: bool) -> io::Result<()> {
+        if keeps_state && fs::read_dir(self.state()).is_ok_and(|mut state| state.next().is_some()) {
+            let trash = trash(self.0.parent().unwrap_or(&self.0));
+            make_dir(&trash, 0o700)?;
+            let secs = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let secs = secs.map_or(0, |since| since.as_secs());
+            let to = trash.join(format!("{}.{secs}", self.name()));
+            fs::rename(self.state(), &to)
+                .map_err(|error| explain(&error, &format!("cannot move to {}", to.display())))?;
+        }
         remove_all(&self.0)
     }
+}
+
+/// How long deleted state stays in `D/trash`: whoever can have a service removed must not be able
+/// to destroy what it has written.
+const IN_TRASH: Duration = Duration::from_secs(24 * 3600);
+
+/// `D/trash`, beside `D/services`.
+pub(super) fn trash(services: &Path) -> PathBuf {
+    services.with_file_name("trash")
+}
+
+/// Deletes what has been in the trash for long enough at `now`.
+pub(super) fn empty_trash(services: &Path, now: SystemTime) -> io::Result<()> {
+    let entries = fs::read_dir(trash(services)).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        // The last part of its name says when it came.
+        let secs = name.to_str().and_then(|name| name.rsplit_once('.')?.1.parse().ok());
+        let came = SystemTime::UNIX_EPOCH + Duration::from_secs(secs.unwrap_or(0));
+        // A clock that was set back keeps it longer.
+        if now.duration_since(came).is_ok_and(|since| since >= IN_TRASH) {
+            remove_all(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn make_dir(path: &Path, mode: u32) -> io::Result<()> {

@@ -302,7 +302,7 @@ fn tidy(
     };
     folder.clear()?;
     match keep_state {
-        _ if forget => folder.delete(),
+        _ if forget => folder.delete(keep_state == Some(true) || folder.is_kept()),
         Some(false) => remove_all(&folder.state()),
         Some(true) => folder.set_kept(true),
         None => Ok(()),

@@ -396,6 +396,22 @@ fn a_stubborn_service_is_killed_with_all_its_children() {
         world.host.forget_unordered();
         assert_eq!(world.next().await, Report::Stopped { id });
         assert!(world.folder("stubborn.0/state/child").exists(), "state was to be kept");
+        // Removed, it waits a day for whoever regrets it.
+        world.host.forget_state(id.service);
+        assert_eq!(world.next().await, Report::Stopped { id });
+        assert!(!world.folder("stubborn.0").exists());
+        let services = world.dir.join("d/services");
+        let in_trash = || -> Vec<PathBuf> {
+            let entries = fs::read_dir(record::trash(&services)).unwrap();
+            entries.map(|entry| entry.unwrap().path()).collect()
+        };
+        let state = in_trash();
+        assert!(state.len() == 1 && state[0].join("child").exists(), "{state:?}");
+        let now = SystemTime::now();
+        record::empty_trash(&services, now + Duration::from_secs(23 * 3600)).unwrap();
+        assert_eq!(in_trash(), state);
+        record::empty_trash(&services, now + Duration::from_secs(25 * 3600)).unwrap();
+        assert!(in_trash().is_empty());
         world
     });
 }

@@ -51,6 +51,8 @@ pub(super) struct Entry {
     /// Waits for a session, or for the session to write it.
     pub(super) queue: Rc<RefCell<Queue>>,
     pub(super) dialling: bool,
+    /// Its addresses are those it gave in a handshake.
+    told_itself: bool,
     pub(super) backoff: Backoff,
     /// The latest sessions that ended here, oldest first.
     pub(super) ended: Vec<SessionId>,
@@ -84,6 +86,7 @@ impl Entry {
             session: None,
             queue: Rc::new(RefCell::new(queue)),
             dialling: false,
+            told_itself: false,
             backoff: Backoff::default(),
             ended: Vec::new(),
             last: None,
@@ -109,8 +112,16 @@ impl Entry {
 
     /// Takes what is newer or more in `news`.
     fn merge(&mut self, news: &Peer) {
-        let (first, second) = if news.inc > self.peer.inc {
+        let newer = news.inc > self.peer.inc;
+        if newer {
             self.backoff = Backoff::default();
+        }
+        // Where it lives it says itself; others only add where else it may be looked for, and
+        // only if it has started again since.
+        if self.told_itself && !newer {
+            return;
+        }
+        let (first, second) = if newer && !self.told_itself {
             (&news.addrs, &self.peer.addrs)
         } else {
             (&self.peer.addrs, &news.addrs)
@@ -197,9 +208,12 @@ impl Book {
         self.with(itself.id, |entry| {
             if itself.inc >= entry.peer.inc {
                 entry.peer.addrs.clear();
+                entry.told_itself = false;
             }
         });
-        self.learn(itself)
+        let learnt = self.learn(itself);
+        self.with(itself.id, |entry| entry.told_itself |= itself.inc >= entry.peer.inc);
+        learnt
     }
 
     pub(super) fn drop_address(&self, id: NodeId, addr: SocketAddr) {
@@ -214,5 +228,38 @@ impl Book {
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.entries.borrow().len()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use dugnad_kernel::Id;
+
+    fn peer(inc: u32, addrs: &[&str]) -> Peer {
+        let mut peer = Peer::new(Id(7));
+        peer.inc = inc;
+        peer.addrs.extend(addrs.iter().map(|addr| addr.parse().unwrap()));
+        peer
+    }
+
+    #[test]
+    fn where_a_node_lives_it_says_itself() {
+        let book = Book::default();
+        let known = || book.with(Id(7), |entry| entry.peer.addrs.to_vec()).unwrap();
+        let is = |addrs: &[&str]| assert_eq!(known(), peer(0, addrs).addrs.to_vec());
+        book.learn(&peer(1, &["10.0.0.66:1"]));
+        book.learn(&peer(1, &["10.0.0.7:1"]));
+        is(&["10.0.0.66:1", "10.0.0.7:1"]);
+        book.learn_from(&peer(1, &["10.0.0.7:1"]));
+        book.learn(&peer(1, &["10.0.0.66:1"]));
+        is(&["10.0.0.7:1"]);
+        // It may have moved: both are tried, its own word first.
+        book.learn(&peer(2, &["10.0.0.8:1"]));
+        is(&["10.0.0.7:1", "10.0.0.8:1"]);
+        book.learn_from(&peer(2, &["10.0.0.8:1"]));
+        book.learn(&peer(2, &["10.0.0.66:1"]));
+        is(&["10.0.0.8:1"]);
     }
 }

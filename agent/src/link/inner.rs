@@ -13,7 +13,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -77,6 +77,8 @@ pub(super) struct Inner {
     /// [`UNUSED`], or less in tests.
     pub(super) unused: Cell<Duration>,
     pub(super) closing: Cell<bool>,
+    /// Who called last and belongs to another community.
+    stranger: Cell<Option<IpAddr>>,
     /// Identities that two machines use at the same time, a line each for the owner.
     twins: RefCell<Vec<String>>,
     /// When this node was first and last refused because another machine has its identity.
@@ -107,6 +109,7 @@ impl Inner {
             sessions: Cell::new(0),
             unused: Cell::new(UNUSED),
             closing: Cell::new(false),
+            stranger: Cell::new(None),
             twins: RefCell::default(),
             refused_as_twin: Cell::new(None),
             past: Cell::new((0, 0)),
@@ -149,7 +152,35 @@ impl Inner {
         if let Err(error) = result {
             self.counters.add(error.reason(), 1);
             log::debug!("connection from {addr} refused: {error}");
+            if matches!(error, Failure::Refused("refused_community" | "refused_secret")) {
+                self.stranger_called(addr.ip());
+            }
         }
+    }
+
+    /// A node of another community called: most likely somebody has joined with a wrong token.
+    fn stranger_called(&self, ip: IpAddr) {
+        let known = self.stranger.replace(Some(ip));
+        if known != Some(ip) && !self.closing.get() {
+            let calls =
+                self.counters.get("refused_community") + self.counters.get("refused_secret");
+            if calls.is_power_of_two() {
+                log::warn!("{}", stranger(ip));
+            }
+        }
+    }
+
+    /// What the owner should know of nodes that belong elsewhere, a line each.
+    pub(super) fn strangers(&self) -> Vec<String> {
+        let seeds = self.seeds();
+        let elsewhere = seeds.iter().filter(|(_, state)| state.contains("another community"));
+        let asked = elsewhere.map(|(addr, _)| {
+            format!(
+                "the node at {addr} belongs to another community: this node needs an invitation of \
+                 its own (`dugnad invite` there, `dugnad join` here), or other seeds"
+            )
+        });
+        asked.chain(self.stranger.get().map(stranger)).collect()
     }
 
     /// Whether a dial that reached `peer` should go on, and which sessions with it ended here.
@@ -426,4 +457,11 @@ impl Drop for Abandoned<'_> {
             self.inner.book.with(self.id, |entry| entry.note_ended(self.session));
         }
     }
+}
+
+fn stranger(ip: IpAddr) -> String {
+    format!(
+        "a node of another community calls from {ip}: if it should be one of this, it needs an \
+         invitation of this one (`dugnad invite`)"
+    )
 }

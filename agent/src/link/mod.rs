@@ -271,6 +271,12 @@ impl Links {
         self.0.twins()
     }
 
+    /// Nodes that belong to another community and meet this one, a line each.
+    #[must_use]
+    pub(crate) fn strangers(&self) -> Vec<String> {
+        self.0.strangers()
+    }
+
     /// Whether there is a session with a peer.
     #[must_use]
     #[cfg(test)]

@@ -4,11 +4,12 @@ use std::any::Any;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BinaryHeap, VecDeque};
 use std::fs;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use dugnad_kernel::map::Map;
 use dugnad_kernel::{Hash, Input};
@@ -35,6 +36,7 @@ use crate::invite::usable_addrs;
 use crate::limits::Limits;
 use crate::link::{LinkConfig, Links};
 use crate::places::Places;
+use crate::text::one_line;
 
 /// Keys of what ran here begin with this (`dugnad_node`).
 const RUNS: u8 = b'x';
@@ -51,7 +53,11 @@ pub(crate) fn agent(dirs: Dirs, config: Config) -> Result<(), String> {
     env_logger::Builder::new()
         .filter_level(level)
         .parse_env("DUGNAD_LOG_FILTER")
-        .format_target(false)
+        .format(|to, record| {
+            let time = humantime::format_rfc3339_seconds(SystemTime::now());
+            // What others say may hold anything; a log is shown on terminals.
+            writeln!(to, "{time} {:<5} {}", record.level(), one_line(&record.args().to_string()))
+        })
         .init();
     let ex = Rc::new(LocalExecutor::new());
     // Not `smol::block_on`: it and async-io's own thread would take turns at polling, with some
@@ -174,6 +180,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
         followers: RefCell::new(Vec::new()),
         listeners: RefCell::default(),
         warnings: RefCell::new(notes.into()),
+        disk_trouble: RefCell::default(),
         traffic: RefCell::default(),
         leaving: Cell::new(false),
         leaving_for_good: Cell::new(false),
@@ -191,6 +198,16 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
     });
     if let Some(problem) = clock::problem() {
         log::warn!("{problem}");
+    }
+
+    let (ceilings, rules) = {
+        let config = agent.config.borrow();
+        (config.ceilings(), config.cannot_hold())
+    };
+    if !rules.is_empty() {
+        log::warn!("this version cannot hold {}: no services are taken", rules.join(", "));
+        let command = Command::Limits { ceilings, takes_work: false };
+        agent.input(Input::Command(command));
     }
 
     // Local services first: they need no network.

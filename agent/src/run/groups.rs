@@ -23,7 +23,10 @@ pub(super) type Listeners = Map<String, Vec<Sender<Value>>>;
 
 impl Agent {
     /// What is said in a group from now on.
-    pub(super) fn heard(&self, group: &str) -> Receiver<Value> {
+    ///
+    /// # Errors
+    /// As many as may listen to the group do.
+    pub(super) fn heard(&self, group: &str) -> Result<Receiver<Value>, String> {
         let (to, from) = bounded(QUEUE);
         let mut listeners = self.listeners.borrow_mut();
         listeners.retain(|_, all| {
@@ -31,10 +34,11 @@ impl Agent {
             !all.is_empty()
         });
         let all = listeners.entry(group.to_owned()).or_default();
-        if all.len() < LISTENERS_MAX {
-            all.push(to);
+        if all.len() >= LISTENERS_MAX {
+            return Err(format!("{LISTENERS_MAX} listen to {group} on this node already"));
         }
-        from
+        all.push(to);
+        Ok(from)
     }
 
     pub(super) fn group_message(&self, group: &str, from: NodeId, name: &str, body: &[u8]) {

@@ -26,6 +26,8 @@ use crate::stream::Endpoint;
 const ASK_LIMIT: Duration = Duration::from_secs(600);
 /// A hand-over that has not moved for so long will not.
 const HAND_OVER: Duration = Duration::from_secs(60);
+/// A node that has not joined after this is not well.
+const JOINED_WITHIN: Duration = Duration::from_secs(60);
 /// Lines and events that wait for a slow reader.
 const QUEUE: usize = 256;
 
@@ -97,9 +99,18 @@ impl Agent {
             let ceilings = new.ceilings();
             self.host.set_ceilings(ceilings);
             self.blobs.set_ceiling(ceilings.amounts.disk);
-            let command = Command::Limits { ceilings, takes_work: true };
-            self.input(dugnad_kernel::Input::Command(command));
             lines.push("new limits are in force".to_owned());
+        }
+        if new.ceilings() != old.ceilings() || new.cannot_hold() != old.cannot_hold() {
+            let takes_work = new.cannot_hold().is_empty();
+            let command = Command::Limits { ceilings: new.ceilings(), takes_work };
+            self.input(dugnad_kernel::Input::Command(command));
+        }
+        if new.cannot_hold() != old.cannot_hold() {
+            lines.push(match new.cannot_hold().first() {
+                Some(rule) => format!("{rule} cannot be held yet: no services are taken"),
+                None => "services are taken again".to_owned(),
+            });
         }
         if new.seeds != old.seeds {
             lines.push("new seeds will be dialled".to_owned());
@@ -120,8 +131,12 @@ impl Agent {
         let mut warnings: Vec<String> = self.warnings.borrow().iter().cloned().collect();
         warnings.extend(gateway.iter().flat_map(|gateway| gateway.problems()));
         warnings.extend(clock::problem());
+        warnings.extend(config.cannot_hold().into_iter().map(|rule| {
+            format!("this version cannot hold {rule}: the node takes no services until it is gone")
+        }));
         warnings.extend(self.host.problems());
         warnings.extend(self.links.twins());
+        warnings.extend(self.links.strangers());
         let traffic = self.traffic.borrow();
         warnings.extend(traffic.floods(Instant::now()));
         let mut services = vec![format!("box: {}", self.host.box_layers())];
@@ -266,6 +281,20 @@ impl AgentApi for Api {
         })
     }
 
+    fn healthy(&self) -> Result<(), String> {
+        if let Some(error) = self.0.disk_trouble.borrow().as_ref() {
+            return Err(format!("the last write to the disk failed: {error}"));
+        }
+        let status = self.0.node.borrow().status();
+        if status.state == "joining" && self.0.started.elapsed() > JOINED_WITHIN {
+            return Err("it has not found its community; `dugnad status` tells more".to_owned());
+        }
+        if self.0.is_copy.get() {
+            return Err("another machine runs with this identity".to_owned());
+        }
+        Ok(())
+    }
+
     fn events(&self, wanted: Wanted) -> Receiver<Value> {
         let kept = self.0.events.borrow();
         let count = if wanted.kept { kept.len() } else { 0 };
@@ -275,12 +304,15 @@ impl AgentApi for Api {
             _ = to.try_send(event.clone());
         }
         if wanted.follow {
-            self.0.followers.borrow_mut().push(to);
+            let mut followers = self.0.followers.borrow_mut();
+            // Who went away is noticed here, too, where nothing ever happens.
+            followers.retain(|follower| !follower.is_closed());
+            followers.push(to);
         }
         from
     }
 
-    fn heard(&self, group: &str) -> Receiver<Value> {
+    fn heard(&self, group: &str) -> Result<Receiver<Value>, String> {
         self.0.heard(group)
     }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use dugnad_kernel::map::Map;
-use dugnad_kernel::{Key, NodeId};
+use dugnad_kernel::{Key, NodeId, Peer};
 use dugnad_node::{Answer, Question, ReplicaState, ServiceView};
 use dugnad_resource::execute::ReplicaId;
 use smol::channel::Sender;
@@ -21,8 +21,8 @@ use crate::stream::{Endpoint, Later, Stream, StreamHead, read_head, write_head};
 const ROUTE_FOR: Duration = Duration::from_secs(60);
 /// Routes kept; one is forgotten at random to make room.
 const ROUTES_MAX: usize = 256;
-/// A node that has run for less does not say that there is no such service: after a power cut
-/// those who know of it are starting, too.
+/// A node that has run for less does not say that there is no such service while somebody is
+/// missing: after a power cut those who know of it are starting, too.
 const SETTLED: Duration = Duration::from_secs(20);
 /// How long the list of services at `/` is shown without asking anew.
 const LISTING_FOR: Duration = Duration::from_secs(10);
@@ -189,11 +189,18 @@ impl Agent {
         }
     }
 
-    /// Whether this node started too lately to know what there is not.
+    /// Whether this node started too lately to know what there is not: somebody it remembers is not
+    /// here yet, who may know.
     fn is_new(&self) -> bool {
-        let knows_others = self.remembered.borrow().peers().next().is_some()
-            || !self.config.borrow().seeds.is_empty();
-        knows_others && self.started.elapsed() < SETTLED
+        if self.started.elapsed() >= SETTLED {
+            return false;
+        }
+        let linked = self.links.peers();
+        let remembered = self.remembered.borrow();
+        let missing =
+            |peer: &Peer| peer.id != self.me.id && !linked.iter().any(|(id, ..)| *id == peer.id);
+        let unmet = linked.is_empty() && !self.config.borrow().seeds.is_empty();
+        unmet || remembered.peers().any(|peer| missing(&peer))
     }
 
     /// All services, from the last answer if that is young.

@@ -244,3 +244,18 @@ fn hello_answers_its_health_check() {
     assert!(health.starts_with("HTTP/1.0 200") && health.ends_with("ok\n"), "{health}");
     assert!(page.ends_with("hello from replica ? of ? on node attic\n"), "{page}");
 }
+
+#[test]
+fn what_it_needs_of_the_disk_holds_its_package() {
+    let case = Case::new();
+    let tree = |bytes| vec![(None, Tree { root: Hash([0; 32]), bytes })];
+    let said = case.parse(&format!("{SITE}[needs]\ndisk = \"8M\"\n")).unwrap();
+    assert_eq!(said.has_room(&tree(8 << 20)), Ok(()));
+    let error = said.has_room(&tree(12 << 20)).unwrap_err();
+    assert!(error.starts_with("site: needs.disk = \"8M\" is less than its package, which has 12M"));
+    // Not said, it is as much as it takes.
+    let open = case.parse(SITE).unwrap();
+    assert_eq!(open.has_room(&tree(1 << 30)), Ok(()));
+    assert_eq!(open.to_spec(tree(1 << 30)).needs.disk, 1 << 30);
+    assert_eq!(open.to_spec(tree(5)).needs.disk, 64 << 20);
+}

@@ -19,7 +19,7 @@ use dugnad_connectivity::route::Found;
 use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::ops::{CallId, Ops};
 use dugnad_kernel::{Arc, Component, Cx, Duration, Hash, Input, Key, NodeId, Time};
-use dugnad_resource::execute::{Order, Report, ToHost, ToManager};
+use dugnad_resource::execute::{Order, Report, TERM_STEP, ToHost, ToManager};
 use dugnad_resource::spec::Tree;
 use serde::{Deserialize, Serialize};
 
@@ -29,11 +29,25 @@ use deployment::manager::{Manager, View};
 use deployment::trees::Waiting;
 use persistence::directory::{self, Decide, Decided, Directory};
 use persistence::put::Writing;
-use persistence::record::{Name, Record};
+use persistence::record::{COUNTER_STEP, Name, Record};
 use persistence::store::{Place, Store};
 use persistence::sync::{ANTI_ENTROPY, SyncMsg};
 
 pub(crate) use operations::{Ask, Asker, AskerExt, OPS_MAX, Out, Outcome, Reply};
+
+/// How far the version of a record of this name may lie above the one known here; `None` if the
+/// components here write no such records.
+pub(crate) fn step_of_kind(name: &[u8]) -> Option<u64> {
+    use deployment::manager::reconcile::TERM_SHIFT;
+    use deployment::service::{FAILED, PLAN, PREVIOUS, SPEC};
+    if name == PLAN {
+        // Each term has versions of its own.
+        return Some(TERM_STEP << TERM_SHIFT);
+    }
+    let known = [SPEC, PREVIOUS, FAILED, directory::GROUP].contains(&name)
+        || name.len() == deployment::trees::NAME_BYTES;
+    known.then_some(COUNTER_STEP)
+}
 
 /// A request between nodes; its answer is a [`Response`] to the same call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -182,18 +182,75 @@ fn names_ports_and_tidings_are_bounded() {
     }
 }
 
+/// A record of a tree, of which there is one for each service that needs it.
+fn big(n: u32, counter: u64, author: u128) -> Record {
+    let mut name = [0; 16];
+    name[..4].copy_from_slice(&n.to_be_bytes());
+    let version = Version { counter, author: Id(author) };
+    Record { version, ..record(&name, counter, vec![0; 30_000]) }
+}
+
 /// Records fill memory up to a bound, and what is there can still be changed.
 #[test]
 fn the_store_is_full_before_the_memory_is() {
     let mut node = Driven::alone();
-    let big = |n: u32, counter| record(&n.to_be_bytes(), counter, vec![0; 30_000]);
     for n in 0..1_000 {
-        node.records(vec![big(n, 1)]);
+        node.records(vec![big(n, 1, u128::from(n % 4))]);
     }
     assert!(node.counter("store_full") > 0);
     let before = node.node.collective().store().len();
-    node.records(vec![big(0, 2), big(before as u32 + 1, 2)]);
+    node.records(vec![big(0, 2, 0), big(before as u32 + 1, 2, 1)]);
     let store = node.node.collective().store();
     assert_eq!(store.len(), before);
-    assert_eq!(store.get(spec().key(), &0u32.to_be_bytes()).unwrap().version.counter, 2);
+    let first = big(0, 2, 0);
+    assert_eq!(store.get(first.key, &first.name).unwrap().version.counter, 2);
+}
+
+/// One author has its share of the store; the others' records are taken all the same.
+#[test]
+fn one_member_cannot_fill_the_store() {
+    let mut node = Driven::alone();
+    for n in 0..1_000 {
+        node.records(vec![big(n, 1, 666)]);
+    }
+    assert!(node.counter("author_full") > 0 && node.counter("store_full") == 0);
+    let before = node.node.collective().store().len();
+    node.records(vec![big(5_000, 1, 1)]);
+    assert_eq!(node.node.collective().store().len(), before + 1);
+    // What the author has can be changed, and made less.
+    let smaller = Record { value: None, ..big(0, 2, 666) };
+    node.records(vec![smaller.clone()]);
+    let store = node.node.collective().store();
+    assert_eq!(store.get(smaller.key, &smaller.name).unwrap().value, None);
+}
+
+/// A version or a term far above what is known would be the last one for ever.
+#[test]
+fn nobody_jumps_to_the_last_version_or_term() {
+    let mut node = Driven::alone();
+    node.records(vec![record(b"what", 1, vec![1])]);
+    assert_eq!(node.counter("record_of_unknown_kind"), 1);
+    node.records(vec![record(SPEC, 1 << 61, vec![1])]);
+    assert_eq!(node.counter("version_out_of_bounds"), 1);
+    let service = |generation| {
+        let desired = Desired::Running;
+        let service = Service { spec: spec(), generation, desired, deployed_from: OTHER };
+        postcard::to_allocvec(&service).unwrap()
+    };
+    node.records(vec![record(SPEC, 3, service(1))]);
+    node.records(vec![record(SPEC, 3 + (1 << 21), service(2))]);
+    assert_eq!(node.counter("version_out_of_bounds"), 2);
+    node.records(vec![record(SPEC, 4, service(2))]);
+    let held = node.node.collective().store().get(spec().key(), SPEC).unwrap();
+    assert_eq!(held.version.counter, 4, "the next one is taken as ever");
+
+    let probe =
+        |term| Msg::ToHost(ToHost::Probe { service: Id(5), epoch: Epoch { term, manager: OTHER } });
+    node.hears(probe(7));
+    for term in [u64::from(u32::MAX) - 2, 7 + (1 << 17)] {
+        node.hears(probe(term));
+    }
+    assert_eq!(node.counter("refused_epochs"), 2);
+    node.hears(probe(8));
+    assert_eq!(node.counter("refused_epochs"), 2);
 }

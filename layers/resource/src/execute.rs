@@ -99,6 +99,9 @@ pub struct Epoch {
 
 /// Terms of one service; a term beyond this was not reached by taking over.
 pub const TERM_MAX: u64 = u32::MAX as u64;
+/// How far a term may lie above the last one known: nobody misses so many take-overs, and without a
+/// bound one message would use all terms up.
+pub const TERM_STEP: u64 = 1 << 16;
 
 impl Epoch {
     /// The first epoch of `manager` that hosts obey more than this one.
@@ -111,6 +114,12 @@ impl Epoch {
     #[must_use]
     pub const fn fits(&self) -> bool {
         self.term < TERM_MAX
+    }
+
+    /// Whether it may follow the one known here.
+    #[must_use]
+    pub const fn may_follow(&self, known: Self) -> bool {
+        self.fits() && self.term <= known.term.saturating_add(TERM_STEP)
     }
 }
 

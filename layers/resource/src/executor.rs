@@ -311,12 +311,12 @@ impl Executor {
 
     /// Whether this epoch is the highest seen for the service; if so it is remembered.
     fn obeys(&mut self, from: NodeId, service: Key, epoch: Epoch, cx: &mut Cx<'_, Self>) -> bool {
-        if !epoch.fits() {
+        let known = self.terms.get(&service).map(|term| term.epoch);
+        if !epoch.may_follow(known.unwrap_or_default()) {
             self.refused_epochs += 1;
             return false;
         }
-        let known = self.terms.contains_key(&service);
-        if !known && self.terms.len() >= EPOCHS_MAX {
+        if known.is_none() && self.terms.len() >= EPOCHS_MAX {
             let idle = |key: &Key| !self.held.keys().any(|id| id.service == *key);
             if let Some(key) = self.terms.keys().copied().find(idle) {
                 self.terms.remove(&key);

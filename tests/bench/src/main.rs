@@ -6,6 +6,7 @@
 
 mod boards;
 mod dht;
+mod gateway;
 mod idle;
 mod netns;
 mod overlay;
@@ -71,6 +72,10 @@ fn main() {
     }
     if wanted("overlay") {
         rows.extend(overlay::rows());
+    }
+    // Only on request: it wants caddy, nginx and wrk.
+    if only.iter().any(|word| word == "gateway") {
+        rows.extend(gateway::rows());
     }
     // Only on request: it wants emulators.
     if only.iter().any(|word| word == "boards") {

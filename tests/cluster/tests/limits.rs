@@ -22,7 +22,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(str(os.getpid()).encode())
     def log_message(self, *words): pass
-http.server.ThreadingHTTPServer((os.environ['HOST'], int(os.environ['PORT'])), Answer).serve_forever()
+where = (os.environ['HOST'], int(os.environ['PORT']))
+http.server.ThreadingHTTPServer(where, Answer).serve_forever()
 ";
 
 fn deploy_chatter(community: &Community) {

@@ -37,6 +37,8 @@ fn another_community_is_refused_on_both_sides() {
             Timer::after(Duration::from_millis(1)).await;
         }
         assert!(b.seeds()[0].1.contains("another community"), "{:?}", b.seeds());
+        assert!(b.strangers()[0].contains("needs an invitation"), "{:?}", b.strangers());
+        assert!(a.strangers()[0].contains("calls from 127.0.0.1"), "{:?}", a.strangers());
         assert!(a.quiet() && b.quiet() && a.peers().is_empty());
     });
 }

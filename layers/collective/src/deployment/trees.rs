@@ -39,6 +39,9 @@ pub struct Needed {
     pub origin: NodeId,
 }
 
+/// Bytes of such a name.
+pub(crate) const NAME_BYTES: usize = 16;
+
 /// Name of the record that says `service` needs a tree.
 #[must_use]
 pub fn name_for(service: Key) -> Vec<u8> {
@@ -47,7 +50,7 @@ pub fn name_for(service: Key) -> Vec<u8> {
 
 fn needed(record: &Record) -> Option<Needed> {
     let needed: Needed = postcard::from_bytes(record.value.as_ref()?).ok()?;
-    (needed.tree.key() == record.key && record.name.len() == 16).then_some(needed)
+    (needed.tree.key() == record.key && record.name.len() == NAME_BYTES).then_some(needed)
 }
 
 impl Collective {

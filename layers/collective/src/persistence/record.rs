@@ -20,8 +20,14 @@ pub const VALUE_MAX: usize = 32 * 1024;
 pub const RECORDS_MAX: usize = 16 * 1024;
 /// Bytes of all names and values one node holds in memory; more are refused.
 pub const STORE_BYTES_MAX: usize = 16 << 20;
+/// Of both, what one author may have.
+pub const AUTHOR_MAX: usize = RECORDS_MAX / 2;
+pub const AUTHOR_BYTES_MAX: usize = STORE_BYTES_MAX / 2;
 /// Versions count writes; one beyond this was not reached by writing.
 pub const COUNTER_MAX: u64 = 1 << 62;
+/// How far a version may lie above the one known here: nobody misses so many writes, and a record
+/// that jumped further could never be overwritten.
+pub const COUNTER_STEP: u64 = 1 << 20;
 
 /// Last writer wins; the author settles ties.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -7,9 +7,10 @@ use dugnad_kernel::{Arc, Cx, Key, NodeId, Peer};
 
 use super::put;
 use super::record::{
-    COPIES, DEGREE, Name, RECORDS_MAX, Record, STORE_BYTES_MAX, Version, belongs, disk_key, owns,
+    AUTHOR_BYTES_MAX, AUTHOR_MAX, COPIES, DEGREE, Name, RECORDS_MAX, Record, STORE_BYTES_MAX,
+    Version, belongs, disk_key, owns,
 };
-use crate::{Collective, Event, Request, Response};
+use crate::{Collective, Event, Request, Response, step_of_kind};
 
 /// What the ring says about this node.
 #[derive(Clone, Debug, Default)]
@@ -65,6 +66,19 @@ impl Store {
         fits && (old.is_some() || self.records.len() < RECORDS_MAX)
     }
 
+    /// Whether the author may have so much here: a share, so that one alone cannot fill the store.
+    fn has_room_for(&self, author: NodeId, record: &Record) -> bool {
+        // Counted only when there is much of it: most stores are nearly empty.
+        if self.bytes + record.bytes() <= AUTHOR_BYTES_MAX && self.records.len() < AUTHOR_MAX {
+            return true;
+        }
+        let others = self.records.values().filter(|other| other.id() != record.id());
+        let own = others.filter(|other| other.version.author == author);
+        let (count, bytes) =
+            own.fold((1, record.bytes()), |(count, bytes), o| (count + 1, bytes + o.bytes()));
+        count <= AUTHOR_MAX && bytes <= AUTHOR_BYTES_MAX
+    }
+
     /// Bytes of all names and values.
     #[must_use]
     pub const fn bytes(&self) -> usize {
@@ -107,11 +121,24 @@ impl Collective {
             self.count("record_out_of_bounds");
             return Applied::Refused;
         }
+        let Some(step) = step_of_kind(&record.name) else {
+            self.count("record_of_unknown_kind");
+            return Applied::Refused;
+        };
+        let counter = known.map_or(0, |known| known.counter);
+        if record.version.counter > counter.saturating_add(step) {
+            self.count("version_out_of_bounds");
+            return Applied::Refused;
+        }
         if known.is_some_and(|known| known >= record.version) {
             return Applied::Old;
         }
         if !self.store.has_room(record) {
             self.count("store_full");
+            return Applied::Refused;
+        }
+        if !self.store.has_room_for(record.version.author, record) {
+            self.count("author_full");
             return Applied::Refused;
         }
         self.store.insert(record.clone());

@@ -195,7 +195,8 @@ fn width(arc: &Arc) -> u128 {
     arc.lo.distance(arc.hi).wrapping_sub(1)
 }
 
-/// Walks the owners of the image of `arc` and compares with each.
+/// Compares with the owners of the image of `arc`, [`REPAIR_STEPS`] of them at most: what the
+/// others have comes with later rounds of anti-entropy, each along a random image.
 async fn repair(asker: Asker, arc: Arc, x: u32) -> Outcome {
     let image = arc.shifted(u128::from(x) << 126);
     let mut at = image.lo.plus(1);

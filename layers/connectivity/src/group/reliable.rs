@@ -5,7 +5,8 @@
 //! piece, then others; every member keeps the last messages to answer with. Every sixteen messages,
 //! or two seconds after the last one, the sender checks that all have everything: in a mesh it asks
 //! each member, in a ring it is a broadcast with feedback in which only those answer who lack
-//! something. So acknowledgements cost a sixteenth, and the last message of all is not forgotten.
+//! something. So there is one round of acknowledgements for sixteen messages, or for what came in
+//! two seconds, and the last message of all is not forgotten.
 //!
 //! Who comes in is told how far each stream is and begins there; a stream it was not told of began
 //! later, and is heard from its first message on. What nobody has any more is given up, and

@@ -126,7 +126,11 @@ impl Collective {
         let me = self.me;
         let Some(manager) = self.managers.get_mut(&key) else { return };
         // Refused in an earlier term of mine: the present one is on its way there.
-        if manager.plan.epoch >= epoch || !epoch.fits() {
+        if manager.plan.epoch >= epoch {
+            return;
+        }
+        if !epoch.may_follow(manager.plan.epoch) {
+            self.count("epoch_out_of_bounds");
             return;
         }
         // Reserved under the old term, and never started under it: these lapse by themselves.

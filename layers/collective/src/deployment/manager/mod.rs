@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 mod hosts;
 mod queries;
-mod reconcile;
+pub(crate) mod reconcile;
 mod take_over;
 mod update;
 

@@ -20,7 +20,7 @@ use crate::persistence::record::Record;
 use crate::{Ask, Asker, Collective, Event, OPS_MAX, Outcome, Reply, Timer};
 
 /// The bits of a plan's version below its term: writes within one term.
-const TERM_SHIFT: u32 = 28;
+pub(crate) const TERM_SHIFT: u32 = 28;
 
 impl Collective {
     /// Looks after the service again in `delay`; an earlier appointment is void.

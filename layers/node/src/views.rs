@@ -154,6 +154,7 @@ impl Node {
         counters.extend(self.collective.counters());
         counters.extend(self.groups.groups.counters());
         counters.push(("refused_epochs", self.executor.refused_epochs()));
+        counters.push(("refused_orders", self.executor.refused_orders()));
         counters.push(("malformed_records", self.malformed_records));
         Status {
             me: ring.me().clone(),

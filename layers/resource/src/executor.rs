@@ -13,6 +13,7 @@ use dugnad_fabric::{Amounts, Ceilings, Ledger};
 use dugnad_kernel::{Component, Cx, Duration, Input, Key, NodeId};
 
 use crate::execute::{Epoch, HostState, Order, ReplicaId, Report, Run, ToHost, ToManager};
+use crate::orders::{WAITING_MAX, Waiting};
 use crate::spec::{Arch, Spec, Tree};
 
 /// A reservation nobody took up is void after this (overlay.md 10.6).
@@ -79,7 +80,13 @@ pub enum Event {
 pub enum Timer {
     Beat,
     Expire,
-    Search { service: Key },
+    Search {
+        service: Key,
+    },
+    /// Whoever gave an order for this service was not its manager a moment ago.
+    LookUp {
+        service: Key,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -95,6 +102,8 @@ struct Held {
 struct Term {
     epoch: Epoch,
     manager: Option<NodeId>,
+    /// Who answers for the service by its place on the ring, as last looked up.
+    found: Option<NodeId>,
     /// Whether the last beat was acknowledged.
     heard: bool,
     /// Whether a `Timer::Search` is on its way; there is never more than one a service.
@@ -105,7 +114,7 @@ struct Term {
 
 #[derive(Debug)]
 pub struct Executor {
-    me: NodeId,
+    pub(crate) me: NodeId,
     name: String,
     arch: Arch,
     ledger: Ledger,
@@ -118,6 +127,8 @@ pub struct Executor {
     /// Whether a `Timer::Expire` is on its way; there is never more than one.
     expiring: bool,
     refused_epochs: u64,
+    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) refused_orders: u64,
 }
 
 impl Component for Executor {
@@ -138,6 +149,7 @@ impl Component for Executor {
                     cx.emit(Event::FindManager(service));
                 }
             }
+            Input::Timer(Timer::LookUp { service }) => self.on_look_up_timer(service, cx),
             Input::Timer(Timer::Expire) => {
                 self.ledger.expire(cx.now);
                 let held = &mut self.held;
@@ -168,6 +180,8 @@ impl Executor {
             beating: false,
             expiring: false,
             refused_epochs: 0,
+            waiting: Vec::new(),
+            refused_orders: 0,
         }
     }
 
@@ -191,10 +205,24 @@ impl Executor {
         self.refused_epochs
     }
 
+    /// Orders of nodes that do not manage the service they speak for.
+    #[must_use]
+    pub const fn refused_orders(&self) -> u64 {
+        self.refused_orders
+    }
+
+    pub(crate) fn knows(&self, service: Key) -> Option<NodeId> {
+        self.terms.get(&service).and_then(|term| term.found)
+    }
+
     /// What grows with what others say: name, how many there are, how many at most.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
-        [("replicas", self.held.len(), REPLICAS_MAX), ("epochs", self.terms.len(), EPOCHS_MAX)]
-            .into_iter()
+        [
+            ("replicas", self.held.len(), REPLICAS_MAX),
+            ("epochs", self.terms.len(), EPOCHS_MAX),
+            ("orders that wait", self.waiting.len(), WAITING_MAX),
+        ]
+        .into_iter()
     }
 
     pub fn replicas(&self) -> impl Iterator<Item = (ReplicaId, &str, HostState)> {
@@ -216,14 +244,30 @@ impl Executor {
                 self.fail(id, "its disk takes no more records", cx);
             }
             Command::Report(report) => self.on_report(report, cx),
-            Command::Manager { service, manager } => self.on_manager(service, manager, cx),
+            Command::Manager { service, manager } => {
+                if let Some(term) = self.terms.get_mut(&service) {
+                    term.found = manager;
+                }
+                let waits = self.waiting.iter().any(|waiting| waiting.service == service);
+                self.on_looked_up(service, manager, cx);
+                if let Some(term) = self.terms.get_mut(&service) {
+                    term.found = manager;
+                }
+                // Nothing of it is here but what an order just reserved: nothing to tell.
+                let runs =
+                    |(id, held): (&ReplicaId, &Held)| id.service == service && held.run.is_some();
+                if !waits || self.held.iter().any(runs) {
+                    self.on_manager(service, manager, cx);
+                }
+            }
             Command::Limits { ceilings, takes_work } => {
                 self.ledger.set_ceilings(ceilings);
                 self.takes_work = takes_work;
             }
             Command::Dead(node) => {
-                for term in self.terms.values_mut().filter(|t| t.manager == Some(node)) {
-                    term.manager = None;
+                for term in self.terms.values_mut() {
+                    term.manager = term.manager.filter(|manager| *manager != node);
+                    term.found = term.found.filter(|found| *found != node);
                 }
             }
             Command::Joined => {
@@ -265,7 +309,8 @@ impl Executor {
         self.keep_beating(cx);
     }
 
-    pub fn on_message(&mut self, from: NodeId, msg: ToHost, cx: &mut Cx<'_, Self>) {
+    /// Carries out what a manager says.
+    pub(crate) fn obey(&mut self, from: NodeId, msg: ToHost, cx: &mut Cx<'_, Self>) {
         match msg {
             ToHost::Reserve { id, epoch, needs } => {
                 if self.obeys(from, id.service, epoch, cx) {

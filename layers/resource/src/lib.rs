@@ -8,4 +8,5 @@ extern crate alloc;
 pub mod describe;
 pub mod execute;
 pub mod executor;
+pub mod orders;
 pub mod spec;

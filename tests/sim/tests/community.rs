@@ -2,9 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dugnad_kernel::Duration;
+use dugnad_kernel::{Duration, NodeId};
 use dugnad_node::{Answer, Command, NodeState, Question};
 use dugnad_sim::net::{Latency, NetOptions};
 use dugnad_sim::report::{community, crash_many, deploy, heal, idle, site};
@@ -315,6 +315,29 @@ fn more_replicas_than_nodes_says_what_is_missing() {
         check::running(w).values().all(|replicas| replicas.len() == 3)
     });
     assert!(grown, "{:?}", check::running(&world));
+}
+
+/// A plan for what runs says where it runs, and what one replica more would add.
+#[test]
+fn a_plan_agrees_with_what_runs() {
+    for seed in 1..=5 {
+        let mut world = World::new(Options::seed(seed));
+        community(&mut world, 6);
+        deploy(&mut world, 1, 2);
+        let runs: BTreeSet<NodeId> =
+            check::running(&world).into_values().flatten().map(|(node, _)| node).collect();
+        for want in [2, 3] {
+            let from = world.alive()[usize::from(want)];
+            let ask = world.ask(from, Question::Plan(site("site-0", want)));
+            world.run_for(Duration::from_secs(10));
+            let Some(Answer::Plan(plan)) = world.answers.get(&ask) else { panic!("seed {seed}") };
+            let chosen: BTreeSet<NodeId> = plan.chosen.iter().map(|(node, ..)| *node).collect();
+            assert_eq!(chosen.len(), usize::from(want), "seed {seed}");
+            assert!(chosen.is_superset(&runs), "seed {seed}: {:?}, runs on {runs:?}", plan.chosen);
+            let refused = |node: &NodeId| plan.refused.iter().any(|(other, ..)| other == node);
+            assert!(!runs.iter().any(refused), "seed {seed}: {:?}", plan.refused);
+        }
+    }
 }
 
 #[test]

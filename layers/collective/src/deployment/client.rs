@@ -9,7 +9,7 @@ use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::describe::Description;
 use dugnad_resource::spec::{Port, Spec, Tree, key_of};
 
-use super::allocator::{self, Choice};
+use super::allocator::{self, Candidate, Choice};
 use super::deployer;
 use super::manager::{View, descriptions, reason};
 use super::service::{Desired, FAILED, Failed, PREVIOUS, SPEC, Service, Slot, SlotState};
@@ -224,8 +224,15 @@ async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ClientReply {
     let nodes = describe(asker, Some(spec)).await;
     let mut rng = fastrand::Rng::with_seed(seed);
     let none = Set::new();
-    let mut choice = allocator::choose(spec, &nodes, &none, &none, &mut rng);
     let (want, because) = deployer::replicas(spec.want);
+    // What runs stays where it is, also through an update.
+    let mut stay = places(view_of(asker, spec.key(), 0).await);
+    stay.truncate(usize::from(want));
+    let taken: Set<NodeId> = stay.iter().map(|place| place.node).collect();
+    let mut choice = allocator::choose(spec, &nodes, &taken, &none, &mut rng);
+    choice.refused.retain(|(node, ..)| !taken.contains(node));
+    stay.append(&mut choice.candidates);
+    choice.candidates = stay;
     let mut notes = Vec::new();
     let found = choice.candidates.len();
     if found < usize::from(want) {
@@ -242,6 +249,21 @@ async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ClientReply {
         notes.push("some replicas share a home: no other home has room".to_string());
     }
     ClientReply::Plan { want, because, choice, notes }
+}
+
+/// Where a service runs now.
+fn places(view: Option<View>) -> Vec<Candidate> {
+    let running = view.filter(|view| view.desired == Desired::Running);
+    let slots = running.into_iter().flat_map(|view| view.slots);
+    let live = slots.filter(|slot| {
+        matches!(slot.state, SlotState::Reserved | SlotState::Starting | SlotState::Ready)
+    });
+    live.map(|slot| Candidate {
+        node: slot.node,
+        name: slot.node_name,
+        why: format!("replica {} runs there", slot.number),
+    })
+    .collect()
 }
 
 async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> ClientReply {

@@ -153,6 +153,12 @@ async fn answer(
         ClientQuestion::Resolve(name) => {
             let service = key_of(&name);
             match manager(&asker, service, Request::Query { service, seen: 0 }).await {
+                // What was removed is not merely stopped.
+                Some(Response::View(view))
+                    if view.desired.is_removed() && view.slots.is_empty() =>
+                {
+                    ClientReply::Unknown
+                }
                 Some(Response::View(view)) => ClientReply::Resolved(view),
                 Some(Response::Unknown) => ClientReply::Unknown,
                 _ => ClientReply::Failed(NOBODY.to_string()),

@@ -15,7 +15,10 @@ use argh::FromArgs;
     error_code(0, "done"),
     error_code(1, "failed"),
     error_code(2, "wrong usage"),
-    error_code(3, "accepted, but not satisfied (yet)"),
+    error_code(
+        3,
+        "understood, but not all of it can be had now: replicas, places or room are missing"
+    ),
     error_code(4, "no agent answers"),
     error_code(5, "refused"),
     error_code(6, "timed out"),

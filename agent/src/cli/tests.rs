@@ -252,6 +252,22 @@ note: one home only
     assert_eq!(ran.exit, 0);
 }
 
+#[test]
+fn a_site_without_a_file_is_refused() {
+    let agent = Running::start();
+    let files = tempfile::tempdir().unwrap();
+    let file = service_file(files.path());
+    let pages = files.path().join("pages");
+    std::fs::remove_file(pages.join("index.html")).unwrap();
+    std::fs::create_dir_all(pages.join("deep/er")).unwrap();
+    let ran = agent.run(&["deploy", &file]);
+    assert_eq!(ran.exit, 1);
+    let text = format!("dugnad: {}: there is no file in it, so nothing to show\n", pages.display());
+    assert_eq!(ran.err, text);
+    std::fs::write(pages.join("deep/er/a.txt"), "").unwrap();
+    assert_ne!(agent.run(&["deploy", &file]).err, text);
+}
+
 /// Times differ from run to run.
 fn without_times(text: &str) -> String {
     let is_time =

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dugnad_fabric::Bytes;
@@ -151,7 +151,7 @@ async fn store(
         return Err(Failure::failed(text));
     }
     let all = Bytes(weigh(folder).map_err(unreadable)?);
-    let sent = Arc::<AtomicU64>::default();
+    let sent = Arc::<AtomicUsize>::default();
     let mut storing = std::pin::pin!(client.ingest(folder, Arc::clone(&sent)));
     loop {
         let later = async {
@@ -162,7 +162,7 @@ async fn store(
         if let Some(stored) = smol::future::or(done, later).await {
             return Ok(stored?);
         }
-        let sent = Bytes(sent.load(Ordering::Relaxed));
+        let sent = Bytes(sent.load(Ordering::Relaxed) as u64);
         progress(Progress::Now(format!("storing {}: {sent} of {all}", folder.display())));
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
 
 use dugnad_kernel::Hash;
 use dugnad_resource::spec::Tree;
@@ -156,7 +156,7 @@ impl Client {
     pub(crate) async fn ingest(
         &self,
         folder: &Path,
-        sent: Arc<AtomicU64>,
+        sent: Arc<AtomicUsize>,
     ) -> Result<Tree, ClientError> {
         let (blocks, from) = bounded(upload::BLOCKS);
         let folder = folder.to_path_buf();

@@ -10,7 +10,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
@@ -240,11 +240,11 @@ pub(super) struct Sender {
     blocks: Channel<Bytes>,
     block: Vec<u8>,
     /// Bytes handed over so far, for whoever watches.
-    sent: Arc<AtomicU64>,
+    sent: Arc<AtomicUsize>,
 }
 
 impl Sender {
-    pub(super) fn new(blocks: Channel<Bytes>, sent: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(blocks: Channel<Bytes>, sent: Arc<AtomicUsize>) -> Self {
         Self { blocks, block: Vec::with_capacity(BLOCK), sent }
     }
 }
@@ -264,7 +264,7 @@ impl Write for Sender {
             return Ok(());
         }
         let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
-        self.sent.fetch_add(block.len() as u64, Ordering::Relaxed);
+        self.sent.fetch_add(block.len(), Ordering::Relaxed);
         self.blocks
             .send_blocking(Bytes::from(block))
             .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the agent stopped reading"))

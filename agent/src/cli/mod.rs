@@ -207,7 +207,15 @@ fn try_run(words: &[String], cx: &mut Cx<'_>) -> Outcome {
         }
         ["help", command, ..] => vec![*command, "--help"],
         ["-V" | "--version", ..] => vec!["version"],
-        words => words.iter().map(|word| if *word == "-h" { "--help" } else { *word }).collect(),
+        words => words
+            .iter()
+            .map(|word| match *word {
+                "-h" => "--help",
+                // argh takes it for an option without a name.
+                "-" => setup::STDIN,
+                word => word,
+            })
+            .collect(),
     };
     let command = words.iter().find(|word| !word.starts_with('-'));
     if let Some(command) = command.filter(|command| !COMMANDS.contains(command)) {

@@ -15,6 +15,8 @@ use crate::control::{ClientError, exit};
 use crate::identity::{self, Community, Identity};
 use crate::invite::{self, Expiry, Invitation, InviteError};
 
+/// Stands for `-` on the command line.
+pub(super) const STDIN: &str = "stdin:";
 /// Bytes of a token at most, with room to spare.
 const TOKEN_MAX: u64 = 4096;
 
@@ -177,7 +179,7 @@ pub(super) fn join(args: args::Join, cx: &mut Cx<'_>) -> Outcome {
     let dirs = cx.dirs()?;
     let args::Join { token, name, overlay, gateway } = args;
     let refused = |error: InviteError| Failure::new(exit::REFUSED, error.to_string());
-    let token = if token == "-" { first_line()? } else { token };
+    let token = if token == STDIN { first_line()? } else { token };
     let invitation: Invitation = token.parse().map_err(refused)?;
     if invitation.check_expiry(now_unix()).map_err(refused)? == Expiry::ClockUnset {
         cx.say(

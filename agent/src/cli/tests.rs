@@ -408,6 +408,15 @@ fn init_invite_and_join_make_two_nodes_of_one_community() {
     assert!(ran.err.contains("name: \"garage\"") && ran.err.contains("log: Debug"), "{}", ran.err);
 }
 
+/// The standard input of tests holds no token.
+#[test]
+fn a_dash_reads_the_invitation_from_standard_input() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = run_in(dir.path(), &["join", "-", "--name", "attic"]);
+    assert_eq!(ran.exit, exit::REFUSED, "{ran:?}");
+    assert!(ran.err.contains("invitation") && !ran.err.contains("Unrecognized"), "{ran:?}");
+}
+
 #[test]
 fn a_bad_invitation_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@
 
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Component, Cx, Effect, Id, Input, NodeId, Time};
-use dugnad_resource::execute::{Epoch, ReplicaId, ToHost, ToManager};
+use dugnad_resource::execute::{Epoch, ReplicaId, TERM_STEP, ToHost, ToManager};
 use dugnad_resource::executor::{
     Command, Event, Executor, RESERVATION, RESERVED_EACH, SEARCH_AGAIN, Timer,
 };
@@ -149,4 +149,18 @@ fn a_flood_of_strange_orders_is_bounded() {
     host.pass_until(host.now + SEARCH_AGAIN * 10);
     assert_eq!(host.executor.refused_orders(), 1_000);
     assert_eq!(host.timers.len(), 0);
+}
+
+/// A term far above what is known would be the last one for ever.
+#[test]
+fn nobody_jumps_to_the_last_term() {
+    let mut host = Host::new();
+    host.manager = Some(Id(7));
+    let nothing = [ToManager::Nothing { service: Id(5) }];
+    assert_eq!(host.hears(7, probe(5, 7, 7)), nothing);
+    for term in [u64::MAX, u64::from(u32::MAX) - 2, 7 + TERM_STEP + 1] {
+        assert_eq!(host.hears(7, probe(5, term, 7)), [], "{term}");
+    }
+    assert_eq!(host.executor.refused_epochs(), 3);
+    assert_eq!(host.hears(7, probe(5, 8, 7)), nothing, "the next one is obeyed as ever");
 }

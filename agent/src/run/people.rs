@@ -270,10 +270,14 @@ impl AgentApi for Api {
             for node in nodes {
                 let (agent, to) = (Rc::clone(&agent), to.clone());
                 let task = async move {
-                    if let Err(error) = agent.copy_logs(node, key, tail, follow, &to).await {
-                        // Nobody may listen any more; then nobody needs to know.
-                        _ = to.send((u32::MAX, format!("{}: {error}", node.short()))).await;
-                    }
+                    let copying = async {
+                        if let Err(error) = agent.copy_logs(node, key, tail, follow, &to).await {
+                            // Nobody may listen any more; then nobody needs to know.
+                            _ = to.send((u32::MAX, format!("{}: {error}", node.short()))).await;
+                        }
+                    };
+                    // It ends with its listener, also while nothing is written.
+                    smol::future::or(copying, to.closed()).await;
                 };
                 ex.spawn(task).detach();
             }

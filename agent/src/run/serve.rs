@@ -104,24 +104,8 @@ impl Agent {
         stream.close().await
     }
 
-    /// Copies the log of the replicas of `service` on `node` to `to`, while somebody listens there.
+    /// Copies the log of the replicas of `service` on `node` to `to`.
     pub(super) async fn copy_logs(
-        &self,
-        node: NodeId,
-        service: Key,
-        tail: usize,
-        follow: bool,
-        to: &Sender<(u32, String)>,
-    ) -> io::Result<()> {
-        let copying = self.copy_all(node, service, tail, follow, to);
-        let gone = async {
-            to.closed().await;
-            Ok(())
-        };
-        smol::future::or(copying, gone).await
-    }
-
-    async fn copy_all(
         &self,
         node: NodeId,
         service: Key,

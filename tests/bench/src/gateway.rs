@@ -23,6 +23,9 @@ proxy_temp_path /tmp/b; fastcgi_temp_path /tmp/c; uwsgi_temp_path /tmp/d; scgi_t
 server { listen 127.0.0.1:PORT; location / { return 200 \"hello from nginx\\n\"; } } }
 ";
 
+/// What is wanted through the own node, and through the other: in words, and as a ratio.
+type Budget = [(&'static str, f64); 2];
+
 /// A program that ends with the measurement.
 struct Running(Child);
 
@@ -156,26 +159,23 @@ pub(crate) fn rows() -> Vec<Row> {
         .expect("its port");
     let scratch = community.folder("caddy");
     let mut rows = Vec::new();
+    let mut compare = |name: &str, path: &str, node: usize, caddy: &str, budget: Budget| {
+        for connections in CONNECTIONS {
+            let theirs = wrk(caddy, connections);
+            for (place, node, (text, least)) in
+                [("own", node, budget[0]), ("other", 1 - node, budget[1])]
+            {
+                let what = format!("{name}, {place} node, {connections} connections");
+                rows.push(row(&what, text, least, wrk(&url(node, path), connections), theirs));
+            }
+        }
+    };
+    let any = ("≥ 1.0, p99 ≤ caddy's", 1.0);
     let (proxy, proxied) = caddy(&scratch, &format!(" reverse_proxy {at}"));
-    for connections in CONNECTIONS {
-        let theirs = wrk(&proxied, connections);
-        let what = |where_| format!("proxy, {where_} node, {connections} connections");
-        let own = wrk(&url(web, "web/"), connections);
-        rows.push(row(&what("own"), "≥ 1.3, p99 ≤ caddy's", 1.3, own, theirs));
-        let other = wrk(&url(1 - web, "web/"), connections);
-        rows.push(row(&what("other"), "≥ 1.0, p99 ≤ caddy's", 1.0, other, theirs));
-    }
+    compare("proxy", "web/", web, &proxied, [("≥ 1.3, p99 ≤ caddy's", 1.3), any]);
     drop(proxy);
-    let site = format!(" root * {}\n file_server", folder.display());
-    let (_server, served) = caddy(&scratch, &site);
-    for connections in CONNECTIONS {
-        let theirs = wrk(&served, connections);
-        let what = |where_| format!("files, {where_} node, {connections} connections");
-        let own = wrk(&url(files, "files/"), connections);
-        rows.push(row(&what("own"), "≥ 1.5, p99 ≤ caddy's", 1.5, own, theirs));
-        let other = wrk(&url(1 - files, "files/"), connections);
-        rows.push(row(&what("other"), "≥ 1.0, p99 ≤ caddy's", 1.0, other, theirs));
-    }
+    let (_server, served) = caddy(&scratch, &format!(" root * {}\n file_server", folder.display()));
+    compare("files", "files/", files, &served, [("≥ 1.5, p99 ≤ caddy's", 1.5), any]);
     let (own, other) =
         (wrk(&url(files, "files/page.bin"), 8), wrk(&url(1 - files, "files/page.bin"), 8));
     let ratio = other.requests / own.requests;

@@ -11,16 +11,19 @@ use dugnad_cluster::http::get_text;
 use dugnad_cluster::{Community, Options, PATIENCE, holds, installed, say, skip, until, write};
 
 const CHATTER: &str = "import http.server, os, sys, threading, time
+said = 0
 def talk():
-    for number in range(10**9):
-        print('line', number, flush=True)
+    global said
+    while True:
+        print('line', said, flush=True)
+        said += 1
         time.sleep(0.05)
 threading.Thread(target=talk, daemon=True).start()
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(str(os.getpid()).encode())
+        self.wfile.write(f'{os.getpid()} {said}'.encode())
     def log_message(self, *words): pass
 where = (os.environ['HOST'], int(os.environ['PORT']))
 http.server.ThreadingHTTPServer(where, Answer).serve_forever()
@@ -63,7 +66,13 @@ fn a_log_that_is_lost_takes_no_service_with_it_and_followers_go_when_they_go() {
     let community = Community::new("limits-log", 2);
     deploy_chatter(&community);
     let (on, folder) = chatter(&community);
-    let pid = || get_text(community.nodes[0].gateway, "/chat/");
+    // Its process, and how many lines it has said.
+    let look = || -> Result<(String, u32), String> {
+        let text = get_text(community.nodes[0].gateway, "/chat/")?;
+        let (pid, said) = text.split_once(' ').ok_or_else(|| text.clone())?;
+        Ok((pid.to_owned(), said.parse().map_err(|_| text.clone())?))
+    };
+    let pid = || look().map(|(pid, _)| pid);
     let first = pid().unwrap();
     let log = folder.join("log");
     until("the log has lines", PATIENCE, || {
@@ -72,7 +81,11 @@ fn a_log_that_is_lost_takes_no_service_with_it_and_followers_go_when_they_go() {
     // Deleted, and then in the way.
     fs::remove_file(&log).unwrap();
     fs::create_dir(&log).unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    let before = look().unwrap().1;
+    until("it has said more, into nowhere", PATIENCE, || {
+        let said = look()?.1;
+        holds(said >= before + 10, || said.to_string())
+    });
     fs::remove_dir(&log).unwrap();
     until("the log tells what it lost", PATIENCE, || {
         let text = fs::read_to_string(&log).unwrap_or_default();

@@ -174,6 +174,8 @@ pub const GROUP_RATE: u32 = 50;
 pub const GROUP_LOST_MAX: usize = 32;
 pub const GROUP_LOST: Duration = Duration::from_secs(60);
 pub const GROUP_LOST_TRIES: u8 = 30;
+/// So long after its members changed a mesh member compares its list with the next two.
+pub const GROUP_COMPARE: Duration = Duration::from_secs(5);
 /// The record is written this long after the members changed (overlay.md 4.8), sooner if hardly
 /// anybody it names is there any more; and now and then, because it ends after a day.
 pub const GROUP_REFRESH: Duration = Duration::from_secs(60);

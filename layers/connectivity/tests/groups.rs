@@ -536,7 +536,8 @@ fn a_mesh_becomes_a_ring_and_a_ring_a_mesh() {
 
 #[test]
 fn a_group_that_was_cut_in_two_becomes_one() {
-    for (seed, count) in [(1, 6), (2, 20), (3, 40), (4, 60)] {
+    // In the later ones one half, a mesh, is not known in full to whoever makes a ring of all.
+    for (seed, count) in [(1, 6), (2, 20), (3, 40), (4, 60), (190, 40), (210, 40), (342, 40)] {
         let mut world = group_of(seed, count, count);
         world.cut(|number| u32::from(number % 3 == 0));
         world.run(SECOND * 120);
@@ -663,7 +664,8 @@ fn being_sure_costs_an_eighth_more() {
 /// of one that died a beginning without holes. Newcomers hear everything from some point on.
 #[test]
 fn reliable_messages_survive_deaths_and_newcomers() {
-    for seed in 1..=6 {
+    // In the later ones a newcomer's hello to a sender is lost, and nothing it says is heard.
+    for seed in (1..=6).chain([96, 108, 110, 153, 254]) {
         let count = if seed % 2 == 0 { 24 } else { 44 };
         let mut world = group_of(seed, count, count + 4);
         world.loss = Some(50);

@@ -5,6 +5,9 @@
 //! of them in answers the other's hello. Each member has its next two, by id, watched; who finds
 //! one dead tells the others, and the one it was said of says hello if it is wrong. Lost members
 //! are remembered and greeted again, so that a group that was cut in two becomes one.
+//!
+//! A hello may be lost with its link. So a few seconds after its members changed, each member says
+//! hello to its next two; who misses one of those the other knows says hello back and is told.
 
 use alloc::vec::Vec;
 
@@ -13,7 +16,9 @@ use dugnad_kernel::{Cx, NodeId, Peer};
 use super::directory::Mode;
 use super::messages::{GroupId, Msg, Timer};
 use super::{Group, Groups, Phase};
-use crate::config::{GROUP_LOST, GROUP_LOST_MAX, GROUP_LOST_TRIES, GROUP_MESH_MAX, GROUP_WATCHED};
+use crate::config::{
+    GROUP_COMPARE, GROUP_LOST, GROUP_LOST_MAX, GROUP_LOST_TRIES, GROUP_MESH_MAX, GROUP_WATCHED,
+};
 
 impl Group {
     /// Those whose death somebody must notice, and it is me.
@@ -47,8 +52,30 @@ impl Groups {
         group.members.insert(peer.id, peer.clone());
         group.changed = true;
         self.contact(peer, cx);
+        self.compare_later(gid, cx);
         self.review(gid, cx);
         true
+    }
+
+    fn compare_later(&mut self, gid: GroupId, cx: &mut Cx<'_, Self>) {
+        let Some(group) = self.groups.get_mut(&gid) else { return };
+        if !group.comparing {
+            group.comparing = true;
+            let delay = GROUP_COMPARE * cx.rng.u32(80..120) / 100;
+            cx.after(delay, Timer::Compare { gid, life: group.life });
+        }
+    }
+
+    /// Says hello to the next two, who answer with what this member misses and ask for what they
+    /// miss.
+    pub(crate) fn on_compare(&mut self, gid: GroupId, cx: &mut Cx<'_, Self>) {
+        let me = self.me.id;
+        let Some(group) = self.groups.get_mut(&gid) else { return };
+        group.comparing = false;
+        if group.mode == Mode::Mesh && group.phase == Phase::In {
+            let next: Vec<NodeId> = group.mesh_watched(me).collect();
+            next.into_iter().for_each(|id| self.say_hello(gid, id, cx));
+        }
     }
 
     pub(crate) fn say_hello(&self, gid: GroupId, to: NodeId, cx: &mut Cx<'_, Self>) {
@@ -81,6 +108,22 @@ impl Groups {
             let mut peers = peers;
             peers.push(self.me.clone());
             cx.send(from, Msg::Members { gid, epoch, mode: Mode::Mesh, peers });
+        }
+        self.ask_for_more(gid, from, known, cx);
+    }
+
+    /// Says hello back to one who knows members that are missing here: it answers with them. This
+    /// ends, for they are not missing any more then, and who has no room does not ask.
+    fn ask_for_more(&self, gid: GroupId, from: NodeId, known: &[NodeId], cx: &mut Cx<'_, Self>) {
+        let Some(group) = self.groups.get(&gid) else { return };
+        // Who was found dead here, the other will find dead, too.
+        let has = |id: &NodeId| {
+            *id == self.me.id
+                || group.members.contains_key(id)
+                || group.lost.iter().any(|(lost, _)| lost.id == *id)
+        };
+        if group.members.len() < GROUP_MESH_MAX && !known.iter().all(has) {
+            self.say_hello(gid, from, cx);
         }
     }
 

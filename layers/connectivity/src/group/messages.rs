@@ -209,6 +209,8 @@ pub enum Timer {
     Ring { gid: GroupId, instance: u32, timer: crate::Timer },
     /// Compare the record with the members.
     Refresh { gid: GroupId, life: u32 },
+    /// Compare the members of a mesh with what the next two know.
+    Compare { gid: GroupId, life: u32 },
     /// Say hello to somebody who was lost.
     Lost { gid: GroupId, life: u32 },
     /// The change from mesh to ring, or the way into the ring, has had its time.

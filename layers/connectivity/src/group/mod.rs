@@ -121,6 +121,8 @@ pub(crate) struct Group {
     /// Who may come back, and how often it was greeted in vain.
     lost: Vec<(Peer, u8)>,
     greeting: bool,
+    /// The members changed, and are to be compared with those of others.
+    comparing: bool,
     ring: Option<Box<Overlay>>,
     /// Which ring it is: timers of an earlier one are stale.
     instance: u32,
@@ -351,6 +353,7 @@ impl Groups {
             }
             Timer::Refresh { gid, life } if lives(gid, life) => self.on_refresh(gid, cx),
             Timer::Lost { gid, life } if lives(gid, life) => self.on_greet_lost(gid, cx),
+            Timer::Compare { gid, life } if lives(gid, life) => self.on_compare(gid, cx),
             Timer::Settle { gid, life } if lives(gid, life) => self.on_settled(gid, cx),
             Timer::Renew { gid, life } if lives(gid, life) => {
                 self.renew_later(gid, cx);
@@ -367,6 +370,7 @@ impl Groups {
             | Timer::Nack { .. }
             | Timer::Refresh { .. }
             | Timer::Lost { .. }
+            | Timer::Compare { .. }
             | Timer::Settle { .. }
             | Timer::Renew { .. } => {}
         }
@@ -656,6 +660,7 @@ impl Group {
             members: Map::new(),
             lost: Vec::new(),
             greeting: false,
+            comparing: false,
             ring: None,
             instance: 0,
             waiting: Vec::from([call]),

@@ -112,7 +112,12 @@ impl Groups {
         group.epoch = epoch;
         (group.record, group.counting) = (None, false);
         match mode {
-            Mode::Ring => self.begin_ring(gid, false, &peers, cx),
+            Mode::Ring => {
+                self.begin_ring(gid, false, &peers, cx);
+                // Whoever grew it may not have known, or reached, all of this mesh.
+                let next = self.groups.get(&gid).into_iter().flat_map(|g| g.mesh_watched(me));
+                self.tell_of_ring(gid, next.collect(), cx);
+            }
             Mode::Mesh => {
                 group.mode = Mode::Mesh;
                 group.ring = None;
@@ -130,14 +135,19 @@ impl Groups {
 
     /// The mesh got too large and the record says so: the others follow.
     pub(crate) fn grow(&mut self, gid: GroupId, cx: &mut Cx<'_, Self>) {
-        let Some(group) = self.groups.get(&gid) else { return };
-        let (epoch, peers) = (group.epoch, Vec::from([self.me.clone()]));
-        let others: Vec<NodeId> = group.members.keys().copied().collect();
         self.count("group_grew");
         self.begin_ring(gid, true, &[], cx);
-        for to in others {
-            let told = Msg::Members { gid, epoch, mode: Mode::Ring, peers: peers.clone() };
-            cx.send(to, told);
+        let others = self.groups.get(&gid).into_iter().flat_map(|group| group.members.keys());
+        self.tell_of_ring(gid, others.copied().collect(), cx);
+    }
+
+    /// Tells members of the mesh this node was in that there is a ring now. Who follows tells its
+    /// next two; who has followed says nothing, which ends it.
+    fn tell_of_ring(&self, gid: GroupId, whom: Vec<NodeId>, cx: &mut Cx<'_, Self>) {
+        let Some(group) = self.groups.get(&gid) else { return };
+        for to in whom {
+            let peers = Vec::from([self.me.clone()]);
+            cx.send(to, Msg::Members { gid, epoch: group.epoch, mode: Mode::Ring, peers });
         }
     }
 

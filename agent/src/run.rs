@@ -7,6 +7,7 @@
 
 mod boot;
 mod groups;
+mod pace;
 mod people;
 mod serve;
 mod traffic;

@@ -8,9 +8,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
-use smol::Task;
 
 use super::BUFFER;
+use super::hot::{Hot, Piece};
 use super::upstream::Lease;
 use crate::blobs::{Blobs, CHUNK, Catalog, Held};
 
@@ -65,27 +65,28 @@ impl Drop for Answer {
 /// A range of a static file, read chunk by chunk as the client takes it.
 pub(super) struct FileBody {
     blobs: Rc<Blobs>,
+    hot: Rc<Hot>,
     catalog: Rc<Catalog>,
     entry: usize,
     /// Where in the file the next byte is.
     at: u64,
     left: u64,
     ready: Bytes,
-    reading: Option<Task<io::Result<Vec<u8>>>>,
+    reading: Option<Piece>,
     /// A new version of the service must not take the rest of this answer away.
     _held: Rc<Held>,
 }
 
 impl FileBody {
     pub(super) fn new(
-        blobs: Rc<Blobs>,
+        (blobs, hot): (Rc<Blobs>, Rc<Hot>),
         (catalog, held): (Rc<Catalog>, Rc<Held>),
         entry: usize,
         at: u64,
         length: u64,
     ) -> Self {
         let (ready, reading) = (Bytes::new(), None);
-        Self { blobs, catalog, entry, at, left: length, ready, reading, _held: held }
+        Self { blobs, hot, catalog, entry, at, left: length, ready, reading, _held: held }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
@@ -101,14 +102,14 @@ impl FileBody {
                     let Some(hash) = self.catalog.chunk(self.entry, number) else {
                         return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
                     };
-                    self.blobs.read_chunk(hash)
+                    self.hot.piece(&self.blobs, hash)
                 }
             };
-            let Poll::Ready(chunk) = Pin::new(&mut reading).poll(cx) else {
+            let Poll::Ready(chunk) = reading.poll(&self.hot, cx) else {
                 self.reading = Some(reading);
                 return Poll::Pending;
             };
-            let mut chunk = Bytes::from(chunk?);
+            let mut chunk = chunk?;
             if chunk.len() <= inside {
                 return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
             }

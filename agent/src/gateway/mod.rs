@@ -17,10 +17,12 @@
 //! refused connection is known before any request was sent, and the next replica can be asked.
 
 mod body;
+mod calm;
 mod clock;
 mod compress;
 mod front;
 mod headers;
+mod hot;
 mod pick;
 mod ports;
 mod proxy;
@@ -134,6 +136,7 @@ struct Shared {
     load: Rc<pick::Load>,
     pool: Rc<upstream::Pool>,
     compressed: compress::Compressed,
+    hot: Rc<hot::Hot>,
     limits: Limits,
     /// Visitors by HTTP, by address.
     http: Rc<Places<IpAddr>>,
@@ -175,8 +178,9 @@ impl Gateway {
             listen,
             counters: Counters::default(),
             load: Rc::default(),
-            pool: Rc::default(),
+            pool: upstream::Pool::new(limits.http / 4),
             compressed: compress::Compressed::default(),
+            hot: Rc::default(),
             limits,
             http: Places::new(limits.http, limits.http / 2),
             tcp: Places::new(limits.tcp, limits.tcp_service),

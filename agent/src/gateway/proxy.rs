@@ -279,6 +279,7 @@ impl Trial<'_> {
         let body = if self.body.empty { Body::EMPTY } else { Body::Lent(Rc::clone(&self.body)) };
         let asked = &parts.headers;
         let request = Request::from_parts(parts.clone(), body);
+        conn.sender.ready().await.map_err(|error| Failed::NotSent(describe(&error)))?;
         let answer = conn.sender.try_send_request(request).await.map_err(|mut error| {
             let sent = error.take_message().is_none();
             let why = describe(error.error());

@@ -15,11 +15,11 @@ use hyper::server::conn::http1::{Builder, Connection};
 use hyper::service::{HttpService, service_fn};
 use hyper::{Request, Response, StatusCode};
 use smol::io::AsyncWriteExt as _;
-use smol::net::TcpStream;
 use smol::{Async, Timer};
 use smol_hyper::rt::FuturesIo;
 
 use super::body::Body;
+use super::calm::Calm;
 use super::clock::{Clock, Heard, clocked};
 use super::splice::splice;
 use super::upstream::Upgraded;
@@ -72,8 +72,8 @@ pub(super) async fn next(
 ) -> (Stream, SocketAddr) {
     loop {
         let accepted = socket.accept().await;
-        match accepted.and_then(|(stream, peer)| tuned((stream.into_inner()?, peer))) {
-            Ok((stream, peer)) => return (stream, peer),
+        match accepted.and_then(|(stream, peer)| Ok((tuned(stream)?, peer))) {
+            Ok(accepted) => return accepted,
             Err(error) => {
                 count(&shared.counters.accept_failed);
                 if shared.counters.accept_failed.get().is_power_of_two() {
@@ -85,11 +85,11 @@ pub(super) async fn next(
     }
 }
 
-fn tuned((stream, peer): (std::net::TcpStream, SocketAddr)) -> io::Result<(Stream, SocketAddr)> {
-    stream.set_nodelay(true)?;
+fn tuned(stream: Async<std::net::TcpStream>) -> io::Result<Stream> {
+    stream.get_ref().set_nodelay(true)?;
     // A client that vanished without a word is noticed in the end.
     nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::KeepAlive, &true)?;
-    Ok((Box::pin(TcpStream::from(Async::new(stream)?)), peer))
+    Ok(Box::pin(Calm::new(stream)))
 }
 
 fn builder(clock: Clock) -> Builder {

@@ -13,6 +13,7 @@ use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Response, StatusCode};
 
 use super::body::{Body, FileBody};
+use super::hot::Hot;
 use super::serve::text;
 use super::{Shared, compress};
 use crate::blobs::{Blobs, Catalog, Found, Held};
@@ -55,16 +56,16 @@ pub(super) async fn answer(
             let index = format!("{path}/index.html");
             match catalog.0.find(&index) {
                 Some(Found::File { entry, size }) => (index, entry, size),
-                Some(Found::Dir) | None => return Ok(missing(blobs, &catalog, raw)),
+                Some(Found::Dir) | None => return Ok(missing(shared, blobs, &catalog, raw)),
             }
         }
-        Some((_, Found::File { .. })) | None => return Ok(missing(blobs, &catalog, raw)),
+        Some((_, Found::File { .. })) | None => return Ok(missing(shared, blobs, &catalog, raw)),
     };
     let content_type = match content_type(&path) {
         Some(known) => known,
-        None => sniff(blobs, &catalog.0, entry).await?,
+        None => sniff(shared, blobs, &catalog.0, entry).await?,
     };
-    let file = File { blobs, tree, catalog: &catalog, entry, size };
+    let file = File { shared, blobs, tree, catalog: &catalog, entry, size };
     let worth = compress::is_worth(content_type, size);
     let whole = parts.headers.get(RANGE).is_none();
     let mut answer = if worth && whole && compress::is_wanted(&parts.headers) {
@@ -80,9 +81,14 @@ pub(super) async fn answer(
 }
 
 /// What a file is whose name does not tell: text, if its beginning reads as text.
-async fn sniff(blobs: &Rc<Blobs>, catalog: &Catalog, entry: usize) -> io::Result<&'static str> {
+async fn sniff(
+    shared: &Shared,
+    blobs: &Blobs,
+    catalog: &Catalog,
+    entry: usize,
+) -> io::Result<&'static str> {
     let Some(hash) = catalog.chunk(entry, 0) else { return Ok(TEXT) };
-    let bytes = blobs.read_chunk(hash).await?;
+    let bytes = shared.hot.read(blobs, hash).await?;
     let start = &bytes[..bytes.len().min(1024)];
     let text = match std::str::from_utf8(start) {
         Ok(text) => text,
@@ -129,10 +135,15 @@ fn to_folder(raw: &str, query: Option<&str>) -> Response<Body> {
     answer
 }
 
+/// Where the bytes of a file come from.
+fn from(shared: &Shared, blobs: &Rc<Blobs>) -> (Rc<Blobs>, Rc<Hot>) {
+    (Rc::clone(blobs), Rc::clone(&shared.hot))
+}
+
 /// The folder's own `404.html` if there is one.
-fn missing(blobs: &Rc<Blobs>, catalog: &Reading, raw: &str) -> Response<Body> {
+fn missing(shared: &Shared, blobs: &Rc<Blobs>, catalog: &Reading, raw: &str) -> Response<Body> {
     if let Some(Found::File { entry, size }) = catalog.0.find("404.html") {
-        let file = FileBody::new(Rc::clone(blobs), catalog.clone(), entry, 0, size);
+        let file = FileBody::new(from(shared, blobs), catalog.clone(), entry, 0, size);
         let mut answer = Response::new(Body::File(file));
         *answer.status_mut() = StatusCode::NOT_FOUND;
         set(answer.headers_mut(), CONTENT_TYPE, "text/html; charset=utf-8");
@@ -149,6 +160,7 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: impl TryInto<HeaderValu
 }
 
 struct File<'a> {
+    shared: &'a Shared,
     blobs: &'a Rc<Blobs>,
     tree: Tree,
     catalog: &'a Reading,
@@ -215,8 +227,8 @@ impl File<'_> {
         set(answer.headers_mut(), CONTENT_TYPE, content_type);
         set(answer.headers_mut(), CONTENT_LENGTH, length.to_string());
         if parts.method == Method::GET {
-            let (blobs, catalog) = (Rc::clone(self.blobs), self.catalog.clone());
-            *answer.body_mut() = Body::File(FileBody::new(blobs, catalog, self.entry, at, length));
+            let (from, catalog) = (from(self.shared, self.blobs), self.catalog.clone());
+            *answer.body_mut() = Body::File(FileBody::new(from, catalog, self.entry, at, length));
         }
         answer
     }

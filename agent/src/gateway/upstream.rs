@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
+use std::net::TcpStream;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -14,11 +15,11 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use smol::channel::{Receiver, bounded};
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use smol::net::TcpStream;
-use smol::{LocalExecutor, Task, Timer};
+use smol::{Async, LocalExecutor, Task, Timer};
 use smol_hyper::rt::FuturesIo;
 
 use super::body::Body;
+use super::calm::Calm;
 use super::pick::{Busy, Target};
 use super::splice::splice;
 use super::{BUFFER, Shared, count, serve};
@@ -28,9 +29,6 @@ use crate::stream::{Endpoint, Stream, StreamHead, within, write_head};
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// How long an idle connection to a replica is kept.
 const IDLE: Duration = Duration::from_secs(60);
-/// Idle connections kept: to one replica, and in all.
-const IDLE_EACH: usize = 4;
-const IDLE_MAX: usize = 32;
 
 /// Bytes of a replica's, once both have agreed to talk something else than HTTP.
 pub(super) type Upgraded = (Stream, Bytes);
@@ -46,8 +44,10 @@ pub(super) struct Conn {
 type Key = (ReplicaId, NodeId);
 
 /// Idle connections, newest last.
-#[derive(Default)]
 pub(super) struct Pool {
+    /// So many are kept in all, half of them to one replica. With few, a burst of visitors would
+    /// have a connection opened and closed for each request.
+    most: usize,
     idle: RefCell<HashMap<Key, Vec<Idle>>>,
     next: Cell<u64>,
 }
@@ -60,13 +60,18 @@ struct Idle {
 }
 
 impl Pool {
+    pub(super) fn new(most: usize) -> Rc<Self> {
+        Rc::new(Self { most, idle: RefCell::default(), next: Cell::new(0) })
+    }
+
+    /// One that is open. It may be needed to wait until it is ready: its last answer was read only
+    /// just now.
     pub(super) fn take(&self, key: Key) -> Option<Conn> {
         let mut idle = self.idle.borrow_mut();
-        let mut found = None;
         let conns = idle.get_mut(&key)?;
-        while let (None, Some(last)) = (&found, conns.pop()) {
-            found = Some(last.conn).filter(|conn| conn.sender.is_ready());
-        }
+        conns.retain(|idle| !idle.conn.sender.is_closed());
+        let ready = conns.iter().rposition(|idle| idle.conn.sender.is_ready());
+        let found = ready.or(conns.len().checked_sub(1)).map(|at| conns.remove(at).conn);
         if conns.is_empty() {
             idle.remove(&key);
         }
@@ -80,9 +85,9 @@ impl Pool {
 
     fn put(self: &Rc<Self>, ex: &LocalExecutor<'static>, key: Key, conn: Conn) {
         let mut idle = self.idle.borrow_mut();
-        let full = idle.values().map(Vec::len).sum::<usize>() >= IDLE_MAX;
+        let full = idle.values().map(Vec::len).sum::<usize>() >= self.most;
         let conns = idle.entry(key).or_default();
-        if full || conns.len() >= IDLE_EACH || conn.sender.is_closed() {
+        if full || conns.len() >= self.most.div_ceil(2) || conn.sender.is_closed() {
             if conns.is_empty() {
                 idle.remove(&key);
             }
@@ -159,9 +164,10 @@ pub(super) async fn connect(shared: &Shared, target: &Target) -> io::Result<Stre
 }
 
 async fn local(addr: std::net::SocketAddr) -> io::Result<Stream> {
-    let stream = within(CONNECT_WITHIN, "no connection", TcpStream::connect(addr)).await?;
-    stream.set_nodelay(true)?;
-    Ok(Box::pin(stream))
+    let connect = Async::<TcpStream>::connect(addr);
+    let stream = within(CONNECT_WITHIN, "no connection", connect).await?;
+    stream.get_ref().set_nodelay(true)?;
+    Ok(Box::pin(Calm::new(stream)))
 }
 
 /// Makes it an HTTP connection that runs on its own.

@@ -60,10 +60,7 @@ pub(crate) fn agent(dirs: Dirs, config: Config) -> Result<(), String> {
         })
         .init();
     let ex = Rc::new(LocalExecutor::new());
-    // Not `smol::block_on`: it and async-io's own thread would take turns at polling, with some
-    // ten wakeups at every turn. This one leaves polling to that thread.
-    smol::future::block_on(ex.run(live(Rc::clone(&ex), dirs, config)))
-        .map_err(|error| error.to_string())
+    super::pace::run(&ex, live(Rc::clone(&ex), dirs, config)).map_err(|error| error.to_string())
 }
 
 async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std::io::Result<()> {

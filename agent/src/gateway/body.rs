@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 
-use super::BUFFER;
+use super::PIECE;
 use super::hot::{Hot, Piece};
 use super::upstream::Lease;
 use crate::blobs::{Blobs, CHUNK, Catalog, Held};
@@ -117,7 +117,7 @@ impl FileBody {
             let left = usize::try_from(self.left).unwrap_or(usize::MAX);
             self.ready.truncate(left);
         }
-        let part = self.ready.split_to(self.ready.len().min(BUFFER));
+        let part = self.ready.split_to(self.ready.len().min(PIECE));
         self.at += part.len() as u64;
         self.left -= part.len() as u64;
         Poll::Ready(Some(Ok(part)))

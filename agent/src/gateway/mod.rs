@@ -48,8 +48,10 @@ use crate::limits::Limits;
 use crate::places::{Places, Taken};
 use crate::stream::{Endpoint, Later, Stream, StreamHead};
 
-/// Bytes of each buffer; also the longest head of a request.
+/// Bytes of each buffer for what a client sends; also the longest head of a request.
 const BUFFER: usize = 16 * 1024;
+/// Bytes that are passed on at once of what a replica sends.
+const PIECE: usize = 32 * 1024;
 
 /// Where requests to a service can go.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hyper::body::Bytes;
 use smol::Timer;
 
-use super::BUFFER;
+use super::PIECE;
 use crate::stream::Stream;
 
 /// How long both directions may be silent, and how long one may once the other has ended.
@@ -63,7 +63,7 @@ struct Way {
 
 impl Way {
     fn new(first: &[u8]) -> Self {
-        let mut buffer = vec![0; BUFFER.max(first.len())];
+        let mut buffer = vec![0; PIECE.max(first.len())];
         buffer[..first.len()].copy_from_slice(first);
         let end = first.len();
         Self { buffer, start: 0, end, moved: 0, ended: false, closed: false, unflushed: false }

@@ -22,7 +22,7 @@ use super::body::Body;
 use super::calm::Calm;
 use super::pick::{Busy, Target};
 use super::splice::splice;
-use super::{BUFFER, Shared, count, serve};
+use super::{PIECE, Shared, count, serve};
 use crate::stream::{Endpoint, Stream, StreamHead, within, write_head};
 
 /// How long connecting to a replica may take.
@@ -173,7 +173,7 @@ async fn local(addr: std::net::SocketAddr) -> io::Result<Stream> {
 /// Makes it an HTTP connection that runs on its own.
 pub(super) async fn handshake(ex: &LocalExecutor<'static>, stream: Stream) -> io::Result<Conn> {
     let (sender, conn) = Builder::new()
-        .max_buf_size(BUFFER)
+        .max_buf_size(PIECE)
         .writev(true)
         .handshake(FuturesIo::new(stream))
         .await

@@ -19,7 +19,7 @@ use std::task::{Context, Poll, Waker};
 use futures_util::io::{AsyncRead, AsyncWrite};
 use yamux::{Connection, Mode};
 
-use super::noise::BULK;
+use super::noise::{BULK, PLAIN_MAX};
 use super::spare;
 use crate::notify::Notify;
 
@@ -32,8 +32,10 @@ const WINDOW_EXTRA: usize = 768 * 1024;
 /// Above this the reader of the session waits. yamux may stop reading while it cannot write; if
 /// both ends did, neither would ever go on, so there is ample room.
 const IN_MAX: usize = 1024 * 1024;
-/// Above this yamux waits. One piece of 16 KiB more must still fit a record.
-const OUT_MAX: usize = 32 * 1024;
+/// The most of a stream that goes into one piece.
+const PIECE: usize = 32 * 1024;
+/// Above this yamux waits: one piece more must still fit a record.
+const OUT_MAX: usize = PLAIN_MAX - PIECE;
 
 /// What yamux sees as its socket.
 #[derive(Default)]
@@ -108,12 +110,12 @@ impl AsyncWrite for Socket {
             return Poll::Pending;
         }
         if outbound.capacity() == 0 {
-            *outbound = spare::take(2 * OUT_MAX);
+            *outbound = spare::take(PLAIN_MAX);
         }
         if outbound.is_empty() {
             outbound.push(BULK);
         }
-        let count = bytes.len().min(OUT_MAX);
+        let count = bytes.len().min(PIECE);
         outbound.extend_from_slice(&bytes[..count]);
         pipe.wake_session.notify();
         Poll::Ready(Ok(count))
@@ -161,6 +163,7 @@ impl Mux {
         }
         let mut config = yamux::Config::default();
         config
+            .set_split_send_size(PIECE)
             .set_max_num_streams(YAMUX_STREAMS)
             .set_max_connection_receive_window(Some(YAMUX_STREAMS * YAMUX_CREDIT + WINDOW_EXTRA));
         let mode = if self.dialled { Mode::Client } else { Mode::Server };

@@ -80,10 +80,9 @@ impl Reader {
             self.start = 0;
         }
         if need > self.buffer.len() {
-            let mut larger = spare::take(BURST);
-            larger.extend_from_slice(&self.buffer[..self.end]);
-            larger.resize(BURST, 0);
-            spare::give(std::mem::replace(&mut self.buffer, larger));
+            let mut larger = spare::take_full(BURST);
+            larger[..self.end].copy_from_slice(&self.buffer[..self.end]);
+            spare::give_full(std::mem::replace(&mut self.buffer, larger));
         }
         while self.end < need {
             let read = self.read_some().await?;
@@ -101,8 +100,8 @@ impl Reader {
             let polled = Pin::new(&mut self.tcp).poll_read(cx, &mut self.buffer[self.end..]);
             if polled.is_pending() && self.end == 0 && self.buffer.len() > IDLE {
                 // Silence: what a burst needed is for whoever is next.
-                spare::give(std::mem::replace(&mut self.buffer, vec![0; IDLE]));
-                spare::give(std::mem::take(&mut self.plain));
+                spare::give_full(std::mem::replace(&mut self.buffer, vec![0; IDLE]));
+                spare::give_full(std::mem::take(&mut self.plain));
             }
             polled
         })
@@ -128,17 +127,20 @@ impl Reader {
         self.fill(2 + length).await.map_err(RecordError::Closed)?;
         let from = self.start + 2;
         self.start = from + length;
-        if self.plain.capacity() < length {
-            spare::give(std::mem::replace(&mut self.plain, spare::take(length)));
-        }
-        if self.plain.len() < length {
-            self.plain.resize(length, 0);
-        }
+        grow(&mut self.plain, length);
         let sealed = &self.buffer[from..from + length];
         match noise.borrow_mut().read_message(sealed, &mut self.plain) {
             Ok(read) if read > 0 => Ok(&self.plain[..read]),
             Ok(_) | Err(_) => Err(RecordError::Undecryptable),
         }
+    }
+}
+
+/// Makes `buffer` as long as `length`, or as the longest record if it is to hold more than idle.
+fn grow(buffer: &mut Vec<u8>, length: usize) {
+    if buffer.len() < length {
+        let length = if length > IDLE { BURST } else { length };
+        spare::give_full(std::mem::replace(buffer, spare::take_full(length)));
     }
 }
 
@@ -167,12 +169,7 @@ impl Writer {
         plain: &[u8],
     ) -> io::Result<()> {
         let room = 2 + plain.len() + TAG;
-        if self.sealed.capacity() < room {
-            spare::give(std::mem::replace(&mut self.sealed, spare::take(room)));
-        }
-        if self.sealed.len() < room {
-            self.sealed.resize(room, 0);
-        }
+        grow(&mut self.sealed, room);
         let written = noise
             .borrow_mut()
             .write_message(plain, &mut self.sealed[2..])
@@ -188,7 +185,7 @@ impl Writer {
     /// Gives the memory of a burst back.
     pub(super) fn rest(&mut self) {
         if self.sealed.len() > IDLE {
-            spare::give(std::mem::take(&mut self.sealed));
+            spare::give_full(std::mem::take(&mut self.sealed));
         }
     }
 }

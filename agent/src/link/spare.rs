@@ -10,11 +10,19 @@ use std::cell::RefCell;
 const LEAST: usize = 4 * 1024;
 /// Larger ones are rare, and too large to be kept.
 const MOST: usize = 80 * 1024;
-/// A session in full flow uses five.
-const KEPT: usize = 6;
+/// So many of each kind: a session in full flow uses two and three.
+const KEPT: usize = 3;
+
+#[derive(Default)]
+struct Spare {
+    /// To be appended to.
+    empty: Vec<Vec<u8>>,
+    /// To be written over, so as long as they ever were: making one costs as much as using it.
+    full: Vec<Vec<u8>>,
+}
 
 thread_local! {
-    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<Spare> = RefCell::default();
 }
 
 /// An empty buffer with room for `room` bytes at least.
@@ -22,20 +30,36 @@ pub(super) fn take(room: usize) -> Vec<u8> {
     if room < LEAST {
         return Vec::with_capacity(room);
     }
-    let mut buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    let mut buffer = SPARE.with_borrow_mut(|spare| spare.empty.pop()).unwrap_or_default();
     buffer.reserve_exact(room);
     buffer
 }
 
 /// `buffer` is not needed any more.
 pub(super) fn give(mut buffer: Vec<u8>) {
-    if (LEAST..=MOST).contains(&buffer.capacity()) {
-        buffer.clear();
-        SPARE.with_borrow_mut(|spare| {
-            if spare.len() < KEPT {
-                spare.push(buffer);
-            }
-        });
+    buffer.clear();
+    SPARE.with_borrow_mut(|spare| keep(&mut spare.empty, buffer));
+}
+
+/// A buffer of `length` bytes at least, with anything in them.
+pub(super) fn take_full(length: usize) -> Vec<u8> {
+    let kept = (length >= LEAST).then(|| SPARE.with_borrow_mut(|spare| spare.full.pop())).flatten();
+    let mut buffer = kept.unwrap_or_default();
+    if buffer.len() < length {
+        buffer.reserve_exact(length - buffer.len());
+        buffer.resize(length, 0);
+    }
+    buffer
+}
+
+/// `buffer`, in its full length, is not needed any more.
+pub(super) fn give_full(buffer: Vec<u8>) {
+    SPARE.with_borrow_mut(|spare| keep(&mut spare.full, buffer));
+}
+
+fn keep(kept: &mut Vec<Vec<u8>>, buffer: Vec<u8>) {
+    if (LEAST..=MOST).contains(&buffer.capacity()) && kept.len() < KEPT {
+        kept.push(buffer);
     }
 }
 
@@ -43,22 +67,27 @@ pub(super) fn give(mut buffer: Vec<u8>) {
 mod tests {
     use super::*;
 
-    fn kept() -> usize {
-        SPARE.with_borrow(Vec::len)
+    fn kept() -> (usize, usize) {
+        SPARE.with_borrow(|spare| (spare.empty.len(), spare.full.len()))
     }
 
     #[test]
-    fn a_few_are_kept_and_come_back_empty() {
+    fn a_few_are_kept_and_come_back() {
         for _ in 0..KEPT + 2 {
             give(vec![7; LEAST]);
+            give_full(vec![7; LEAST]);
         }
-        assert_eq!(kept(), KEPT);
+        assert_eq!(kept(), (KEPT, KEPT));
         let again = take(2 * LEAST);
         assert!(again.is_empty() && again.capacity() >= 2 * LEAST);
-        assert_eq!(kept(), KEPT - 1);
+        let again = take_full(2 * LEAST);
+        assert_eq!((again.len(), again[LEAST - 1], again[LEAST]), (2 * LEAST, 7, 0));
+        assert_eq!(kept(), (KEPT - 1, KEPT - 1));
         // Small ones, huge ones and none at all stay out.
         [0, 10, MOST + 1].into_iter().map(Vec::with_capacity).for_each(give);
+        [0, 10, MOST + 1].into_iter().map(|length| vec![0; length]).for_each(give_full);
         assert!(take(10).capacity() < LEAST);
-        assert_eq!(kept(), KEPT - 1);
+        assert_eq!(take_full(10).len(), 10);
+        assert_eq!(kept(), (KEPT - 1, KEPT - 1));
     }
 }

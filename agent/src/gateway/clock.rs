@@ -6,8 +6,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -31,11 +31,22 @@ pub(super) struct Clock {
     reads: Arc<AtomicUsize>,
     head: Duration,
     idle: Duration,
+    alarm: Arc<Mutex<Alarm>>,
+}
+
+/// The one timer of a connection. It is not set anew for every request: it is let run, and tells
+/// when it ends how much is left.
+struct Alarm {
+    timer: Timer,
+    /// When it ends, if it runs.
+    at: Option<Instant>,
 }
 
 pub(super) fn clocked(inner: Stream) -> (Heard, Clock) {
     let reads = Arc::new(AtomicUsize::new(0));
-    (Heard { inner, reads: Arc::clone(&reads) }, Clock { reads, head: HEAD, idle: IDLE })
+    let alarm = Arc::new(Mutex::new(Alarm { timer: Timer::never(), at: None }));
+    let clock = Clock { reads: Arc::clone(&reads), head: HEAD, idle: IDLE, alarm };
+    (Heard { inner, reads }, clock)
 }
 
 impl Clock {
@@ -58,8 +69,8 @@ impl hyper::rt::Timer for Clock {
         let before = self.reads.load(Ordering::Relaxed);
         // Nothing ever came: whoever connects must speak soon.
         let begun = before == 0;
-        let timer = Timer::after(if begun { self.head } else { self.idle });
-        Box::pin(Wait { clock: self.clone(), before, begun, timer })
+        let until = Instant::now() + if begun { self.head } else { self.idle };
+        Box::pin(Wait { clock: self.clone(), before, begun, until })
     }
 }
 
@@ -67,7 +78,7 @@ struct Wait {
     clock: Clock,
     before: usize,
     begun: bool,
-    timer: Timer,
+    until: Instant,
 }
 
 impl Sleep for Wait {}
@@ -78,11 +89,26 @@ impl Future for Wait {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if !self.begun && self.clock.reads.load(Ordering::Relaxed) != self.before {
             self.begun = true;
-            let head = self.clock.head;
-            self.timer.set_after(head);
+            self.until = Instant::now() + self.clock.head;
         }
-        ready!(Pin::new(&mut self.timer).poll(cx));
-        Poll::Ready(())
+        let mut alarm = self.clock.alarm.lock().unwrap_or_else(PoisonError::into_inner);
+        alarm.poll(self.until, cx)
+    }
+}
+
+impl Alarm {
+    fn poll(&mut self, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.at.is_none_or(|at| at > until) {
+                self.timer.set_at(until);
+                self.at = Some(until);
+            }
+            let ended = ready!(Pin::new(&mut self.timer).poll(cx));
+            self.at = None;
+            if ended >= until {
+                return Poll::Ready(());
+            }
+        }
     }
 }
 

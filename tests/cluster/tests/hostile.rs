@@ -121,7 +121,8 @@ fn slow_clients_do_not_block_others() {
         .service_file("page", "name = \"page\"\nreplicas = 1\n[artifacts]\nany = \"www/\"\n");
     community.deploy(0, &file);
     let gateway = community.nodes[1].gateway;
-    let mut slow: Vec<Connection> = (0..150)
+    // Fewer than one address may have: half of all.
+    let mut slow: Vec<Connection> = (0..120)
         .map(|number| {
             let mut connection = Connection::open(gateway).unwrap();
             let begun = if number % 2 == 0 {
@@ -141,7 +142,7 @@ fn slow_clients_do_not_block_others() {
     }
     say(
         community.start,
-        &format!("50 visits beside 150 slow clients took {:.1?}", start.elapsed()),
+        &format!("50 visits beside 120 slow clients took {:.1?}", start.elapsed()),
     );
     assert!(start.elapsed() < Duration::from_secs(20));
 }

@@ -8,7 +8,7 @@ use dugnad_kernel::{Arc, Cx, Key, NodeId, Peer};
 use super::put;
 use super::record::{
     AUTHOR_BYTES_MAX, AUTHOR_MAX, COPIES, DEGREE, Name, RECORDS_MAX, Record, STORE_BYTES_MAX,
-    Version, belongs, disk_key, owns,
+    Version, belongs, class, disk_key, owns,
 };
 use crate::{Collective, Event, Request, Response, step_of_kind};
 
@@ -20,6 +20,31 @@ pub struct Place {
     pub succs: Vec<Peer>,
     /// Estimated size of the community.
     pub size: u64,
+}
+
+/// Nodes between an owner and who holds its copies: one, and two that may have died unnoticed.
+const BETWEEN: usize = COPIES + 1;
+/// An owner lies so many average distances before who holds its copies at most: a random ring has
+/// such a gap once in 10^12.
+const GAPS: u128 = 32;
+
+impl Place {
+    /// Whether `from` may own a place of `key` and `me` hold its copies. Nobody knows all of the
+    /// ring, so this refuses what cannot be, and lets through some that is not.
+    pub(crate) fn may_copy(&self, me: NodeId, from: NodeId, key: Key) -> bool {
+        let Some(range) = self.range else { return true };
+        if from.distance(me) / GAPS > u128::MAX / u128::from(self.size.max(1)) {
+            return false;
+        }
+        // In a small ring the one before is among those that follow.
+        let pred = Some(range.lo).filter(|pred| self.succs.iter().all(|peer| peer.id != *pred));
+        let known = || self.succs.iter().map(|peer| peer.id).chain(pred);
+        (0..DEGREE).map(|x| class(key, x)).any(|at| {
+            let before = |id: &NodeId| at.distance(*id) < at.distance(me);
+            let others = known().filter(|id| *id != me && *id != from);
+            before(&from) && others.filter(before).count() <= BETWEEN
+        })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -146,7 +171,27 @@ impl Collective {
         Applied::New
     }
 
-    /// A write that nobody waits for (from a sync).
+    /// Whether `from` may bring a record of this key here: to one of its owners, or as one.
+    fn may_bring(&mut self, from: NodeId, key: Key) -> bool {
+        let may = self.owns_class_of(key) || self.place.may_copy(self.me, from, key);
+        if !may {
+            self.count("copy_of_a_stranger");
+        }
+        may
+    }
+
+    /// What another node brings in a sync.
+    pub(crate) fn on_items(
+        &mut self,
+        from: NodeId,
+        mut records: Vec<Record>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        records.retain(|record| self.may_bring(from, record.key));
+        self.take_in(&records, cx);
+    }
+
+    /// A write that nobody waits for.
     pub(crate) fn take_in(&mut self, records: &[Record], cx: &mut Cx<'_, Self>) {
         let mut writes = Vec::new();
         for record in records {
@@ -227,6 +272,10 @@ impl Collective {
         record: Record,
         cx: &mut Cx<'_, Self>,
     ) {
+        if !self.may_bring(from, record.key) {
+            self.respond(from, call, Response::Refused, cx);
+            return;
+        }
         match self.apply(&record, cx) {
             Applied::Refused => self.respond(from, call, Response::Refused, cx),
             Applied::Old | Applied::New => {
@@ -266,4 +315,59 @@ impl Collective {
 pub(crate) fn encode(record: &Record) -> Option<Vec<u8>> {
     // Plain data into memory cannot fail; `None` would delete, which a later sync repairs.
     postcard::to_allocvec(record).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dugnad_kernel::Id;
+
+    /// A ring of `count` nodes, in order.
+    fn ring(count: usize, rng: &mut fastrand::Rng) -> Vec<NodeId> {
+        let mut ids: Vec<NodeId> = (0..count).map(|_| Id(rng.u128(..))).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// What the node at `at` knows, with as many dead ones in its list as the check allows for.
+    fn place(ids: &[NodeId], at: usize, rng: &mut fastrand::Rng) -> Place {
+        let count = ids.len();
+        let id = |step: usize| ids[(at + step) % count];
+        let mut succs: Vec<Peer> = (1..count.min(13)).map(|step| Peer::new(id(step))).collect();
+        succs.extend((0..2).map(|_| Peer::new(Id(rng.u128(..)))));
+        let size = u64::try_from(count).unwrap_or(1) * rng.u64(3..30) / 10;
+        Place { range: Some(Arc::new(id(count - 1), ids[at])), succs, size }
+    }
+
+    #[test]
+    fn copies_of_owners_are_taken() {
+        let mut rng = fastrand::Rng::with_seed(12);
+        for count in (2..40).chain([100, 300]) {
+            let ids = ring(count, &mut rng);
+            for _ in 0..50 {
+                let (at, key) = (rng.usize(0..count), Id(rng.u128(..)));
+                let place = place(&ids, at, &mut rng);
+                for step in 1..=COPIES.min(count - 1) {
+                    let owner = (at + count - step) % count;
+                    let range = Arc::new(ids[(owner + count - 1) % count], ids[owner]);
+                    if belongs(key, &range) {
+                        assert!(place.may_copy(ids[at], ids[owner], key), "{count} nodes");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn few_copies_of_others_are_taken() {
+        let mut rng = fastrand::Rng::with_seed(13);
+        let ids = ring(200, &mut rng);
+        let mut taken = 0;
+        for _ in 0..1_000 {
+            let (at, from) = (rng.usize(0..200), rng.usize(0..200));
+            let place = place(&ids, at, &mut rng);
+            taken += u32::from(place.may_copy(ids[at], ids[from], Id(rng.u128(..))));
+        }
+        assert!(taken < 200, "{taken} of 1000");
+    }
 }

@@ -132,7 +132,7 @@ impl Collective {
                 let records: Vec<Record> = records.cloned().collect();
                 send_items(from, records, cx);
             }
-            SyncMsg::Items { records } => self.take_in(&records, cx),
+            SyncMsg::Items { records } => self.on_items(from, records, cx),
         }
     }
 

@@ -1,8 +1,10 @@
-//! What can be typed.
+//! What can be typed, and what runs it.
 
 use std::path::PathBuf;
 
-use argh::FromArgs;
+use argh::{FromArgs, SubCommands};
+
+use super::{Cx, Outcome, demo, group, read, services, setup, stream};
 
 /// Runs a community's services on slices of the computers its members own.
 #[derive(FromArgs, Debug)]
@@ -56,17 +58,43 @@ pub(super) enum Command {
     Version(Version),
 }
 
-/// Every command, for suggestions and `help`.
-pub(super) const COMMANDS: &[&str] = &[
-    "init", "invite", "join", "agent", "status", "nodes", "plan", "deploy", "ps", "why", "lookup",
-    "logs", "events", "announce", "group", "stop", "rm", "rollback", "reload", "leave", "demo",
-    "version", "help",
-];
+impl Command {
+    pub(super) fn run(self, cx: &mut Cx<'_>) -> Outcome {
+        match self {
+            Self::Init(args) => setup::init(args, cx),
+            Self::Invite(args) => setup::invite(&args, cx),
+            Self::Join(args) => setup::join(args, cx),
+            Self::Agent(args) => super::agent(args, cx),
+            Self::Status(Status {}) => read::status(cx),
+            Self::Nodes(Nodes {}) => read::nodes(cx),
+            Self::Ps(Ps {}) => read::ps(cx),
+            Self::Why(args) => read::why(&args, cx),
+            Self::Lookup(args) => read::lookup(&args, cx),
+            Self::Plan(args) => services::plan(&args, cx),
+            Self::Deploy(args) => services::deploy(&args, cx),
+            Self::Group(args) => group::group(&args, cx),
+            Self::Stop(args) => services::stop(&args, cx),
+            Self::Rm(args) => services::rm(&args, cx),
+            Self::Rollback(args) => services::rollback(&args, cx),
+            Self::Logs(args) => stream::logs(&args, cx),
+            Self::Events(args) => stream::events(&args, cx),
+            Self::Announce(args) => services::announce(&args, cx),
+            Self::Reload(Reload {}) => setup::reload(cx),
+            Self::Leave(args) => setup::leave(&args, cx),
+            Self::Demo(args) => demo::run(&args, cx),
+            Self::Version(Version {}) => super::version(cx),
+        }
+    }
+}
 
-/// Commands that tell something, so that `-o json` means something.
-pub(super) const TELLING: &[&str] = &[
-    "status", "nodes", "plan", "deploy", "rollback", "ps", "why", "lookup", "logs", "events",
-    "group", "version",
+/// Every command, for suggestions and `help`.
+pub(super) fn commands() -> impl Iterator<Item = &'static str> {
+    <Command as SubCommands>::COMMANDS.iter().map(|command| command.name).chain(["help"])
+}
+
+/// Commands that tell nothing, so that `-o json` means nothing.
+pub(super) const SILENT: &[&str] = &[
+    "init", "invite", "join", "agent", "announce", "stop", "rm", "reload", "leave", "demo", "help",
 ];
 
 /// begin a new community with this machine as its first node

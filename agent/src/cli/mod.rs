@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use args::{Args, COMMANDS, Command, TELLING};
+use args::{Args, SILENT, commands};
 use dugnad_platform::probe::arch;
 use serde_json::{Value, json};
 
@@ -218,50 +218,24 @@ fn try_run(words: &[String], cx: &mut Cx<'_>) -> Outcome {
             .collect(),
     };
     let command = words.iter().find(|word| !word.starts_with('-'));
-    if let Some(command) = command.filter(|command| !COMMANDS.contains(command)) {
-        let nearest = suggest(command, COMMANDS)
+    let known: Vec<&str> = commands().collect();
+    if let Some(command) = command.filter(|command| !known.contains(command)) {
+        let nearest = suggest(command, &known)
             .map_or_else(String::new, |nearest| format!(" (did you mean `{nearest}`?)"));
         return Err(Failure::usage(format!("no command `{command}`{nearest}; see: dugnad help")));
     }
-    if let Some(command) = command.filter(|command| cx.json && !TELLING.contains(command)) {
+    if let Some(command) = command.filter(|command| cx.json && SILENT.contains(command)) {
         if (cx.env)("DUGNAD_OUTPUT").is_none() {
             return Err(Failure::usage(format!("`{command}` has nothing to tell as json")));
         }
     }
     match argh::FromArgs::from_args(&["dugnad"], &words) {
-        Ok(Args { command }) => dispatch(command, cx),
+        Ok(Args { command }) => command.run(cx),
         Err(early) if early.status.is_ok() => {
             writeln!(cx.out, "{}", early.output.trim_end())?;
             Ok(exit::DONE)
         }
         Err(early) => Err(Failure::usage(early.output.trim_end().to_owned())),
-    }
-}
-
-fn dispatch(command: Command, cx: &mut Cx<'_>) -> Outcome {
-    match command {
-        Command::Init(args) => setup::init(args, cx),
-        Command::Invite(args) => setup::invite(&args, cx),
-        Command::Join(args) => setup::join(args, cx),
-        Command::Agent(args) => agent(args, cx),
-        Command::Status(args::Status {}) => read::status(cx),
-        Command::Nodes(args::Nodes {}) => read::nodes(cx),
-        Command::Ps(args::Ps {}) => read::ps(cx),
-        Command::Why(args) => read::why(&args, cx),
-        Command::Lookup(args) => read::lookup(&args, cx),
-        Command::Plan(args) => services::plan(&args, cx),
-        Command::Deploy(args) => services::deploy(&args, cx),
-        Command::Group(args) => group::group(&args, cx),
-        Command::Stop(args) => services::stop(&args, cx),
-        Command::Rm(args) => services::rm(&args, cx),
-        Command::Rollback(args) => services::rollback(&args, cx),
-        Command::Logs(args) => stream::logs(&args, cx),
-        Command::Events(args) => stream::events(&args, cx),
-        Command::Announce(args) => services::announce(&args, cx),
-        Command::Reload(args::Reload {}) => setup::reload(cx),
-        Command::Leave(args) => setup::leave(&args, cx),
-        Command::Demo(args) => demo::run(&args, cx),
-        Command::Version(args::Version {}) => version(cx),
     }
 }
 

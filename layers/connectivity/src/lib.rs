@@ -255,7 +255,7 @@ impl Overlay {
     }
 
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.counters.iter().map(|(name, count)| (*name, *count))
+        self.counters.iter().map(|(name, count)| (*name, *count)).chain(self.ring.counters())
     }
 
     /// How many nodes there are: exact while the successor list reaches around the ring, else

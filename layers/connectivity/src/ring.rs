@@ -15,6 +15,7 @@ mod print;
 use alloc::vec::Vec;
 
 use dugnad_kernel::arc::in_oc;
+use dugnad_kernel::map::Map;
 use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Arc, Component, Cx, Duration, Input, NodeId, Peer, Time};
 
@@ -56,6 +57,7 @@ pub struct Ring {
     pub(crate) round: u32,
     /// When the neighbours changed last: stabilisation is fast for a while after.
     pub(crate) changed_at: Time,
+    counters: Map<&'static str, u64>,
 }
 
 /// A liveness query of stabilisation (overlay.md 2.8).
@@ -115,7 +117,18 @@ impl Ring {
             next_call: 0,
             round: 0,
             changed_at: Time::default(),
+            counters: Map::new(),
         }
+    }
+
+    /// A message that comes too late, or from where it must not, changes nothing but this.
+    pub(crate) fn dropped(&mut self, what: &'static str) {
+        *self.counters.entry(what).or_default() += 1;
+    }
+
+    /// What was dropped since the start, by message.
+    pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.counters.iter().map(|(what, count)| (*what, *count))
     }
 
     /// A member of a ring that stands (see [`crate::Overlay::planted`]).

@@ -24,6 +24,7 @@ impl Ring {
 
     pub(crate) fn on_stabilize_timer(&mut self, round: u32, cx: &mut Cx<'_, Self>) {
         if round != self.round || self.status() == Status::Gone {
+            // Another round was planned meanwhile.
             return;
         }
         let young = cx.now.since(self.changed_at) < YOUNG;
@@ -39,6 +40,7 @@ impl Ring {
 
     fn stabilize(&mut self, cx: &mut Cx<'_, Self>) {
         if self.status() != Status::Inside || self.locked() || self.asking.is_some() {
+            // The next round comes by itself.
             return;
         }
         if self.succ().id == self.me().id {
@@ -61,7 +63,7 @@ impl Ring {
 
     pub(crate) fn on_query(&mut self, from: NodeId, call: u32, cx: &mut Cx<'_, Self>) {
         match self.status() {
-            Status::Out | Status::JoinReq => {}
+            Status::Out | Status::JoinReq => self.dropped("ring_query_outside"),
             Status::Leaving | Status::Gone => {
                 cx.send(from, Msg::Moved { call, succs: self.succs().to_vec() });
             }
@@ -74,6 +76,7 @@ impl Ring {
 
     pub(crate) fn on_query_timeout(&mut self, call: u32, cx: &mut Cx<'_, Self>) {
         let Some(asking) = self.asking.as_mut().filter(|asking| asking.call == call) else {
+            // It was answered.
             return;
         };
         if asking.tries < QUERY_TRIES {
@@ -102,15 +105,18 @@ impl Ring {
         succs: Vec<Peer>,
         cx: &mut Cx<'_, Self>,
     ) {
-        let Some(asking) = self.asking.take_if(|asking| asking.call == call) else { return };
+        let Some(asking) = self.asking.take_if(|asking| asking.call == call) else {
+            return self.dropped("ring_query_res_late");
+        };
         if asking.target.id != from || self.status() != Status::Inside || self.locked() {
-            return;
+            return self.dropped("ring_query_res_late");
         }
         let me = self.me().id;
         let is_head = self.succ().id == from;
         let is_closer = self.succ().id == me || in_oo(me, from, self.succ().id);
         if !is_head && !is_closer {
-            return;
+            // A nearer one was found while it was asked.
+            return self.dropped("ring_query_res_farther");
         }
         let old = self.succ().clone();
         let mut list = Vec::from([asking.target]);
@@ -134,9 +140,11 @@ impl Ring {
         succs: Vec<Peer>,
         cx: &mut Cx<'_, Self>,
     ) {
-        let Some(asking) = self.asking.take_if(|asking| asking.call == call) else { return };
+        let Some(asking) = self.asking.take_if(|asking| asking.call == call) else {
+            return self.dropped("ring_moved_late");
+        };
         if asking.target.id != from || self.status() != Status::Inside {
-            return;
+            return self.dropped("ring_moved_late");
         }
         if self.succ().id == from {
             let mut list: Vec<Peer> = succs.into_iter().filter(|s| s.id != from).collect();
@@ -157,13 +165,16 @@ impl Ring {
     pub(crate) fn on_list_changed(&mut self, from: NodeId, cx: &mut Cx<'_, Self>) {
         if from == self.succ().id {
             self.stabilize(cx);
+        } else {
+            self.dropped("ring_list_changed_late");
         }
     }
 
     /// Rectify: a node says it is my predecessor.
     pub(crate) fn on_notify(&mut self, from: NodeId, peer: Peer, cx: &mut Cx<'_, Self>) {
         if self.status() != Status::Inside || self.locked() || peer.id != from {
-            return;
+            // It says so again with the next round.
+            return self.dropped("ring_notify_early");
         }
         let closer = in_oo(self.pred().id, from, self.me().id);
         if from == self.pred().id || closer || self.pred_suspect() {
@@ -286,6 +297,7 @@ impl Ring {
     pub(crate) fn on_candidate(&mut self, peer: Peer, cx: &mut Cx<'_, Self>) {
         let me = self.me().id;
         if peer.id == me || self.status() != Status::Inside || self.locked() {
+            // A candidate that counts is heard of again.
             return;
         }
         if self.succ().id == me || in_oo(me, peer.id, self.succ().id) {

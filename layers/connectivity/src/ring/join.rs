@@ -42,7 +42,7 @@ impl Ring {
     pub(super) fn on_join_req(&mut self, op: u64, joiner: Peer, cx: &mut Cx<'_, Self>) {
         if self.joined_op == Some(op) {
             // The same request came by another way.
-            return;
+            return self.dropped("ring_join_req_twice");
         }
         self.on_lost_pred(op, &joiner, cx);
         // The refusal goes to the joiner, not to the last hop (overlay.md E2). A dead predecessor
@@ -99,7 +99,7 @@ impl Ring {
         // Given up or not: the range is nobody's until I take it.
         let mine = self.my_op == Some(op) || self.given_up.contains(&op);
         if !waits || !mine || !valid {
-            return;
+            return self.dropped("ring_join_point_late");
         }
         self.my_op = Some(op);
         self.given_up.clear();
@@ -128,7 +128,7 @@ impl Ring {
     ) {
         let between = in_oo(self.me.id, from, succ) && joiner.id == from;
         if self.succ().id != succ || !between || !self.is_member() {
-            return;
+            return self.dropped("ring_new_succ_late");
         }
         // Acknowledge first, then switch: the ack is the last word under the old belief.
         cx.send(succ, Msg::NewSuccAck { op, joiner: from });
@@ -140,7 +140,7 @@ impl Ring {
 
     pub(super) fn on_new_succ_ack(&mut self, op: u64, joiner: NodeId, cx: &mut Cx<'_, Self>) {
         if self.lock != Some(op) || !self.join_forward {
-            return;
+            return self.dropped("ring_new_succ_ack_late");
         }
         self.unlock();
         cx.send(joiner, Msg::JoinDone { op });
@@ -149,6 +149,8 @@ impl Ring {
     pub(super) fn on_join_done(&mut self, op: u64, cx: &mut Cx<'_, Self>) {
         if self.status == Status::Joining && self.my_op == Some(op) {
             self.entered(cx);
+        } else {
+            self.dropped("ring_join_done_late");
         }
     }
 
@@ -163,7 +165,7 @@ impl Ring {
 
     pub(super) fn on_join_retry(&mut self, op: u64, after_ms: u16, cx: &mut Cx<'_, Self>) {
         if self.status != Status::JoinReq || self.my_op != Some(op) {
-            return;
+            return self.dropped("ring_join_retry_late");
         }
         self.status = Status::Out;
         let hint = Duration::from_millis(u64::from(after_ms));
@@ -173,6 +175,7 @@ impl Ring {
 
     pub(super) fn on_retry_timer(&mut self, op: u64, cx: &mut Cx<'_, Self>) {
         if self.my_op != Some(op) {
+            // Of an attempt that was answered.
             return;
         }
         match self.status {

@@ -70,7 +70,7 @@ impl Ring {
 
     pub(super) fn on_leave_grant(&mut self, from: NodeId, op: u64, cx: &mut Cx<'_, Self>) {
         if self.status != Status::LeaveReq || self.my_op != Some(op) || self.succ().id != from {
-            return;
+            return self.dropped("ring_leave_grant_late");
         }
         self.leave_forward = true;
         self.status = Status::Leaving;
@@ -86,7 +86,7 @@ impl Ring {
         cx: &mut Cx<'_, Self>,
     ) {
         if self.status != Status::PredLeaveReq || self.lock != Some(op) || self.pred.id != from {
-            return;
+            return self.dropped("ring_leave_point_late");
         }
         self.status = Status::PredLeaving;
         let mut succs = Vec::from([self.me.clone()]);
@@ -108,7 +108,7 @@ impl Ring {
     ) {
         let valid = succs.first().is_some_and(|s| s.id == from);
         if self.succ().id != leaver || !valid {
-            return;
+            return self.dropped("ring_update_succ_late");
         }
         cx.send(leaver, Msg::UpdateSuccAck { op });
         // What it answered before it left would put it back in its place.
@@ -120,7 +120,7 @@ impl Ring {
 
     pub(super) fn on_update_succ_ack(&mut self, op: u64, cx: &mut Cx<'_, Self>) {
         if self.status != Status::Leaving || self.my_op != Some(op) {
-            return;
+            return self.dropped("ring_update_succ_ack_late");
         }
         cx.send(self.succ().id, Msg::LeaveDone { op });
         self.gone(cx);
@@ -135,12 +135,14 @@ impl Ring {
     pub(super) fn on_leave_done(&mut self, op: u64) {
         if self.status == Status::PredLeaving && self.lock == Some(op) {
             self.unlock();
+        } else {
+            self.dropped("ring_leave_done_late");
         }
     }
 
     pub(super) fn on_leave_retry(&mut self, op: u64, after_ms: u16, cx: &mut Cx<'_, Self>) {
         if self.status != Status::LeaveReq || self.my_op != Some(op) {
-            return;
+            return self.dropped("ring_leave_retry_late");
         }
         self.unlock();
         self.my_op = None;

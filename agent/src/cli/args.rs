@@ -56,6 +56,7 @@ pub(super) enum Command {
     Leave(Leave),
     Demo(Demo),
     Version(Version),
+    Whoami(Whoami),
 }
 
 impl Command {
@@ -83,6 +84,7 @@ impl Command {
             Self::Leave(args) => setup::leave(&args, cx),
             Self::Demo(args) => demo::run(&args, cx),
             Self::Version(Version {}) => super::version(cx),
+            Self::Whoami(Whoami {}) => read::whoami(cx),
         }
     }
 }
@@ -389,3 +391,8 @@ pub(super) struct Demo {
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "version", example = "{command_name} -o json")]
 pub(super) struct Version {}
+
+/// which node this is, and of which community
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "whoami", example = "{command_name} -o json")]
+pub(super) struct Whoami {}

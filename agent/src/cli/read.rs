@@ -70,6 +70,13 @@ pub(super) fn status(cx: &mut Cx<'_>) -> Outcome {
     Ok(exit::DONE)
 }
 
+pub(super) fn whoami(cx: &mut Cx<'_>) -> Outcome {
+    let Some(me) = tell(cx, "/v1/whoami")? else { return Ok(exit::DONE) };
+    let node = label(&me["node"], &me["name"]);
+    writeln!(cx.out, "{node}  of \"{}\"  dugnad {}", text(&me["community"]), text(&me["version"]))?;
+    Ok(exit::DONE)
+}
+
 /// Beginnings of the counters that tell of somebody or something that was not let in.
 const REFUSALS: [&str; 5] = ["refused_", "frame_", "undecryptable", "handshake_", "wrong_"];
 

@@ -133,6 +133,13 @@ impl Door {
         Ok(self.route(request).await.unwrap_or_else(|trouble| failed(&trouble)))
     }
 
+    /// Which node this is: what scripts want of `status`, and no more.
+    fn whoami(&self) -> Value {
+        let status = self.backend.status();
+        let told = ["node", "name", "community", "version"];
+        told.iter().map(|key| ((*key).to_owned(), status[*key].clone())).collect()
+    }
+
     async fn route(self: Rc<Self>, request: Request<Incoming>) -> Reply {
         let path = request.uri().path().to_owned();
         let query = Query(request.uri().query().unwrap_or_default().to_owned());
@@ -147,6 +154,7 @@ impl Door {
             (true, ("healthz", None, None, None)) => Ok(self.healthz()),
             (true, ("metrics", None, None, None)) => Ok(text(self.backend.metrics().text())),
             (true, ("v1", Some("status"), None, None)) => Ok(json_response(&self.backend.status())),
+            (true, ("v1", Some("whoami"), None, None)) => Ok(json_response(&self.whoami())),
             (true, ("v1", Some("nodes"), None, None)) => self.ask(Question::Nodes, "").await,
             (true, ("v1", Some("ps"), None, None)) => self.ask(Question::Ps, "").await,
             (true, ("v1", Some("events"), None, None)) => {

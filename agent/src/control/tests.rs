@@ -346,6 +346,10 @@ fn questions_are_answered_in_the_shapes_scripts_rely_on() {
             assert!(status.get(key).is_some(), "{key}");
         }
         assert_eq!(status["node"], "01000000000000000000000000000000");
+        let me = client.get("/v1/whoami").await.unwrap().value;
+        let told = ["node", "name", "community", "version"].map(|key| (&me[key], &status[key]));
+        assert!(told.iter().all(|(mine, all)| mine == all && !mine.is_null()), "{me}");
+        assert_eq!(me.as_object().unwrap().len(), 4);
         let nodes = client.get("/v1/nodes").await.unwrap().value;
         let states: Vec<_> = nodes.as_array().unwrap().iter().map(|n| n["state"].clone()).collect();
         assert_eq!(states, ["alive", "suspect", "gone"]);

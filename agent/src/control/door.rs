@@ -46,7 +46,7 @@ use super::{AgentApi, Hold, exit, groups, socket};
 const CONNECTIONS_MAX: usize = 16;
 /// Groups one replica is in; a node can be in sixteen.
 const GROUPS_MAX: usize = 4;
-/// Messages one replica sends: so many a second, so many at once (overlay.md 4.9; a service speaks
+/// Messages one replica sends: so many a second, so many at once (PROTOCOL.md 4.9; a service speaks
 /// more often than a person).
 const SENDS_A_SECOND: u32 = 10;
 const SENDS_AT_ONCE: u32 = 20;

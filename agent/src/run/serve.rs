@@ -17,7 +17,7 @@ use crate::blobs::Blobs;
 use crate::gateway::{Backend, Known, Listed, Listing, Route};
 use crate::stream::{Endpoint, Later, Stream, StreamHead, read_head, write_head};
 
-/// How long a route is believed without news (overlay.md 10.10).
+/// How long a route is believed without news (PROTOCOL.md 10.10).
 const ROUTE_FOR: Duration = Duration::from_secs(60);
 /// Routes kept; one is forgotten at random to make room.
 const ROUTES_MAX: usize = 256;

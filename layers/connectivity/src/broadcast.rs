@@ -1,4 +1,4 @@
-//! Broadcast by delegated intervals (overlay.md 4.1; Ghodsi p. 117-119).
+//! Broadcast by delegated intervals (PROTOCOL.md 4.1; Ghodsi p. 117-119).
 //!
 //! Each child gets the arc up to the previously chosen child, so nobody is reached twice and n-1
 //! messages do. What the nodes answer is collected by [`crate::feedback`]; without it a broadcast
@@ -119,7 +119,7 @@ impl Casts {
         true
     }
 
-    /// Whether one more of this source passes (overlay.md 4.9).
+    /// Whether one more of this source passes (PROTOCOL.md 4.9).
     pub(crate) fn allow(&mut self, origin: NodeId, now: Time) -> bool {
         if self.sources.len() >= SOURCES_MAX && !self.sources.contains_key(&origin) {
             for bucket in self.sources.values_mut() {

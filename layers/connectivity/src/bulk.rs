@@ -1,5 +1,5 @@
 //! Bulk operations: reach every node in a set of arcs, or every owner of ids in it, each told
-//! exactly which ids (overlay.md 4.4; Ghodsi p. 123-129).
+//! exactly which ids (PROTOCOL.md 4.4; Ghodsi p. 123-129).
 //!
 //! A node sends at most one message to each of its pointers, however large the set is, and no id
 //! is told twice. One id behaves as a lookup, the whole ring as a broadcast.
@@ -421,7 +421,7 @@ impl Overlay {
         cx.send(to, Msg::Bulk(BulkMsg::Down(Box::new(down))));
     }
 
-    /// The set cannot be cut further as it is: each half on its own (overlay.md 1.1).
+    /// The set cannot be cut further as it is: each half on its own (PROTOCOL.md 1.1).
     fn split(&mut self, bulk: &Bulk, branch: Option<u32>, cx: &mut Cx<'_, Self>) {
         // One arc is never too much to cut, unless somebody claims to have told it in splinters.
         if bulk.arcs.runs().len() <= 1 && bulk.own.runs().len() <= 1 {

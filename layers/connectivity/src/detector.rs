@@ -1,4 +1,4 @@
-//! Says which watched peers are dead (overlay.md 10.8; architecture.md 7, "two speeds").
+//! Says which watched peers are dead (PROTOCOL.md 10.8).
 //!
 //! A closed connection is a hint that is checked at once: ping again (which dials again) and ask
 //! others; nobody reaches it, it is dead within two seconds. Silence is judged slowly. Whatever a

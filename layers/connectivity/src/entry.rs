@@ -1,4 +1,4 @@
-//! Finding the way in, and finding back together (overlay.md 6).
+//! Finding the way in, and finding back together (PROTOCOL.md 6).
 //!
 //! A node that starts knows addresses, not the ring. It joins through the first peer that is
 //! inside. When everybody restarts at once nobody is inside: then the one with the lowest id among

@@ -1,5 +1,5 @@
 //! Answers collected up the tree of a broadcast or bulk operation, with a certificate of what they
-//! cover (overlay.md 4.2; Ghodsi p. 120-122), and delivery in spite of nodes that fail on the way
+//! cover (PROTOCOL.md 4.2; Ghodsi p. 120-122), and delivery in spite of nodes that fail on the way
 //! (4.3; Ghodsi p. 131-133).
 //!
 //! Every message that wants an answer opens a [`Branch`]: it waits for the children it was

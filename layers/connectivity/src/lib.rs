@@ -157,7 +157,7 @@ pub enum Event {
     Doubt(NodeId),
 }
 
-/// Peers remembered with their addresses (overlay.md 11.4).
+/// Peers remembered with their addresses (PROTOCOL.md 11.4).
 pub const BOOK_MAX: usize = 384;
 /// Lookups for the table started in one step.
 const FILL: usize = 8;
@@ -259,7 +259,7 @@ impl Overlay {
     }
 
     /// How many nodes there are: exact while the successor list reaches around the ring, else
-    /// from its density (overlay.md 1.4). Never used for safety.
+    /// from its density (PROTOCOL.md 1.4). Never used for safety.
     #[must_use]
     pub fn size(&self) -> u64 {
         let (me, succs) = (self.ring.me().id, self.ring.succs());

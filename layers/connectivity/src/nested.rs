@@ -1,4 +1,4 @@
-//! An overlay inside a group (overlay.md 4.5): it has a ring, a table and broadcasts of its own,
+//! An overlay inside a group (PROTOCOL.md 4.5): it has a ring, a table and broadcasts of its own,
 //! but links and failure detector are those of the main overlay. It sends no pings: it says whom it
 //! wants watched, and is told who died.
 

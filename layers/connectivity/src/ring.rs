@@ -1,5 +1,5 @@
 //! The ring itself: atomic join and leave with locks, operation numbers and lock leases
-//! (overlay.md 2.1-2.7, Ghodsi p. 45-81), and who owns what.
+//! (PROTOCOL.md 2.1-2.7, Ghodsi p. 45-81), and who owns what.
 //!
 //! A join or leave of q touches p.succ, q and r.pred. Holding two locks, q's own and its
 //! successor's, is enough; a locked successor answers "retry" and nobody waits while holding.
@@ -28,11 +28,11 @@ pub struct Ring {
     me: Peer,
     status: Status,
     pred: Peer,
-    /// Never cleared to "none" on suspicion: that would disown the whole range (overlay.md E6).
+    /// Never cleared to "none" on suspicion: that would disown the whole range (PROTOCOL.md 2.2).
     pred_suspect: bool,
     old_pred: Option<NodeId>,
     succs: Vec<Peer>,
-    /// How long the list may be: r of overlay.md 2.8. A node's own choice.
+    /// How long the list may be: r of PROTOCOL.md 2.8. A node's own choice.
     length: usize,
     lock: Option<u64>,
     join_forward: bool,
@@ -60,7 +60,7 @@ pub struct Ring {
     counters: Map<&'static str, u64>,
 }
 
-/// A liveness query of stabilisation (overlay.md 2.8).
+/// A liveness query of stabilisation (PROTOCOL.md 2.8).
 #[derive(Clone, Debug)]
 pub(crate) struct Asking {
     pub(crate) call: u32,
@@ -239,7 +239,7 @@ impl Ring {
         self.is_member().then(|| Arc::new(self.pred.id, self.me.id))
     }
 
-    /// The claim of overlay.md I-OWN: what this node would answer for at this instant.
+    /// The claim of PROTOCOL.md 2.4, I-OWN: what this node would answer for at this instant.
     #[must_use]
     pub fn claim(&self) -> Option<Arc> {
         (self.is_member() && !self.leave_forward).then(|| Arc::new(self.pred.id, self.me.id))
@@ -250,14 +250,14 @@ impl Ring {
         self.range().is_some_and(|range| range.contains(key))
     }
 
-    /// Whether an answer for `key` is beyond doubt (overlay.md 2.9).
+    /// Whether an answer for `key` is beyond doubt (PROTOCOL.md 2.9).
     #[must_use]
     pub fn certain(&self, key: NodeId, now: Time) -> bool {
         !self.unsure.iter().any(|(arc, until)| *until > now && arc.contains(key))
     }
 
     /// Where a request for `key` that must not be answered here goes while a point moves
-    /// (overlay.md 2.5, rules 2 and 3).
+    /// (PROTOCOL.md 2.5, rules 2 and 3).
     #[must_use]
     pub fn redirect(&self, key: NodeId) -> Option<&Peer> {
         if self.join_forward {
@@ -337,7 +337,7 @@ impl Ring {
     }
 
     /// A lock lease ended: whoever held it crashed or was cut off. Stabilisation finishes the
-    /// job; what arrives late carries an operation that no longer matches (overlay.md 2.7).
+    /// job; what arrives late carries an operation that no longer matches (PROTOCOL.md 2.7).
     fn on_lock_expired(&mut self, op: u64, cx: &mut Cx<'_, Self>) {
         if self.lock != Some(op) {
             return;

@@ -1,5 +1,5 @@
 //! Routing to the owner of a key: the forwarding rule, greedy hops with acknowledgement and
-//! alternatives, transitive lookups with end-to-end retries (overlay.md 2.5, 3.2-3.5).
+//! alternatives, transitive lookups with end-to-end retries (PROTOCOL.md 2.5, 3.2-3.5).
 
 use alloc::vec::Vec;
 use dugnad_kernel::map::Map;
@@ -290,7 +290,7 @@ impl Overlay {
         }
     }
 
-    /// Rules 2 to 6 of overlay.md 2.5.
+    /// Rules 2 to 6 of PROTOCOL.md 2.5.
     fn next(&self, hop: &Hop, tried: &[NodeId]) -> Next {
         let (me, key) = (self.ring.me().id, hop.key);
         if let Some(to) = self.ring.redirect(key) {

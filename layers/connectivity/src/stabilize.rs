@@ -1,4 +1,4 @@
-//! Stabilisation and rectify after Zave's verified model (overlay.md 2.8).
+//! Stabilisation and rectify after Zave's verified model (PROTOCOL.md 2.8).
 //!
 //! Copied exactly: the successor's whole list is adopted in the same step as the successor; a
 //! candidate is asked for a sign of life before it is adopted; the old predecessor must be dead

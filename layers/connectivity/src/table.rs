@@ -1,4 +1,4 @@
-//! The k-ary routing table (overlay.md 1.2, 3.1): pure, no messages.
+//! The k-ary routing table (PROTOCOL.md 1.2, 3.1): pure, no messages.
 //!
 //! Slot (l, i) points at the first node of the interval that begins at `me + i * k^(L-l)`. Slots
 //! whose interval begins inside the span of the successor list are not stored.
@@ -22,7 +22,7 @@ pub struct Table {
     slots: Vec<Slot>,
 }
 
-/// Start of slot `j` (overlay.md 1.2, ordered form): `j` counts from 1 by growing distance.
+/// Start of slot `j` (PROTOCOL.md 1.2, ordered form): `j` counts from 1 by growing distance.
 #[must_use]
 pub fn start(me: NodeId, j: u32) -> Option<Id> {
     let arity = (1 << K_BITS) - 1;
@@ -101,7 +101,7 @@ impl Table {
     }
 }
 
-/// The greedy choice (overlay.md 3.2): of `candidates`, the one nearest before `key`.
+/// The greedy choice (PROTOCOL.md 3.2): of `candidates`, the one nearest before `key`.
 pub fn closest_before<'a>(
     me: NodeId,
     key: Id,

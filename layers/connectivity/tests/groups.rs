@@ -720,7 +720,7 @@ fn a_full_window_refuses_and_opens_again() {
     assert!(heard.iter().any(|(_, body)| body == b"room again"));
 }
 
-/// Exactly one other member gets it (overlay.md 4.6), from inside and outside, in a mesh and in a
+/// Exactly one other member gets it (PROTOCOL.md 4.6), from inside and outside, in a mesh and in a
 /// ring, though messages are lost; where it says so, one did.
 #[test]
 fn an_anycast_reaches_exactly_one() {

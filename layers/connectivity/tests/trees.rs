@@ -1,5 +1,5 @@
 //! Broadcasts and bulk operations in rings that stand, lose messages, lose nodes and change
-//! (overlay.md 4.10).
+//! (PROTOCOL.md 4.10).
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 

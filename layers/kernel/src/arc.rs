@@ -1,4 +1,4 @@
-//! Arcs of the ring and sets of them (overlay.md 1.1).
+//! Arcs of the ring and sets of them (PROTOCOL.md 1.1).
 //!
 //! The degenerate cases cause most ring bugs, so they are fixed here once: `(a, a]` is the whole
 //! ring, never nothing; nothing is `None` or an empty [`ArcSet`].
@@ -68,7 +68,7 @@ impl Arc {
     }
 }
 
-/// How many runs an [`ArcSet`] holds (overlay.md 1.1).
+/// How many runs an [`ArcSet`] holds (PROTOCOL.md 1.1).
 pub const RUNS_MAX: usize = 32;
 
 /// The set would need more than [`RUNS_MAX`] runs; it was left as it was. Split the operation.

@@ -1,4 +1,4 @@
-//! Identifiers on the ring of 2^128 points (overlay.md 1.1).
+//! Identifiers on the ring of 2^128 points (PROTOCOL.md 1.1).
 //!
 //! Nodes and keys live in the same space but are hashed with different tags, so that nobody can
 //! place a key under a chosen node.
@@ -50,14 +50,14 @@ impl CommunityId {
 }
 
 impl Id {
-    /// The node id of a device key (overlay.md 1.1). `slot` (0..4) and `salt` come from the
+    /// The node id of a device key (PROTOCOL.md 1.1). `slot` (0..4) and `salt` come from the
     /// admission; a device that was simply invited has slot 0 and an empty salt.
     #[must_use]
     pub fn of_device(community: CommunityId, public_key: &[u8; 32], slot: u8, salt: &[u8]) -> Self {
         Self::of_digest(&digest("ring-id/1", &[&community.0, public_key, &[slot], salt]))
     }
 
-    /// The key of a name inside a namespace (overlay.md 1.1).
+    /// The key of a name inside a namespace (PROTOCOL.md 1.1).
     #[must_use]
     pub fn of_name(namespace: &str, name: &[u8]) -> Self {
         Self::of_digest(&digest("key/1", &[namespace.as_bytes(), name]))

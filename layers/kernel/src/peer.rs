@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::NodeId;
 
-/// How many addresses a peer record holds (overlay.md 0.4).
+/// How many addresses a peer record holds (PROTOCOL.md 0.4).
 pub const ADDRS_MAX: usize = 4;
 
 /// Where a node listens, best first.

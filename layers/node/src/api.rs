@@ -171,7 +171,7 @@ pub enum Answer {
         owner_name: String,
         /// Messages until the owner had the question.
         hops: u8,
-        /// Whether nobody else can own the key at this instant (overlay.md 2.9).
+        /// Whether nobody else can own the key at this instant (PROTOCOL.md 2.9).
         certain: bool,
         /// From the question to the answer.
         took: Duration,

@@ -15,7 +15,7 @@ use dugnad_resource::execute::{ToHost, ToManager};
 use crate::Msg;
 
 impl Msg {
-    /// What kind of message it is, as counters and ARCHITECTURE.md ("What ends a message") name
+    /// What kind of message it is, as counters and PROTOCOL.md 13 name
     /// it. The messages of a group's own ring count as `group_ring`.
     #[must_use]
     pub const fn kind(&self) -> &'static str {

@@ -84,8 +84,8 @@ fn the_bytes_of_version_one_stay_as_they_are() {
 /// ARCHITECTURE.md says of every kind of message what ends it, and of no other.
 #[test]
 fn every_message_has_a_stated_end() {
-    let text = include_str!("../../../ARCHITECTURE.md");
-    let table = text.split("## What ends a message").nth(1).unwrap();
+    let text = include_str!("../../PROTOCOL.md");
+    let table = text.split("## 13. Every message").nth(1).unwrap();
     let rows = table.split("\n## ").next().unwrap().lines().filter(|line| line.starts_with("| `"));
     let mut told = BTreeSet::new();
     for row in rows {

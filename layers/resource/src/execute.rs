@@ -1,5 +1,5 @@
 //! Running a replica on one node: what the core asks of the host, what the host reports back, and
-//! what managers and nodes say to each other about it (overlay.md 10.6).
+//! what managers and nodes say to each other about it (PROTOCOL.md 10.6).
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -90,7 +90,7 @@ pub enum Report {
 }
 
 /// Which manager speaks, and in which term: nodes obey the highest they have seen and refuse the
-/// rest, so a deposed manager moves nothing (overlay.md 10.6).
+/// rest, so a deposed manager moves nothing (PROTOCOL.md 10.6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Epoch {
     pub term: u64,

@@ -1,5 +1,5 @@
 //! The host's side of the remote execution protocol: reserve → fetch → start → ready → watch
-//! (overlay.md 10.6).
+//! (PROTOCOL.md 10.6).
 //!
 //! What runs here is written to disk before it is started, so that a node without a network
 //! starts the same replicas again after a power cut.
@@ -16,7 +16,7 @@ use crate::execute::{Epoch, HostState, Order, ReplicaId, Report, Run, ToHost, To
 use crate::orders::{WAITING_MAX, Waiting};
 use crate::spec::{Arch, Spec, Tree};
 
-/// A reservation nobody took up is void after this (overlay.md 10.6).
+/// A reservation nobody took up is void after this (PROTOCOL.md 10.6).
 pub const RESERVATION: Duration = Duration::from_secs(60);
 /// A replica's manager hears of it at least this often.
 pub const BEAT: Duration = Duration::from_secs(60);

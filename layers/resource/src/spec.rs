@@ -1,4 +1,4 @@
-//! What a service is: its file, parsed and bounded (architecture.md section 5).
+//! What a service is: its file, parsed and bounded (`configs/services/README.md`).
 
 use alloc::string::String;
 use alloc::vec::Vec;

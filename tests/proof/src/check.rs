@@ -1,4 +1,4 @@
-//! Invariants of overlay.md 2.5 and 2.8 as functions of the state of all nodes.
+//! Invariants of PROTOCOL.md 2.5 and 2.8 as functions of the state of all nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! The claims of overlay.md section 2, checked on the component that ships.
+//! The claims of PROTOCOL.md 2, checked on the component that ships.
 //!
 //! - [`schedule`]: joins, leaves and lookups in any order the links allow; who owns what is checked
 //!   after every step (T2.1-T2.3). - [`check`]: the invariants. - [`stage`]: scenarios told as

@@ -1,4 +1,4 @@
-//! A small model for exhaustive search (overlay.md T2.7): a few rings that ship, FIFO links between
+//! A small model for exhaustive search (PROTOCOL.md 2.12, T2.7): a few rings that ship, FIFO links between
 //! them, and everything that may happen next. Time does not pass: a delay ends when what it waits
 //! for cannot come any more, and everybody finds out about a crash, sooner or later.
 //!
@@ -35,7 +35,7 @@ pub struct Bounds {
     pub rounds: u8,
     /// Leases that end too early, while the operation goes on.
     pub leases: u8,
-    /// Nodes leave and fail only if r+1 principals are left (R2 of overlay.md 2.8).
+    /// Nodes leave and fail only if r+1 principals are left (R2 of PROTOCOL.md 2.8).
     pub principals: bool,
     /// What is remembered for a while (who died, who claims) is forgotten at once, or never.
     pub forgets: bool,

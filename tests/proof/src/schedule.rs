@@ -1,4 +1,4 @@
-//! Random schedules without clocks (overlay.md App. D2): one queue for every ordered pair of nodes,
+//! Random schedules without clocks (PROTOCOL.md 2.12): one queue for every ordered pair of nodes,
 //! and any of their heads may come next.
 
 use std::collections::{BTreeMap, VecDeque};

@@ -1,4 +1,4 @@
-//! T2.7 of overlay.md 2.12: every interleaving of a few joins, leaves, failures and rounds of
+//! T2.7 of PROTOCOL.md 2.12: every interleaving of a few joins, leaves, failures and rounds of
 //! stabilisation in a small ring, with lists of two. Z1 to Z6 at every state, I-OWN while nothing
 //! failed, and from every state with nothing under way the ring becomes ideal (Z7).
 //!

@@ -1,4 +1,4 @@
-//! T2.1 to T2.3 of overlay.md 2.12.
+//! T2.1 to T2.3 of PROTOCOL.md 2.12.
 //!
 //! `SCHEDULE=7 cargo test --profile sim -p dugnad-proof --test schedules` repeats one schedule and
 //! prints it.

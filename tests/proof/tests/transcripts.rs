@@ -60,7 +60,7 @@ fn join() {
     let mut stage = ring("aceg");
     stage.starts('d', 'g');
     stage.run(1_000);
-    let about = "A join (overlay.md 2.4, J1 to J6): d enters between c and e.";
+    let about = "A join (PROTOCOL.md 2.4, J1 to J6): d enters between c and e.";
     check("join", about, &stage.end());
 }
 
@@ -69,7 +69,7 @@ fn leave() {
     let mut stage = ring("acdeg");
     stage.command('d', "leaves", Command::Leave);
     stage.run(3_000);
-    let about = "A leave (overlay.md 2.4, L1 to L7): d goes, e takes over what it owned.";
+    let about = "A leave (PROTOCOL.md 2.4, L1 to L7): d goes, e takes over what it owned.";
     check("leave", about, &stage.end());
 }
 
@@ -154,7 +154,7 @@ fn a_lock_lease_ends() {
     stage.run(9_000);
     stage.wakes('c');
     stage.run(10_000);
-    let about = "A lock lease ends (overlay.md 2.7): c asks for e's lock and falls asleep, a \
+    let about = "A lock lease ends (PROTOCOL.md 2.7): c asks for e's lock and falls asleep, a \
                  laptop that is shut. e takes its lock back. What c says when it wakes is too \
                  late: it carries an operation that holds no lock any more.";
     check("lease-ends", about, &stage.end());
@@ -169,7 +169,7 @@ fn a_lookup_while_the_point_moves() {
     let key = node('d');
     stage.command('c', "looks up d: it still counts on e", Command::Lookup { call: 1, key });
     stage.run(2_000);
-    let about = "A lookup while the point moves (overlay.md 2.5): c has not heard of d yet and \
+    let about = "A lookup while the point moves (PROTOCOL.md 2.5): c has not heard of d yet and \
                  sends to e what is d's already. e hands it on, on the link on which the join \
                  point came: it cannot overtake it.";
     check("lookup-during-join", about, &stage.end());
@@ -181,7 +181,7 @@ fn crash_and_rectify() {
     stage.tell(Tell::Stabilization);
     stage.crashes('d');
     stage.run(5_000);
-    let about = "A crash (overlay.md 2.8): c's successor is dead, c tells the next in its list \
+    let about = "A crash (PROTOCOL.md 2.8): c's successor is dead, c tells the next in its list \
                  that it is its predecessor, and e, which found d dead as well, takes c.";
     check("crash", about, &stage.end());
 }
@@ -197,7 +197,7 @@ fn two_rings_merge() {
     stage.tell(Tell::Story);
     stage.heal();
     stage.run(90_000);
-    let about = "Two rings that were one (overlay.md 6): each side remembers whom it found dead \
+    let about = "Two rings that were one (PROTOCOL.md 6): each side remembers whom it found dead \
                  and asks them now and then. The first that answers makes the rings one again, \
                  place by place.";
     check("merge", about, &stage.end());
@@ -212,7 +212,7 @@ fn a_broadcast_with_feedback_and_a_crash() {
     stage.until_sent('c', 'f', "Down");
     stage.crashes('f');
     stage.run(6_000);
-    let about = "A broadcast with feedback (overlay.md 4.2, 4.3) in a ring with lists of two. f, \
+    let about = "A broadcast with feedback (PROTOCOL.md 4.2, 4.3) in a ring with lists of two. f, \
                  which was to reach g and h as well, crashes on the way; c gives its part to \
                  others.";
     check("broadcast", about, &stage.end());

@@ -11,7 +11,7 @@ use dugnad_kernel::{ArcSet, Key, NodeId};
 use crate::World;
 
 /// Every live member's successor and predecessor are its neighbours among the live members, and
-/// the successor lists are exact (overlay.md 2.8, "Ideal"). The first thing that is wrong.
+/// the successor lists are exact (PROTOCOL.md 2.8, "Ideal"). The first thing that is wrong.
 pub fn ideal_ring(world: &World) -> Result<(), String> {
     let alive = world.alive();
     for (place, id) in alive.iter().enumerate() {

@@ -21,7 +21,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const RETRANSMIT_US: u64 = 200_000;
 const RETRANSMITS_MAX: u32 = 5;
 
-/// One way, of a pair of nodes (overlay.md 12.2); jitter of up to a quarter comes on top.
+/// One way, of a pair of nodes (PROTOCOL.md 12.2); jitter of up to a quarter comes on top.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Latency {
     /// Milliseconds, uniform.

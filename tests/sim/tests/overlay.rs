@@ -1,4 +1,4 @@
-//! Overlays alone, in the hundreds and thousands (overlay.md 12). A failure prints the line that
+//! Overlays alone, in the hundreds and thousands (PROTOCOL.md 12). A failure prints the line that
 //! repeats it.
 
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ fn the_same_arguments_are_the_same_run() {
 }
 
 /// Random faults: safety at every step, then order; and the faults are wild enough that every
-/// rare branch is taken (overlay.md 12.1).
+/// rare branch is taken (PROTOCOL.md 12.1).
 #[test]
 fn every_swarm_is_safe_and_comes_into_order() {
     let mut rare: BTreeMap<&str, u64> = BTreeMap::new();

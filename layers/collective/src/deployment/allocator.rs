@@ -1,4 +1,4 @@
-//! The service allocator: which nodes run the replicas (paper 3.4.4, overlay.md 10.5). Pure.
+//! The service allocator: which nodes run the replicas (paper 3.4.4, PROTOCOL.md 10.5). Pure.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -62,7 +62,7 @@ pub fn choose(
         *homes.entry(node.profile.home).or_default() += 1;
     }
     while !fit.is_empty() {
-        // A home that runs one already is a worse place, not a forbidden one (architecture.md 7).
+        // A home that runs one already is a worse place, not a forbidden one (PROTOCOL.md 10.5).
         let value = |(node, score, _): &(&Description, i64, String)| {
             score - 16 * 40 * homes.get(&node.profile.home).copied().unwrap_or(0)
         };

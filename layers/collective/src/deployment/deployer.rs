@@ -1,11 +1,11 @@
-//! The service deployer: how many replicas a service needs (paper 3.4.4, overlay.md 10.4).
+//! The service deployer: how many replicas a service needs (paper 3.4.4, PROTOCOL.md 10.4).
 
 use alloc::format;
 use alloc::string::String;
 
 use dugnad_resource::spec::{REPLICAS_MAX, Want};
 
-/// Availability assumed of a node nobody has measured yet, in millionths (overlay.md 10.3: 0.7).
+/// Availability assumed of a node nobody has measured yet, in millionths (PROTOCOL.md 10.3).
 pub const PRIOR_PPM: u32 = 700_000;
 
 /// How many replicas, and why.
@@ -24,7 +24,7 @@ pub fn replicas(want: Want) -> (u8, String) {
     }
 }
 
-/// The smallest n with `(1-a)^n <= 1-A`: independent nodes, no repair (overlay.md 10.4).
+/// The smallest n with `(1-a)^n <= 1-A`: independent nodes, no repair (PROTOCOL.md 10.4).
 fn for_availability(goal_ppm: u32, node_ppm: u32) -> u8 {
     let allowed = u64::from(1_000_000 - goal_ppm.min(999_999)) * 1_000_000;
     let down = u64::from(1_000_000 - node_ppm);
@@ -51,7 +51,7 @@ fn percent(ppm: u32) -> String {
 mod tests {
     use super::*;
 
-    /// The table of overlay.md 10.4.
+    /// The table of PROTOCOL.md 10.4.
     #[test]
     fn counts_follow_the_table() {
         let table =

@@ -1,4 +1,4 @@
-//! The two records of a service: what is wanted, and the plan that meets it (overlay.md 10.2).
+//! The two records of a service: what is wanted, and the plan that meets it (PROTOCOL.md 10.2).
 
 use alloc::string::String;
 use alloc::vec::Vec;

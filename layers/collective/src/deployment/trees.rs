@@ -1,5 +1,5 @@
 //! Packages as the community keeps them: one record a tree and service; the owners of the tree's
-//! class hold the bytes (overlay.md 5; bytes never pass through the core).
+//! class hold the bytes (PROTOCOL.md 5; bytes never pass through the core).
 
 use alloc::string::String;
 use alloc::vec::Vec;

@@ -1,4 +1,4 @@
-//! The directory of groups (overlay.md 4.5): one record a group, changed only by compare-and-swap.
+//! The directory of groups (PROTOCOL.md 4.5): one record a group, changed only by compare-and-swap.
 //!
 //! The owner of the record's key decides, one question at a time: it compares the version, writes
 //! the next one to its disk and to a copy, and answers then. Who owns the key anew asks the other
@@ -26,7 +26,7 @@ pub const WAITING_MAX: usize = 64;
 /// How long the owner may take: it may have three others to ask and a disk to wait for.
 const DECIDE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(300);
-/// A group whose members did not renew its record for so long has none (overlay.md 4.8).
+/// A group whose members did not renew its record for so long has none (PROTOCOL.md 4.8).
 const TTL: Duration = Duration::from_secs(24 * 3_600);
 
 /// What the owner is to do with the record.

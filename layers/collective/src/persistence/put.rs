@@ -1,4 +1,4 @@
-//! Writing and reading a record, as operations (overlay.md 5.2).
+//! Writing and reading a record, as operations (PROTOCOL.md 5.2).
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;

@@ -1,4 +1,4 @@
-//! Records and their places: symmetric replication with f = 4 (overlay.md 5.1; Ghodsi p. 143-145).
+//! Records and their places: symmetric replication with f = 4 (PROTOCOL.md 5.1; Ghodsi p. 143-145).
 //!
 //! The four ids `key + x * 2^126` form a class; the owner of each of them, and that owner's next
 //! two successors, hold the record. So one partner is enough at a join, a new owner holds what it

@@ -1,4 +1,4 @@
-//! Keeping copies where they belong while the ring changes (overlay.md 5.3, 5.4).
+//! Keeping copies where they belong while the ring changes (PROTOCOL.md 5.3, 5.4).
 //!
 //! An owner compares its range with its next two successors whenever its range grew or they
 //! changed; both sides take what they miss. A range gained without a hand-over (its owner died)
@@ -15,7 +15,7 @@ use crate::{Ask, Asker, Collective, Msg, Outcome, Timer};
 
 /// Changes of the neighbourhood come in bursts; one comparison serves them all.
 pub(crate) const SYNC_DELAY: Duration = Duration::from_millis(200);
-/// Anti-entropy with a random place of the class (overlay.md 5.2).
+/// Anti-entropy with a random place of the class (PROTOCOL.md 5.2).
 pub(crate) const ANTI_ENTROPY: Duration = Duration::from_secs(600);
 /// Entries of one digest, bytes of one batch of records.
 const ENTRIES_MAX: usize = 400;

@@ -123,7 +123,7 @@ fn bulk_reaches_exactly_the_nodes_in_the_set() {
     }
 }
 
-/// A set of more arcs than a message holds is several operations (overlay.md 1.1).
+/// A set of more arcs than a message holds is several operations (PROTOCOL.md 1.1).
 #[test]
 fn many_arcs_are_packed_into_sets_with_room() {
     let arcs = (0..100u128).map(|i| Arc::new(Id(i << 100), Id((i << 100) + 5)));

@@ -1,4 +1,4 @@
-//! To one member, whichever has time (overlay.md 4.6).
+//! To one member, whichever has time (PROTOCOL.md 4.6).
 //!
 //! A token walks: through members the sender knows or the record names, at most sixteen. The first
 //! that is free takes it, says so to the sender, and is reserved for ten seconds; the message

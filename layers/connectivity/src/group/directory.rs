@@ -1,4 +1,4 @@
-//! Where a group is found: one record under the key of its name (overlay.md 4.5).
+//! Where a group is found: one record under the key of its name (PROTOCOL.md 4.5).
 //!
 //! The record names a sample of the members and how they are joined. It changes only by compare-
 //! and-swap. Who keeps it is none of this layer's business: [`super::Event::Directory`] goes out,

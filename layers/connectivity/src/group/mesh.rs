@@ -1,4 +1,4 @@
-//! A small group: everybody knows everybody and is spoken to directly (overlay.md 4.5).
+//! A small group: everybody knows everybody and is spoken to directly (PROTOCOL.md 4.5).
 //!
 //! A newcomer gets the list from whoever let it in and says hello to all of it; whoever knows
 //! more answers with the rest. So two that come in by different doors meet: a member that let one

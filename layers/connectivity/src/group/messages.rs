@@ -1,4 +1,4 @@
-//! What groups say, are told and wait for (overlay.md 4.8).
+//! What groups say, are told and wait for (PROTOCOL.md 4.8).
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -56,7 +56,7 @@ pub enum Manner {
     ToOne,
 }
 
-/// Looks for a member that takes a message (overlay.md 4.6).
+/// Looks for a member that takes a message (PROTOCOL.md 4.6).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
     /// Of the message that will follow.

@@ -1,4 +1,4 @@
-//! Groups (overlay.md 4.5-4.8): some nodes under a name, told things together.
+//! Groups (PROTOCOL.md 4.5-4.8): some nodes under a name, told things together.
 //!
 //! A group is found through its record in the directory ([`directory`]). Up to 32 members know each
 //! other all (`mesh`); more have a ring of their own (`own_ring`), the same overlay once more.

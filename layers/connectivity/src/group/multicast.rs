@@ -1,4 +1,4 @@
-//! Messages to all members, and what keeps the reliable ones whole (overlay.md 4.7).
+//! Messages to all members, and what keeps the reliable ones whole (PROTOCOL.md 4.7).
 
 use alloc::vec::Vec;
 

@@ -1,4 +1,4 @@
-//! A large group: a ring of its own, a second instance of the same overlay (overlay.md 4.5;
+//! A large group: a ring of its own, a second instance of the same overlay (PROTOCOL.md 4.5;
 //! Ghodsi p. 133-135), and the change between the two forms.
 //!
 //! The nested overlay shares links and failure detector with the main one: it sends no pings, asks

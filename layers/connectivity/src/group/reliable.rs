@@ -1,4 +1,4 @@
-//! Reliable multicast: each sender's messages in its order, each once (overlay.md 4.7).
+//! Reliable multicast: each sender's messages in its order, each once (PROTOCOL.md 4.7).
 //!
 //! A member numbers what it multicasts reliably; that is a [`Stream`]. A receiver delivers a stream
 //! in order, holds what came too early and asks for what is missing: first whoever sent it the last

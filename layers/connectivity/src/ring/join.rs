@@ -1,4 +1,4 @@
-//! Joining, atomically (overlay.md 2.3 J1-J6, 2.4; Ghodsi p. 57-66).
+//! Joining, atomically (PROTOCOL.md 2.3 J1-J6, 2.4; Ghodsi p. 57-66).
 //!
 //! q asks r, the owner of its id, for r's lock. r gives the *join point*: from that step on
 //! (pred, q] is q's. q tells p, p tells r, r tells q: five messages after r is found.
@@ -45,7 +45,7 @@ impl Ring {
             return self.dropped("ring_join_req_twice");
         }
         self.on_lost_pred(op, &joiner, cx);
-        // The refusal goes to the joiner, not to the last hop (overlay.md E2). A dead predecessor
+        // The refusal goes to the joiner, not to the last hop (PROTOCOL.md 2.4). A dead predecessor
         // is no predecessor to hand on: it may be an earlier life of the joiner itself.
         let ready = self.status == Status::Inside && self.lock.is_none() && !self.pred_suspect;
         if !ready || joiner.id == self.me.id || joiner.id == self.pred.id {

@@ -1,4 +1,4 @@
-//! Leaving, atomically (overlay.md 2.3 L1-L7, 2.4; Ghodsi p. 66-72).
+//! Leaving, atomically (PROTOCOL.md 2.3 L1-L7, 2.4; Ghodsi p. 66-72).
 //!
 //! q locks itself and asks r, its successor, for r's lock. The *leave point* is when q hands r its
 //! predecessor: from that step on r owns q's range and q only points the way. Six messages.
@@ -113,7 +113,7 @@ impl Ring {
         cx.send(leaver, Msg::UpdateSuccAck { op });
         // What it answered before it left would put it back in its place.
         self.asking.take_if(|asking| asking.target.id == leaver);
-        // The whole list: swapping only the head leaves lists out of order (overlay.md 2.11).
+        // The whole list: swapping only the head leaves lists out of order (PROTOCOL.md 2.11).
         self.succs = self.trim(succs);
         self.neighbours_changed(cx);
     }

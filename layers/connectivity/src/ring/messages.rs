@@ -1,4 +1,4 @@
-//! What the ring says, is told and waits for (overlay.md 2.2, 2.3).
+//! What the ring says, is told and waits for (PROTOCOL.md 2.2, 2.3).
 
 use alloc::vec::Vec;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::SUCCESSORS;
 
-/// Where a node stands (overlay.md 2.2).
+/// Where a node stands (PROTOCOL.md 2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
     Out,

@@ -1,4 +1,4 @@
-//! What must hold (overlay.md 2.8, 12.5), looked at after every event of the node it touched.
+//! What must hold (PROTOCOL.md 2.8, 12.5), looked at after every event of the node it touched.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -417,7 +417,7 @@ impl World {
         lists.iter().map(|list| list[0]).filter(|id| !skipped(*id)).collect()
     }
 
-    /// Everybody inside, neighbours and lists exact, nobody suspected or locked (overlay.md 2.8).
+    /// Everybody inside, neighbours and lists exact, nobody suspected or locked (PROTOCOL.md 2.8).
     ///
     /// # Errors
     /// The first thing that is not so.

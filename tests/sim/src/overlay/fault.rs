@@ -1,4 +1,4 @@
-//! What can go wrong (overlay.md 12.3), and what the links make of it.
+//! What can go wrong (PROTOCOL.md 12.3), and what the links make of it.
 //!
 //! A session over a cut does not lose single messages, as TCP does not: what is sent waits, and
 //! arrives in order if the way opens in time. After 15 s without an acknowledgement the session

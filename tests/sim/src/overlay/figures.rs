@@ -1,4 +1,4 @@
-//! The figures of overlay.md 1.3, 2.12, 3.9 and 12.7, measured: `cargo sim figures [NAME..]`.
+//! The figures of PROTOCOL.md 1.3 and 2.12 and others, measured: `cargo sim figures [NAME..]`.
 //! Tests run them at a size that fits; the command runs them whole.
 
 use dugnad_kernel::arc::in_co;
@@ -80,7 +80,7 @@ fn ask(world: &mut World, count: usize) -> f64 {
 }
 
 /// Hops in a ring of random ids when everybody knows S(start) of every slot and its successor:
-/// the assumptions of table 1.3 (overlay.md D1).
+/// the assumptions of table 1.3 (PROTOCOL.md 1.3).
 fn static_hops(nodes: usize, bits: u32, lookups: usize, seed: u64) -> (f64, usize, usize) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut ids: Vec<u128> = (0..nodes).map(|_| rng.u128(..)).collect();

@@ -1,5 +1,5 @@
 //! A world of overlays alone: `dugnad_connectivity::Overlay` as it ships, ten thousand of them in
-//! one thread and in virtual time (overlay.md 12).
+//! one thread and in virtual time (PROTOCOL.md 12).
 //!
 //! - [`world`]: nodes, time, the carrying out of effects. - [`fault`]: what can go wrong.
 //! - [`check`]: what must hold after every event. - [`measure`]: traffic, lookups, the trace.

@@ -1,5 +1,5 @@
 //! Random faults from one seed: first safety under any of them, then the world is made whole and
-//! must come into order (overlay.md 12.1, 12.3). A failing run is made smaller, fault by fault and
+//! must come into order (PROTOCOL.md 12.1, 12.3). A failing run is made smaller, fault by fault and
 //! node by node.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! The service manager: one a service, at the node that owns its key (overlay.md 10.2, 10.7).
+//! The service manager: one a service, at the node that owns its key (PROTOCOL.md 10.2, 10.7).
 //!
 //! It holds nothing that is not in the service's two records or known to the hosts: when its node
 //! dies, the next owner reads the plan, asks the hosts, and goes on in a higher term.
@@ -33,7 +33,7 @@ const TAKE_OVER: Duration = Duration::from_millis(1_200);
 /// A service that found no place is tried again after this, doubling.
 const BLOCKED: Duration = Duration::from_secs(5);
 const BLOCKED_DOUBLINGS: u32 = 2;
-/// A node where a replica failed is avoided this long, doubling (overlay.md 10.11).
+/// A node where a replica failed is avoided this long, doubling (PROTOCOL.md 10.11).
 const AVOID: Duration = Duration::from_secs(60);
 const AVOID_DOUBLINGS: u32 = 6;
 /// A query that sees nothing new is answered after this.

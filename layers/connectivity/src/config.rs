@@ -107,7 +107,8 @@ pub const SOURCE_RATE: u32 = 2;
 /// Sources counted at once.
 pub const SOURCES_MAX: usize = 256;
 
-/// How long who asks everybody waits at most, if it does not say: a person waits for it. Each level of the tree waits a little less.
+/// How long who asks everybody waits at most, if it does not say: a person waits for it. Each level
+/// of the tree waits a little less.
 pub const CAST_PATIENCE: Duration = Duration::from_millis(4_000);
 pub const BULK_PATIENCE: Duration = Duration::from_secs(60);
 pub const CAST_STEP: Duration = Duration::from_millis(250);

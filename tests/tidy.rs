@@ -12,6 +12,10 @@ const LAYERS: [&str; 6] = ["kernel", "fabric", "connectivity", "resource", "coll
 const COLUMNS_MAX: usize = 100;
 /// Lines of a file that are neither blank, nor comment, nor tests.
 const CODE_MAX: usize = 600;
+/// Lines of a function, its first and last ones included.
+const FUNCTION_MAX: usize = 70;
+/// What the code refers to by section.
+const PROTOCOL: &str = "layers/PROTOCOL.md";
 /// In two parts, so that this file does not find itself.
 const NEVER: [&str; 5] = [
     concat!("to", "do!("),
@@ -49,6 +53,10 @@ fn check(root: &Path) -> io::Result<Vec<String>> {
     let mut files = Vec::new();
     list(root, &mut files)?;
     files.sort();
+    let sections = sections(
+        &fs::read_to_string(root.join(PROTOCOL))
+            .map_err(|error| io::Error::new(error.kind(), format!("{PROTOCOL}: {error}")))?,
+    );
     for file in &files {
         let name = file.strip_prefix(root).unwrap_or(file).display().to_string();
         let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or("");
@@ -65,6 +73,7 @@ fn check(root: &Path) -> io::Result<Vec<String>> {
             continue;
         };
         wrong.extend(words(&name, &text));
+        wrong.extend(references(&name, &text, &sections));
         if script || ending == "rs" {
             wrong.extend(columns(&name, &text));
         }
@@ -73,6 +82,7 @@ fn check(root: &Path) -> io::Result<Vec<String>> {
             if lines > CODE_MAX {
                 wrong.push(format!("{name}: {lines} lines of code, at most {CODE_MAX}: split it"));
             }
+            wrong.extend(functions(&name, &text));
         }
         if name.ends_with("Cargo.toml") {
             wrong.extend(manifest(&name, &text));
@@ -146,6 +156,62 @@ fn code_lines(text: &str) -> usize {
     lines[..tests.unwrap_or(lines.len())].iter().filter(code).count()
 }
 
+/// Functions that are too long. What rustfmt wrote ends a function where it began.
+fn functions(name: &str, text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut wrong = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let mut words = code.split(' ').skip_while(|word| {
+            ["const", "async", "unsafe", "extern", "\"C\""].contains(word)
+                || word.starts_with("pub")
+        });
+        if words.next() != Some("fn") || line.ends_with('}') || line.ends_with(';') {
+            continue;
+        }
+        let called = words.next().unwrap_or("").split(['(', '<']).next().unwrap_or("");
+        let end = format!("{}}}", &line[..line.len() - code.len()]);
+        let length = lines[at..].iter().position(|line| *line == end).map_or(0, |last| last + 1);
+        if length > FUNCTION_MAX {
+            let told = format!("{called} has {length} lines, at most {FUNCTION_MAX}: split it");
+            wrong.push(format!("{name}:{}: {told}", at + 1));
+        }
+    }
+    wrong
+}
+
+/// The numbers of the headings: `2`, `2.4`.
+fn sections(text: &str) -> Vec<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let numbers = headings.filter_map(|line| line.trim_start_matches('#').split(' ').nth(1));
+    numbers
+        .map(|number| number.trim_end_matches('.'))
+        .filter(|number| number.starts_with(|c: char| c.is_ascii_digit()))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// References to sections of [`PROTOCOL`] that are not there: `PROTOCOL.md 2.4, 2.5 and 3.1-3.4`.
+fn references(name: &str, text: &str, sections: &[String]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        for rest in line.split("PROTOCOL.md ").skip(1) {
+            let words = rest.split([' ', ',', '-', '(', ')', ';', ':']);
+            let words = words.filter(|word| !["", "and", "to"].contains(word));
+            let numbers = words.map(|word| word.trim_end_matches('.'));
+            let is_number = |word: &&str| {
+                !word.is_empty() && word.chars().all(|c| c.is_ascii_digit() || c == '.')
+            };
+            for section in numbers.take_while(is_number) {
+                if !sections.iter().any(|known| known == section) {
+                    wrong.push(format!("{name}:{}: {PROTOCOL} has no {section}", number + 1));
+                }
+            }
+        }
+    }
+    wrong
+}
+
 /// The crates of ours that a manifest names, and whether it takes the workspace's lints.
 fn manifest(name: &str, text: &str) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -202,6 +268,27 @@ mod tests {
         let text = "//! Why.\n\nuse a;\n#[cfg(test)]\nmod tests;\nfn f() {\n    // so\n}\n\
                     #[cfg(test)]\n#[allow(unused)]\nmod more {\n    fn g() {}\n}\n";
         assert_eq!(code_lines(text), 5);
+    }
+
+    #[test]
+    fn functions_are_short() {
+        let long = |lines| {
+            format!("impl A {{\n    pub(super) async fn f(\n{}    }}\n}}\n", "\n".repeat(lines))
+        };
+        assert!(functions("f", &long(FUNCTION_MAX - 3)).is_empty());
+        let wrong = functions("f", &long(FUNCTION_MAX));
+        assert_eq!(wrong, ["f:2: f has 72 lines, at most 70: split it"]);
+        assert!(functions("f", "fn a() {}\ntrait T {\n    fn b();\n}\n").is_empty());
+    }
+
+    #[test]
+    fn a_section_that_is_not_there_is_found() {
+        let known = sections("# The protocol\n## 2. Ring\n### 2.4 Points\n### 3.1 Pointers\n");
+        assert_eq!(known, ["2", "2.4", "3.1"]);
+        let of = |text: &str| references("f", text, &known).len();
+        assert_eq!(of("// see PROTOCOL.md 2.4, I-OWN; 9 of 10"), 0);
+        assert_eq!(of("// (PROTOCOL.md 2.4, 3.1-3.4; Ghodsi p. 57)"), 1);
+        assert_eq!(of("// T2.1 of PROTOCOL.md 2.12."), 1);
     }
 
     #[test]

@@ -10,21 +10,19 @@ mod groups;
 mod pace;
 mod people;
 mod serve;
+mod timers;
+mod told;
 mod traffic;
 mod ways;
 
 use std::cell::{Cell, RefCell};
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use dugnad_kernel::map::Map;
 use dugnad_kernel::{Component, Cx, Effect, Input, Peer, Time, wire};
-use dugnad_node::{Answer, AskId, Command, Event, Happened, Msg, Node, Question, Timer};
+use dugnad_node::{Command, Event, Happened, Msg, Node, Question};
 use dugnad_resource::execute::{Order, Report};
 use dugnad_resource::spec::state_mark;
-use serde_json::Value;
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender};
 
@@ -39,15 +37,10 @@ use crate::limits::Limits;
 use crate::link::{LinkEvent, Links};
 use crate::places::Places;
 use crate::stream::OpenStream;
+use timers::Timers;
+use told::Told;
 
 pub(crate) use boot::agent;
-
-/// Events kept for `dugnad events`.
-const EVENTS_MAX: usize = 1_000;
-/// Questions of people under way; more are refused.
-const ASKS_MAX: usize = 256;
-/// Warnings kept for `dugnad status`.
-const WARNINGS_MAX: usize = 32;
 
 /// What the loop waits for, besides timers.
 enum Happening {
@@ -69,24 +62,17 @@ struct Sources {
     signals: async_signal::Signals,
 }
 
-/// A timer of the node. Equal deadlines keep the order in which they were asked for.
-struct Due(Instant, u64, Timer);
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-impl Eq for Due {}
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.0, self.1).cmp(&(other.0, other.1))
-    }
+/// Whether the agent is about to end, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Ending {
+    #[default]
+    No,
+    /// The agent ends; its services run on.
+    Agent,
+    /// The node leaves its community; its services stop.
+    Node,
+    /// Another machine runs with this identity, and was there first; services stop.
+    Copy,
 }
 
 /// The running agent. One thread, so everything is shared by `Rc`; no borrow outlives an await.
@@ -99,8 +85,7 @@ pub(crate) struct Agent {
     started: Instant,
     node: RefCell<Node>,
     rng: RefCell<fastrand::Rng>,
-    timers: RefCell<BinaryHeap<Reverse<Due>>>,
-    sequence: Cell<u64>,
+    timers: Timers,
     links: Links,
     disk: Disk,
     blobs: Rc<Blobs>,
@@ -112,24 +97,17 @@ pub(crate) struct Agent {
     remembered: RefCell<Remembered>,
     commands: Sender<Command>,
     reports: Sender<Report>,
-    asks: RefCell<Map<AskId, Sender<Answer>>>,
-    next_ask: Cell<AskId>,
+    told: Told,
     routes: serve::Routes,
     /// The services there are, as `/` last heard, and when.
     listed: RefCell<Option<(Vec<Listed>, Instant)>>,
-    events: RefCell<VecDeque<Value>>,
-    followers: RefCell<Vec<Sender<Value>>>,
     listeners: RefCell<groups::Listeners>,
-    warnings: RefCell<VecDeque<String>>,
     /// Why the last write failed, if it did.
     disk_trouble: RefCell<Option<String>>,
     traffic: RefCell<traffic::Traffic>,
-    leaving: Cell<bool>,
-    /// Services are stopped when the node has left, not only the agent.
-    leaving_for_good: Cell<bool>,
+    ending: Cell<Ending>,
+    /// The node has left the ring, or does not wait for that: the loop ends.
     left: Cell<bool>,
-    /// Another machine runs with this identity, and was there first.
-    is_copy: Cell<bool>,
     /// Rings when nothing runs here any more, for whoever waits to leave.
     handed_over: RefCell<Option<Sender<()>>>,
     /// Rings when there is somebody new to dial, or this machine moved.
@@ -140,7 +118,7 @@ impl Agent {
     /// Runs until the node has left the ring.
     async fn run(self: &Rc<Self>, sources: Sources) {
         while !self.left.get() {
-            let happening = sources.next(self.next_due()).await;
+            let happening = sources.next(self.timers.next()).await;
             match happening {
                 Happening::Link(event) => self.on_link(event),
                 Happening::Disk(event) => self.on_disk(event),
@@ -186,9 +164,7 @@ impl Agent {
                     }
                 },
                 Effect::After { delay, timer } => {
-                    self.sequence.set(self.sequence.get() + 1);
-                    let due = Due(Instant::now() + delay, self.sequence.get(), timer);
-                    self.timers.borrow_mut().push(Reverse(due));
+                    self.timers.after(delay, timer);
                 }
                 Effect::Emit(event) => self.event(event),
             }
@@ -205,7 +181,7 @@ impl Agent {
             Event::Host(order) => self.order(order),
             Event::Answer(ask, answer) => {
                 // Who asked may have gone away.
-                if let Some(asker) = self.asks.borrow_mut().remove(&ask) {
+                if let Some(asker) = self.told.end(ask) {
                     _ = asker.try_send(answer);
                 }
             }
@@ -314,12 +290,11 @@ impl Agent {
     fn on_twin(self: &Rc<Self>, text: String, later: bool) {
         log::warn!("{text}");
         if later {
-            self.is_copy.set(true);
+            self.ending.set(Ending::Copy);
             self.left.set(true);
             return;
         }
-        let ask = self.next_ask.get();
-        self.next_ask.set(ask + 1);
+        let ask = self.told.next_ask();
         self.input(Input::Command(Command::Ask(ask, Question::Announce(text))));
     }
 
@@ -345,32 +320,20 @@ impl Agent {
             }
             return;
         }
-        if self.leaving.replace(true) {
+        if self.ending.get() != Ending::No {
             log::warn!("told twice: ending without leaving the ring");
             self.left.set(true);
             return;
         }
+        self.ending.set(Ending::Agent);
         log::info!("leaving the ring; services run on (`dugnad leave` stops them, too)");
         self.input(Input::Command(Command::Leave));
     }
 
-    fn next_due(&self) -> Option<Instant> {
-        self.timers.borrow().peek().map(|Reverse(due)| due.0)
-    }
-
     fn on_due(self: &Rc<Self>) {
         let now = Instant::now();
-        loop {
-            let due = {
-                let mut timers = self.timers.borrow_mut();
-                if timers.peek().is_none_or(|Reverse(due)| due.0 > now) {
-                    return;
-                }
-                timers.pop()
-            };
-            if let Some(Reverse(Due(_, _, timer))) = due {
-                self.input(Input::Timer(timer));
-            }
+        while let Some(timer) = self.timers.pop(now) {
+            self.input(Input::Timer(timer));
         }
     }
 
@@ -378,27 +341,13 @@ impl Agent {
         let service = happened.service.as_deref().map(|s| format!("{s}: ")).unwrap_or_default();
         log::info!("{service}{} ({})", happened.text, happened.by_name);
         self.routes.forget(happened.service.as_deref());
-        let value = shape::event(SystemTime::now(), happened);
-        let mut events = self.events.borrow_mut();
-        if events.len() == EVENTS_MAX {
-            events.pop_front();
-        }
-        events.push_back(value.clone());
-        // A follower that is too slow misses events; one that is gone is forgotten.
-        self.followers.borrow_mut().retain(|to| {
-            !matches!(to.try_send(value.clone()), Err(smol::channel::TrySendError::Closed(_)))
-        });
+        self.told.event(&shape::event(SystemTime::now(), happened));
     }
 
     /// Something its owner should know.
     fn warn(&self, text: String) {
         log::warn!("{text}");
-        let mut warnings = self.warnings.borrow_mut();
-        warnings.retain(|known| *known != text);
-        if warnings.len() == WARNINGS_MAX {
-            warnings.pop_front();
-        }
-        warnings.push_back(text);
+        self.told.warn(text);
     }
 }
 

@@ -103,21 +103,7 @@ fn status_text(status: &Value, bold: bool) -> String {
         text(&status["overlay"]),
         if size == "1" { "" } else { "s" },
     );
-    let mut table = Table::new(["", "CEILING", "PROMISED"]);
-    let (gives, promised) = (&status["gives"], &status["promised"]);
-    let mut row = |name: &str, key: &str, unit: fn(&Value) -> String| {
-        table.row([name.to_owned(), unit(&gives[key]), unit(&promised[key])]);
-    };
-    row("cpu", "cpu_millis", percent);
-    row("memory", "memory_bytes", bytes);
-    row("disk", "disk_bytes", bytes);
-    row("processes", "processes", text);
-    let upload = match &status["upload_bytes_per_sec"] {
-        Value::Null => "unlimited".to_owned(),
-        rate => format!("{}/s", bytes(rate)),
-    };
-    table.row(["upload".to_owned(), upload, "-".to_owned()]);
-    told.push_str(&table.text(bold));
+    told.push_str(&given(status).text(bold));
     let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
     let mut names: Vec<String> = list("replicas")
         .iter()
@@ -151,6 +137,25 @@ fn status_text(status: &Value, bold: bool) -> String {
         told.push_str(&format!("warning: {}\n", text(&warning)));
     }
     told
+}
+
+/// What the owner gives, and what of it is promised.
+fn given(status: &Value) -> Table {
+    let mut table = Table::new(["", "CEILING", "PROMISED"]);
+    let (gives, promised) = (&status["gives"], &status["promised"]);
+    let mut row = |name: &str, key: &str, unit: fn(&Value) -> String| {
+        table.row([name.to_owned(), unit(&gives[key]), unit(&promised[key])]);
+    };
+    row("cpu", "cpu_millis", percent);
+    row("memory", "memory_bytes", bytes);
+    row("disk", "disk_bytes", bytes);
+    row("processes", "processes", text);
+    let upload = match &status["upload_bytes_per_sec"] {
+        Value::Null => "unlimited".to_owned(),
+        rate => format!("{}/s", bytes(rate)),
+    };
+    table.row(["upload".to_owned(), upload, "-".to_owned()]);
+    table
 }
 
 pub(super) fn nodes(cx: &mut Cx<'_>) -> Outcome {

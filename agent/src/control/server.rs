@@ -94,6 +94,15 @@ impl Drop for Control {
     }
 }
 
+/// The parts of a path.
+type Place<'a> = (&'a str, Option<&'a str>, Option<&'a str>, Option<&'a str>);
+
+fn nothing_at((first, second, third, fourth): Place<'_>) -> Trouble {
+    let rest = [second, third, fourth].into_iter().flatten();
+    let path: String = rest.map(|part| format!("/{part}")).collect();
+    Trouble::new(404, exit::USAGE, format!("nothing is at /{first}{path}"))
+}
+
 struct Door {
     ex: Rc<LocalExecutor<'static>>,
     backend: Rc<dyn AgentApi>,
@@ -150,37 +159,56 @@ impl Door {
             Method::POST => false,
             _ => return Err(Trouble::new(405, exit::USAGE, "only GET and POST are known")),
         };
-        match (get, place) {
-            (true, ("healthz", None, None, None)) => Ok(self.healthz()),
-            (true, ("metrics", None, None, None)) => Ok(text(self.backend.metrics().text())),
-            (true, ("v1", Some("status"), None, None)) => Ok(json_response(&self.backend.status())),
-            (true, ("v1", Some("whoami"), None, None)) => Ok(json_response(&self.whoami())),
-            (true, ("v1", Some("nodes"), None, None)) => self.ask(Question::Nodes, "").await,
-            (true, ("v1", Some("ps"), None, None)) => self.ask(Question::Ps, "").await,
-            (true, ("v1", Some("events"), None, None)) => {
+        match place {
+            ("v1", Some("groups"), name, verb) => {
+                groups::route(&self.backend, get, (name, verb), &query, request).await
+            }
+            _ if get => self.get(place, &query).await,
+            _ => self.post(place, &query, request).await,
+        }
+    }
+
+    async fn get(&self, place: Place<'_>, query: &Query) -> Reply {
+        match place {
+            ("healthz", None, None, None) => Ok(self.healthz()),
+            ("metrics", None, None, None) => Ok(text(self.backend.metrics().text())),
+            ("v1", Some("status"), None, None) => Ok(json_response(&self.backend.status())),
+            ("v1", Some("whoami"), None, None) => Ok(json_response(&self.whoami())),
+            ("v1", Some("nodes"), None, None) => self.ask(Question::Nodes, "").await,
+            ("v1", Some("ps"), None, None) => self.ask(Question::Ps, "").await,
+            ("v1", Some("events"), None, None) => {
                 let wanted = Wanted { kept: true, follow: query.has("follow") };
                 Ok(lines(self.backend.events(wanted)))
             }
-            (true, ("v1", Some("logs"), Some(name), None)) => {
-                self.logs(service(name)?, &query).await
-            }
-            (true, ("v1", Some("why"), Some(name), None)) => {
+            ("v1", Some("logs"), Some(name), None) => self.logs(service(name)?, query).await,
+            ("v1", Some("why"), Some(name), None) => {
                 self.ask(Question::Why(service(name)?), name).await
             }
-            (true, ("v1", Some("lookup"), Some(what), None)) => {
+            ("v1", Some("lookup"), Some(what), None) => {
                 self.ask(Question::Lookup(key(what)?), what).await
             }
-            (false, ("v1", Some("announce"), None, None)) => {
+            ("v1", Some("resolve"), Some(name), None) => {
+                self.ask(Question::Resolve(service(name)?), name).await
+            }
+            _ => Err(nothing_at(place)),
+        }
+    }
+
+    async fn post(
+        self: &Rc<Self>,
+        place: Place<'_>,
+        query: &Query,
+        request: Request<Incoming>,
+    ) -> Reply {
+        match place {
+            ("v1", Some("announce"), None, None) => {
                 let text = read_text(request).await?;
                 self.ask(Question::Announce(text), "").await
             }
-            (true, ("v1", Some("resolve"), Some(name), None)) => {
-                self.ask(Question::Resolve(service(name)?), name).await
-            }
-            (false, ("v1", Some("stop"), Some(name), None)) => {
+            ("v1", Some("stop"), Some(name), None) => {
                 self.ask(Question::Stop(service(name)?), name).await
             }
-            (false, ("v1", Some("rm"), Some(name), None)) => {
+            ("v1", Some("rm"), Some(name), None) => {
                 let service = service(name)?;
                 let question = if query.has("keep_state") {
                     Question::RemoveButState(service)
@@ -189,23 +217,20 @@ impl Door {
                 };
                 self.ask(question, name).await
             }
-            (false, ("v1", Some("rollback"), Some(name), None)) => {
+            ("v1", Some("rollback"), Some(name), None) => {
                 self.ask(Question::RollBack(service(name)?), name).await
             }
-            (false, ("v1", Some("plan"), None, None)) => {
+            ("v1", Some("plan"), None, None) => {
                 let spec = read_spec(request).await?;
                 let name = spec.name.clone();
                 self.ask(Question::Plan(spec), &name).await
             }
-            (false, ("v1", Some("deploy"), None, None)) => {
+            ("v1", Some("deploy"), None, None) => {
                 let spec = read_spec(request).await?;
                 Ok(self.deploy(spec))
             }
-            (_, ("v1", Some("groups"), name, verb)) => {
-                groups::route(&self.backend, get, (name, verb), &query, request).await
-            }
-            (false, ("v1", Some("ingest"), None, None)) => self.ingest(request).await,
-            (false, ("v1", Some("leave"), None, None)) => {
+            ("v1", Some("ingest"), None, None) => self.ingest(request).await,
+            ("v1", Some("leave"), None, None) => {
                 self.backend.leave(query.has("now")).await.map_err(|reasons| {
                     let text = "nobody else takes over what runs here, so this node stays; make \
                                 room elsewhere, or go all the same with `dugnad leave --now`";
@@ -213,18 +238,18 @@ impl Door {
                 })?;
                 Ok(json_response(&json!({})))
             }
-            (false, ("v1", Some("reload"), None, None)) => {
+            ("v1", Some("reload"), None, None) => {
                 let changed = self.backend.reload().await.map_err(Trouble::failed)?;
                 Ok(json_response(&json!({ "changed": changed })))
             }
-            (false, ("v1", Some("invite"), None, None)) => {
+            ("v1", Some("invite"), None, None) => {
                 let secs = query.number("secs").ok_or_else(|| {
                     Trouble::usage("say how long it is good for: /v1/invite?secs=604800")
                 })?;
                 let invited = self.backend.invite(Duration::from_secs(secs)).await;
                 Ok(json_response(&json!({ "token": invited.map_err(Trouble::failed)? })))
             }
-            _ => Err(Trouble::new(404, exit::USAGE, format!("nothing is at {path}"))),
+            _ => Err(nothing_at(place)),
         }
     }
 

@@ -2,30 +2,30 @@
 
 use std::any::Any;
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::{BinaryHeap, VecDeque};
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use dugnad_kernel::map::Map;
-use dugnad_kernel::{Hash, Input};
+use dugnad_kernel::{Hash, Input, NodeId, Peer};
 use dugnad_node::{Command, Config as NodeConfig, Node, program_hash};
 use dugnad_platform::probe::arch;
 use dugnad_resource::describe::Profile;
 use dugnad_resource::spec::Arch;
-use smol::LocalExecutor;
-use smol::channel::bounded;
+use smol::channel::{Receiver, bounded};
+use smol::{LocalExecutor, Task};
 
-use super::{Agent, CLOSE_LIMIT, Sources, people, serve};
+use super::timers::Timers;
+use super::told::Told;
+use super::{Agent, CLOSE_LIMIT, Ending, Sources, people, serve};
 use crate::blobs::Blobs;
 use crate::clock;
 use crate::config::{Config, Dirs};
 use crate::control::{self, Control};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskEvent};
 use crate::gateway::Gateway;
 use crate::host::{Host, HostConfig};
 use crate::identity::{
@@ -63,35 +63,20 @@ pub(crate) fn agent(dirs: Dirs, config: Config) -> Result<(), String> {
     super::pace::run(&ex, live(Rc::clone(&ex), dirs, config)).map_err(|error| error.to_string())
 }
 
-async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std::io::Result<()> {
+async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> io::Result<()> {
     use async_signal::Signal;
-    // Before anything is opened: a second agent on the directory must change nothing.
     let state = dirs.state.clone();
-    let _lock = DirLock::take(&state)?;
-    let identity = Identity::load(&state)?;
-    let community = Community::load(&state)?;
-    let id = node_id(&identity, &community);
-    check_node(&state, id)?;
-    check_copy(&state)?;
-    let incarnation = next_incarnation(&state)?;
+    let kept = Kept::open(&state, config.ceilings().amounts.disk)?;
+    let _lock = kept.lock;
     let signals = async_signal::Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;
-
-    let (disk_events, disk) = bounded(INBOX);
-    let (disk_handle, mut records, notes, damaged) = Disk::open(&state, disk_events)?;
-    if damaged {
-        // What ran here may be yesterday's: the managers say what is to run, as far as it is known.
-        records.retain(|(key, _)| key.first() != Some(&RUNS));
-    }
-    let blobs = Blobs::open(&state, config.ceilings().amounts.disk)?;
-    let remembered = Remembered::load(&state);
 
     let limits = Limits::of_this_process();
     let (link_events, links) = bounded(INBOX);
     let announce = usable_addrs(config.overlay)?;
     let link_config = LinkConfig {
-        identity,
-        community: community.clone(),
-        incarnation,
+        identity: kept.identity,
+        community: kept.community.clone(),
+        incarnation: kept.incarnation,
         listen: config.overlay,
         announce: announce.clone(),
         limits,
@@ -99,151 +84,146 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> std
     let links_handle = Links::start(Rc::clone(&ex), link_config, link_events)?;
     let me = links_handle.me();
 
-    let arch = own_arch()?;
     let (reports_in, reports) = bounded(INBOX);
-    let itself: Rc<OnceCell<Weak<Agent>>> = Rc::default();
-    let host_config = HostConfig {
-        dir: state.clone(),
-        node_id: id,
-        node_name: config.name.clone(),
-        arch,
-        ceilings: config.ceilings(),
-        socket: service_socket(&state)?,
-        door: {
-            // Replicas of an earlier agent are adopted before there is an agent to ask; their tasks
-            // run only after.
-            let itself = Rc::clone(&itself);
-            Rc::new(move |socket, user| {
-                let agent = itself.get().and_then(Weak::upgrade);
-                let agent = agent.ok_or_else(|| std::io::Error::other("the agent is ending"))?;
-                Ok(Box::new(agent.open_door(socket, user)?) as Box<dyn Any>)
-            })
-        },
-        hold: {
-            let blobs = Rc::clone(&blobs);
-            Rc::new(move |tree| Ok(Box::new(blobs.hold(tree)?) as Box<dyn Any>))
-        },
-        unpack: {
-            let blobs = Rc::clone(&blobs);
-            Rc::new(move |tree, to| {
-                let blobs = Rc::clone(&blobs);
-                Box::pin(async move { blobs.unpack(tree, to).await })
-            })
-        },
-    };
+    let itself: Itself = Rc::default();
+    let host_config = host_config(&state, me.id, &config, &kept.blobs, &itself)?;
     let host = Host::new(Rc::clone(&ex), host_config, reports_in.clone())?;
-
-    let profile = Profile {
-        name: config.name.clone(),
-        arch,
-        home: home(&announce),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    let node = Node::new(NodeConfig {
-        me: me.clone(),
-        profile,
-        ceilings: config.ceilings(),
-        programs: programs(),
-    });
-    let trees = blobs.trees();
-    let alone = config.seeds.is_empty() && remembered.peers().next().is_none();
-
+    let trees = kept.blobs.trees();
+    let alone = config.seeds.is_empty() && kept.remembered.peers().next().is_none();
     let (commands_in, commands) = bounded(INBOX);
     let agent = Rc::new(Agent {
         ex: Rc::clone(&ex),
         dirs,
-        community,
+        community: kept.community,
+        node: RefCell::new(node(me.clone(), &config, &announce)?),
         me,
         started: Instant::now(),
-        node: RefCell::new(node),
         rng: RefCell::new(fastrand::Rng::new()),
-        timers: RefCell::new(BinaryHeap::new()),
-        sequence: Cell::new(0),
+        timers: Timers::default(),
         links: links_handle,
-        disk: disk_handle,
-        blobs,
+        disk: kept.disk,
+        blobs: kept.blobs,
         host,
         limits,
         own: Places::new(control::CONNECTIONS_MAX, control::CONNECTIONS_MAX),
-        gateway: RefCell::new(None),
-        remembered: RefCell::new(remembered),
+        gateway: RefCell::default(),
+        remembered: RefCell::new(kept.remembered),
         commands: commands_in,
         reports: reports_in,
-        asks: RefCell::new(Map::new()),
-        next_ask: Cell::new(0),
+        told: Told::with_warnings(kept.notes),
         routes: serve::Routes::default(),
         listed: RefCell::default(),
-        events: RefCell::new(VecDeque::new()),
-        followers: RefCell::new(Vec::new()),
         listeners: RefCell::default(),
-        warnings: RefCell::new(notes.into()),
         disk_trouble: RefCell::default(),
         traffic: RefCell::default(),
-        leaving: Cell::new(false),
-        leaving_for_good: Cell::new(false),
+        ending: Cell::default(),
         left: Cell::new(false),
-        is_copy: Cell::new(false),
-        handed_over: RefCell::new(None),
+        handed_over: RefCell::default(),
         dial_soon: bounded(1),
         config: RefCell::new(config),
     });
     // It is set once.
     _ = itself.set(Rc::downgrade(&agent));
-    let weak = Rc::downgrade(&agent);
-    agent.links.set_neighbours(move |id| {
-        weak.upgrade().is_some_and(|agent| agent.node.borrow().is_neighbour(id))
-    });
-    if let Some(problem) = clock::problem() {
-        log::warn!("{problem}");
-    }
-
-    let (ceilings, rules) = {
-        let config = agent.config.borrow();
-        (config.ceilings(), config.cannot_hold())
-    };
-    if !rules.is_empty() {
-        log::warn!("this version cannot hold {}: no services are taken", rules.join(", "));
-        let command = Command::Limits { ceilings, takes_work: false };
-        agent.input(Input::Command(command));
-    }
-
-    // Local services first: they need no network.
-    agent.input(Input::Command(Command::Boot { records, trees, alone }));
-    agent.host.forget_unordered();
-    agent.tell_kept();
-    agent.open_gateway()?;
-    let control = Control::start(
-        Rc::clone(&ex),
-        agent.dirs.socket.clone(),
-        0o660,
-        Rc::clone(&agent.own),
-        Rc::new(people::Api(Rc::clone(&agent))),
-    )?;
+    agent.begin(Command::Boot { records: kept.records, trees, alone });
+    let served = agent.serve_people()?;
     ready_line(&agent);
-    let dialling = ex.spawn(Rc::clone(&agent).keep_dialling());
-    let remembering = ex.spawn(Rc::clone(&agent).keep_remembering());
-    let following = ex.spawn(Rc::clone(&agent).follow_addresses());
-
+    let disk = kept.disk_events;
     agent.run(Sources { links, disk, reports, commands, signals }).await;
+    drop(served);
+    agent.end(&state).await
+}
 
-    drop((control, dialling, remembering, following));
-    agent.gateway.borrow_mut().take();
-    if agent.leaving_for_good.get() || agent.is_copy.get() {
-        agent.host.stop_all().await;
+/// What is in the state directory.
+struct Kept {
+    /// Held as long as the agent runs.
+    lock: DirLock,
+    identity: Identity,
+    community: Community,
+    incarnation: u32,
+    disk: Disk,
+    disk_events: Receiver<DiskEvent>,
+    records: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What opening it had to say.
+    notes: Vec<String>,
+    blobs: Rc<Blobs>,
+    remembered: Remembered,
+}
+
+impl Kept {
+    fn open(state: &Path, room: u64) -> io::Result<Self> {
+        // Before anything is opened: a second agent on the directory must change nothing.
+        let lock = DirLock::take(state)?;
+        let identity = Identity::load(state)?;
+        let community = Community::load(state)?;
+        check_node(state, node_id(&identity, &community))?;
+        check_copy(state)?;
+        let incarnation = next_incarnation(state)?;
+        let (to, disk_events) = bounded(INBOX);
+        let (disk, mut records, notes, damaged) = Disk::open(state, to)?;
+        if damaged {
+            // What ran here may be yesterday's: the managers say what is to run, as far as it is
+            // known.
+            records.retain(|(key, _)| key.first() != Some(&RUNS));
+        }
+        let blobs = Blobs::open(state, room)?;
+        let remembered = Remembered::load(state);
+        Ok(Self {
+            lock,
+            identity,
+            community,
+            incarnation,
+            disk,
+            disk_events,
+            records,
+            notes,
+            blobs,
+            remembered,
+        })
     }
-    // Tasks that are still there hold the host: its own drop would come too late.
-    agent.host.tidy();
-    agent.remembered.borrow_mut().save_now()?;
-    smol::future::or(agent.links.close(), async {
-        smol::Timer::after(CLOSE_LIMIT).await;
+}
+
+/// The agent, as soon as there is one: the host begins before it.
+type Itself = Rc<OnceCell<Weak<Agent>>>;
+
+fn host_config(
+    state: &Path,
+    id: NodeId,
+    config: &Config,
+    blobs: &Rc<Blobs>,
+    itself: &Itself,
+) -> io::Result<HostConfig> {
+    let (itself, held, unpacked) = (Rc::clone(itself), Rc::clone(blobs), Rc::clone(blobs));
+    Ok(HostConfig {
+        dir: state.to_owned(),
+        node_id: id,
+        node_name: config.name.clone(),
+        arch: own_arch()?,
+        ceilings: config.ceilings(),
+        socket: service_socket(state)?,
+        // Replicas of an earlier agent are adopted before there is an agent to ask; their tasks
+        // run only after.
+        door: Rc::new(move |socket, user| {
+            let agent = itself.get().and_then(Weak::upgrade);
+            let agent = agent.ok_or_else(|| io::Error::other("the agent is ending"))?;
+            Ok(Box::new(agent.open_door(socket, user)?) as Box<dyn Any>)
+        }),
+        hold: Rc::new(move |tree| Ok(Box::new(held.hold(tree)?) as Box<dyn Any>)),
+        unpack: Rc::new(move |tree, to| {
+            let blobs = Rc::clone(&unpacked);
+            Box::pin(async move { blobs.unpack(tree, to).await })
+        }),
     })
-    .await;
-    if agent.is_copy.get() {
-        record_copy(&state)?;
-        check_copy(&state)?;
-    }
-    log::info!("ended");
-    Ok(())
+}
+
+fn node(me: Peer, config: &Config, announce: &[SocketAddr]) -> io::Result<Node> {
+    let profile = Profile {
+        name: config.name.clone(),
+        arch: own_arch()?,
+        home: home(announce),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let ceilings = config.ceilings();
+    Ok(Node::new(NodeConfig { me, profile, ceilings, programs: programs() }))
 }
 
 #[expect(clippy::print_stdout, reason = "one line on stdout is the promise of `dugnad agent`")]
@@ -263,7 +243,69 @@ fn ready_line(agent: &Agent) {
 }
 
 impl Agent {
-    fn open_gateway(self: &Rc<Self>) -> std::io::Result<()> {
+    /// Local services first: they need no network.
+    fn begin(self: &Rc<Self>, boot: Command) {
+        let weak = Rc::downgrade(self);
+        self.links.set_neighbours(move |id| {
+            weak.upgrade().is_some_and(|agent| agent.node.borrow().is_neighbour(id))
+        });
+        if let Some(problem) = clock::problem() {
+            log::warn!("{problem}");
+        }
+        let (ceilings, rules) = {
+            let config = self.config.borrow();
+            (config.ceilings(), config.cannot_hold())
+        };
+        if !rules.is_empty() {
+            log::warn!("this version cannot hold {}: no services are taken", rules.join(", "));
+            self.input(Input::Command(Command::Limits { ceilings, takes_work: false }));
+        }
+        self.input(Input::Command(boot));
+        self.host.forget_unordered();
+        self.tell_kept();
+    }
+
+    /// Opens the gateway and the control socket, and begins what goes on beside the loop. It ends
+    /// when the result is dropped.
+    fn serve_people(self: &Rc<Self>) -> io::Result<(Control, [Task<()>; 3])> {
+        self.open_gateway()?;
+        let control = Control::start(
+            Rc::clone(&self.ex),
+            self.dirs.socket.clone(),
+            0o660,
+            Rc::clone(&self.own),
+            Rc::new(people::Api(Rc::clone(self))),
+        )?;
+        let beside = [
+            self.ex.spawn(Rc::clone(self).keep_dialling()),
+            self.ex.spawn(Rc::clone(self).keep_remembering()),
+            self.ex.spawn(Rc::clone(self).follow_addresses()),
+        ];
+        Ok((control, beside))
+    }
+
+    /// Everything that has to be in order before the process ends.
+    async fn end(&self, state: &Path) -> io::Result<()> {
+        self.gateway.borrow_mut().take();
+        if matches!(self.ending.get(), Ending::Node | Ending::Copy) {
+            self.host.stop_all().await;
+        }
+        // Tasks that are still there hold the host: its own drop would come too late.
+        self.host.tidy();
+        self.remembered.borrow_mut().save_now()?;
+        smol::future::or(self.links.close(), async {
+            smol::Timer::after(CLOSE_LIMIT).await;
+        })
+        .await;
+        if self.ending.get() == Ending::Copy {
+            record_copy(state)?;
+            check_copy(state)?;
+        }
+        log::info!("ended");
+        Ok(())
+    }
+
+    fn open_gateway(self: &Rc<Self>) -> io::Result<()> {
         let listen = self.config.borrow().gateway;
         if let Some(listen) = listen {
             let backend = Rc::new(serve::Ways(Rc::clone(self)));
@@ -287,18 +329,17 @@ impl Agent {
 
 /// What services ask. Not the control socket: whoever may talk to that may administer the node.
 /// Each replica has a folder of its own beside this one, because boxes show the whole folder.
-fn service_socket(state: &Path) -> std::io::Result<PathBuf> {
+fn service_socket(state: &Path) -> io::Result<PathBuf> {
     let folder = state.join("run");
     fs::create_dir_all(&folder).map_err(|error| at(&folder, &error))?;
     Ok(folder.join("dugnad.sock"))
 }
 
 /// The kind of processor this machine has: what it can start.
-fn own_arch() -> std::io::Result<Arch> {
+fn own_arch() -> io::Result<Arch> {
     let name = arch();
-    Arch::parse(name).ok_or_else(|| {
-        std::io::Error::other(format!("dugnad does not know the processor kind {name}"))
-    })
+    Arch::parse(name)
+        .ok_or_else(|| io::Error::other(format!("dugnad does not know the processor kind {name}")))
 }
 
 /// Nodes behind one address share power and line: the network part of the first address.

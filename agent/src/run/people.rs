@@ -13,7 +13,7 @@ use dugnad_resource::spec::{Tree, key_of};
 use serde_json::Value;
 use smol::channel::{Receiver, bounded};
 
-use super::{ASKS_MAX, Agent};
+use super::{Agent, Ending};
 use crate::clock;
 use crate::config::{Config, Overrides};
 use crate::control::{AgentApi, Hold, Local, LogLines, Metrics, Wanted, shape};
@@ -34,13 +34,9 @@ const QUEUE: usize = 256;
 impl Agent {
     /// Puts a question to the node.
     pub(super) async fn ask(self: Rc<Self>, question: Question) -> Answer {
-        if self.asks.borrow().len() >= ASKS_MAX {
+        let Some((ask, answer)) = self.told.ask() else {
             return Answer::Failed("too many questions at a time; try again".to_owned());
-        }
-        let ask = self.next_ask.get();
-        self.next_ask.set(ask + 1);
-        let (asker, answer) = bounded(1);
-        self.asks.borrow_mut().insert(ask, asker);
+        };
         if self.commands.send(Command::Ask(ask, question)).await.is_err() {
             return Answer::Failed("the agent is ending".to_owned());
         }
@@ -50,7 +46,7 @@ impl Agent {
             None
         };
         let answer = smol::future::or(answered, late).await;
-        self.asks.borrow_mut().remove(&ask);
+        drop(self.told.end(ask));
         answer.unwrap_or_else(|| Answer::Failed("no answer came; see `dugnad status`".to_owned()))
     }
 
@@ -128,7 +124,7 @@ impl Agent {
     fn facts(&self) -> shape::Facts {
         let config = self.config.borrow();
         let gateway = self.gateway.borrow();
-        let mut warnings: Vec<String> = self.warnings.borrow().iter().cloned().collect();
+        let mut warnings = self.told.warnings();
         warnings.extend(gateway.iter().flat_map(|gateway| gateway.problems()));
         warnings.extend(clock::problem());
         warnings.extend(config.cannot_hold().into_iter().map(|rule| {
@@ -293,27 +289,14 @@ impl AgentApi for Api {
         if status.state == "joining" && self.0.started.elapsed() > JOINED_WITHIN {
             return Err("it has not found its community; `dugnad status` tells more".to_owned());
         }
-        if self.0.is_copy.get() {
+        if self.0.ending.get() == Ending::Copy {
             return Err("another machine runs with this identity".to_owned());
         }
         Ok(())
     }
 
     fn events(&self, wanted: Wanted) -> Receiver<Value> {
-        let kept = self.0.events.borrow();
-        let count = if wanted.kept { kept.len() } else { 0 };
-        let (to, from) = bounded(count.max(QUEUE));
-        for event in kept.iter().skip(kept.len() - count) {
-            // There is room for all of them.
-            _ = to.try_send(event.clone());
-        }
-        if wanted.follow {
-            let mut followers = self.0.followers.borrow_mut();
-            // Who went away is noticed here, too, where nothing ever happens.
-            followers.retain(|follower| !follower.is_closed());
-            followers.push(to);
-        }
-        from
+        self.0.told.events(wanted.kept, wanted.follow)
     }
 
     fn heard(&self, group: &str) -> Result<Receiver<Value>, String> {
@@ -330,8 +313,7 @@ impl AgentApi for Api {
             if !now {
                 Rc::clone(&agent).hand_over().await?;
             }
-            agent.leaving.set(true);
-            agent.leaving_for_good.set(true);
+            agent.ending.set(Ending::Node);
             agent.commands.send(Command::Leave).await.map_err(|error| vec![error.to_string()])
         })
     }

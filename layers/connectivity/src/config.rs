@@ -100,8 +100,8 @@ pub const CASTS_MAX: usize = 64;
 /// Bytes of what is broadcast (PROTOCOL.md 4.8); a frame holds 64 KiB with all around it.
 pub const CAST_BYTES: usize = 16 * 1024;
 /// Broadcasts of one source that pass here: a bucket of so many that fills again at so many a
-/// second (PROTOCOL.md 4.9). So wide because a node that manages many services says several things about each when a power cut
-/// ends or twenty of them are deployed at once.
+/// second (PROTOCOL.md 4.9). So many, because a node that manages many services says several things
+/// about each when a power cut ends or twenty of them are deployed at once.
 pub const SOURCE_BURST: u32 = 256;
 pub const SOURCE_RATE: u32 = 2;
 /// Sources counted at once.
@@ -190,8 +190,8 @@ pub const GROUP_TRIES: u32 = 20;
 /// Operations under way, and questions that wait for one membership. Further ones are refused.
 pub const GROUP_OPS_MAX: usize = 128;
 pub const GROUP_ASKS: usize = 64;
-/// Reliable messages (PROTOCOL.md 4.7): members keep so many, and so many bytes; that is also what a
-/// sender may have under way.
+/// Reliable messages (PROTOCOL.md 4.7): members keep so many, and so many bytes; that is also what
+/// a sender may have under way.
 pub const GROUP_KEPT: usize = 256;
 pub const GROUP_KEPT_BYTES: usize = 1 << 20;
 /// Senders a member follows in one group; the one silent longest is forgotten.

@@ -1,6 +1,6 @@
-//! A small model for exhaustive search (PROTOCOL.md 2.12, T2.7): a few rings that ship, FIFO links between
-//! them, and everything that may happen next. Time does not pass: a delay ends when what it waits
-//! for cannot come any more, and everybody finds out about a crash, sooner or later.
+//! A small model for exhaustive search (PROTOCOL.md 2.12, T2.7): a few rings that ship, FIFO links
+//! between them, and everything that may happen next. Time does not pass: a delay ends when what it
+//! waits for cannot come any more, and everybody finds out about a crash, sooner or later.
 //!
 //! The ring is all there is: a join request is routed by the rule of `route.rs` over successors
 //! and predecessor, without its repairs; whoever lost all successors is told of the next live

@@ -1,10 +1,9 @@
 //! Connectivity (paper 3.2): the DKS ring. One component a node, [`Overlay`]; its parts are one
 //! file each, named as in the literature.
 //!
-//! - [`ring`]: atomic join and leave, ownership. - `stabilize`: Zave's stabilise and rectify.
-//! - [`table`]: k-ary table. - [`route`]: forwarding rule and lookups. - [`broadcast`]: delegated
-//!   broadcast with feedback. - [`bulk`]: everybody in a set of arcs. - [`detector`]: who is dead.
-//! - [`entry`]: the way in, and merging.
+//! - [`ring`]: atomic join and leave, ownership, stabilisation. - [`table`]: k-ary table.
+//! - [`route`]: forwarding rule and lookups. - [`tree`]: telling all, or all in some arcs, and
+//!   collecting answers. - [`detector`]: who is dead. - [`entry`]: the way in, and merging.
 //!
 //! Beside it stands [`group::Groups`]: members under a name, and for large groups an overlay each.
 
@@ -12,19 +11,16 @@
 
 extern crate alloc;
 
-pub mod broadcast;
-pub mod bulk;
 pub mod config;
 pub mod detector;
 pub mod entry;
-pub mod feedback;
 pub mod group;
 mod nested;
 mod planted;
 pub mod ring;
 pub mod route;
-mod stabilize;
 pub mod table;
+pub mod tree;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -34,15 +30,15 @@ use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Arc, ArcSet, Component, Cx, Duration, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
-use broadcast::{CastId, CastMsg, Casts};
-use bulk::{BulkMsg, Bulks, Load, Reach};
 use config::{SLOT_REFRESH, SUCCESSORS, SUCCESSORS_WATCHED};
 use detector::Detector;
 use entry::{Entry, EntryMsg, EntryTimer};
-use feedback::{Branches, Feedback};
 use ring::{Ring, Status};
 use route::{Found, LookupFor, RouteMsg, RouteTimer, Routes};
 use table::Table;
+use tree::broadcast::{CastId, CastMsg, Casts};
+use tree::bulk::{BulkMsg, Bulks, Load, Reach};
+use tree::feedback::{Branches, Feedback};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {

@@ -6,9 +6,9 @@ use dugnad_kernel::map::Set;
 
 use dugnad_kernel::{Cx, Input, NodeId, Peer};
 
-use crate::broadcast::Casts;
 use crate::detector::{self, Detector};
 use crate::route::Routes;
+use crate::tree::broadcast::Casts;
 use crate::{Event, Overlay};
 
 #[derive(Debug, Default)]

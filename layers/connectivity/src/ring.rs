@@ -11,6 +11,7 @@ mod leave;
 mod messages;
 mod pointers;
 mod print;
+mod stabilize;
 
 use alloc::vec::Vec;
 

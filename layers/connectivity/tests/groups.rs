@@ -245,7 +245,7 @@ impl World {
             Msg::Ring { msg, .. } => matches!(
                 **msg,
                 dugnad_connectivity::Msg::Cast(
-                    dugnad_connectivity::broadcast::CastMsg::Down { .. }
+                    dugnad_connectivity::tree::broadcast::CastMsg::Down { .. }
                 )
             ),
             _ => false,

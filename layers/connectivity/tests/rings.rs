@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use dugnad_connectivity::broadcast::CastMsg;
 use dugnad_connectivity::route::Found;
+use dugnad_connectivity::tree::broadcast::CastMsg;
 use dugnad_connectivity::{Command, Event, Msg, Overlay, Timer};
 use dugnad_kernel::{Component, Cx, Duration, Effect, Id, Input, NodeId, Peer, Time};
 

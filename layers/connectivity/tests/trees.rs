@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dugnad_connectivity::broadcast::{CastId, CastMsg};
-use dugnad_connectivity::bulk::{BulkMsg, Load, Reach};
 use dugnad_connectivity::config::SUCCESSORS;
-use dugnad_connectivity::feedback::Feedback;
 use dugnad_connectivity::ring::Status;
+use dugnad_connectivity::tree::broadcast::{CastId, CastMsg};
+use dugnad_connectivity::tree::bulk::{BulkMsg, Load, Reach};
+use dugnad_connectivity::tree::feedback::Feedback;
 use dugnad_connectivity::{Command, Event, Msg, Overlay, Timer};
 use dugnad_kernel::{Arc, ArcSet, Component, Cx, Duration, Effect, Id, Input, NodeId, Peer, Time};
 use fastrand::Rng;

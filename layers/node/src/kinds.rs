@@ -5,10 +5,10 @@ use dugnad_collective::persistence::directory::Decide;
 use dugnad_collective::persistence::sync::SyncMsg;
 use dugnad_collective::{Request, Response};
 use dugnad_connectivity as connectivity;
-use dugnad_connectivity::broadcast::CastMsg;
-use dugnad_connectivity::bulk::BulkMsg;
 use dugnad_connectivity::entry::EntryMsg;
 use dugnad_connectivity::route::RouteMsg;
+use dugnad_connectivity::tree::broadcast::CastMsg;
+use dugnad_connectivity::tree::bulk::BulkMsg;
 use dugnad_connectivity::{detector, group, ring};
 use dugnad_resource::execute::{ToHost, ToManager};
 

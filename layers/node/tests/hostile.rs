@@ -7,7 +7,7 @@ use dugnad_collective::deployment::service::{Desired, PLAN, Plan, SPEC, Service}
 use dugnad_collective::persistence::record::{Record, Version};
 use dugnad_collective::persistence::sync::SyncMsg;
 use dugnad_collective::{self as collective, Request};
-use dugnad_connectivity::broadcast::{CastId, CastMsg};
+use dugnad_connectivity::tree::broadcast::{CastId, CastMsg};
 use dugnad_connectivity::{self as connectivity, ring};
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Component, Cx, Effect, Hash, Id, Input, NodeId, Peer, Time, wire};

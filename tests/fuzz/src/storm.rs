@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use dugnad_collective as collective;
 use dugnad_collective::cast::CastPart;
-use dugnad_connectivity::broadcast::{CastId, CastMsg};
-use dugnad_connectivity::bulk::BulkMsg;
-use dugnad_connectivity::feedback::{Ask, Part};
 use dugnad_connectivity::route::{Found, Purpose, RouteMsg};
+use dugnad_connectivity::tree::broadcast::{CastId, CastMsg};
+use dugnad_connectivity::tree::bulk::BulkMsg;
+use dugnad_connectivity::tree::feedback::{Ask, Part};
 use dugnad_connectivity::{self as connectivity, group, ring};
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{ArcSet, Component, Cx, Duration, Effect, Id, Input, NodeId, Peer, Time, wire};

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use dugnad_connectivity::broadcast::CastMsg;
-use dugnad_connectivity::bulk::BulkMsg;
 use dugnad_connectivity::entry::EntryMsg;
 use dugnad_connectivity::ring::{self, Ring, Status};
 use dugnad_connectivity::route::{Hop, Purpose, RouteMsg};
+use dugnad_connectivity::tree::broadcast::CastMsg;
+use dugnad_connectivity::tree::bulk::BulkMsg;
 use dugnad_connectivity::{Event, Msg};
 use dugnad_kernel::{Arc, ArcSet, Id, NodeId, Peer};
 

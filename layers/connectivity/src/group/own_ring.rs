@@ -14,8 +14,9 @@ use dugnad_kernel::{Cx, Input, NodeId, Peer};
 use super::directory::Mode;
 use super::messages::{Answer, Event, GroupCast, GroupId, Msg, Timer};
 use super::{Group, Groups, Phase};
+use crate::Overlay;
 use crate::config::{GROUP_RECOUNT, GROUP_SETTLE, GROUP_SHRINK};
-use crate::{Overlay, feedback::Feedback};
+use crate::tree::feedback::Feedback;
 
 /// Calls of a group into its own ring.
 const COUNT: u32 = 1;

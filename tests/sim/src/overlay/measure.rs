@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dugnad_connectivity::{Msg, broadcast::CastMsg, detector, entry::EntryMsg, ring, route};
+use dugnad_connectivity::{Msg, detector, entry::EntryMsg, ring, route, tree::broadcast::CastMsg};
 use dugnad_kernel::{Key, Time, wire};
 use postcard::ser_flavors::Flavor;
 

@@ -1,7 +1,7 @@
 //! Broadcast by delegated intervals (PROTOCOL.md 4.1; Ghodsi p. 117-119).
 //!
 //! Each child gets the arc up to the previously chosen child, so nobody is reached twice and n-1
-//! messages do. What the nodes answer is collected by [`crate::feedback`]; without it a broadcast
+//! messages do. What the nodes answer is collected by [`crate::tree::feedback`]; without it a broadcast
 //! is best effort: a node that dies holding an arc takes the message for that arc with it.
 
 use alloc::boxed::Box;
@@ -13,13 +13,13 @@ use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Arc, ArcSet, Cx, Duration, NodeId, Time};
 use serde::{Deserialize, Serialize};
 
-use crate::bulk::{Load, Reach};
 use crate::config::{
     CAST_BYTES, CAST_STEP, FANOUT, LIFE_BITS, SEEN_MAX, SOURCE_BURST, SOURCE_RATE, SOURCES_MAX,
     T_SEEN,
 };
-use crate::feedback::{Ask, Feedback, Opening, Part, Reply};
 use crate::ring::Status;
+use crate::tree::bulk::{Load, Reach};
+use crate::tree::feedback::{Ask, Feedback, Opening, Part, Reply};
 use crate::{Event, Msg, Overlay};
 
 /// Names one broadcast or bulk operation in the whole community.

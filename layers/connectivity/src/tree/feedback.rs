@@ -22,13 +22,13 @@ use dugnad_kernel::arc::Full;
 use dugnad_kernel::{Arc, ArcSet, Cx, Duration, Id, Input, NodeId, Time};
 use serde::{Deserialize, Serialize};
 
-use crate::broadcast::{CastId, CastMsg};
-use crate::bulk::{Bulk, Load, Reach};
 use crate::config::{
     ALIVE_MISSES, ALIVE_SHARE, AVOID_MAX, CAST_STEP, CASTS_MAX, CHILDREN_MAX, DONE_BYTES, DONE_MAX,
     GAP_ROUNDS, PARTS_BYTES, SILENT_MAX, T_ALIVE, T_ALIVE_MIN, T_DONE, T_SILENT,
 };
 use crate::detector;
+use crate::tree::broadcast::{CastId, CastMsg};
+use crate::tree::bulk::{Bulk, Load, Reach};
 use crate::{Event, Msg, Overlay, Timer};
 
 /// An answer is wanted: under which number, and how long the parent waits for it.

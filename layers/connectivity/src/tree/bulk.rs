@@ -16,12 +16,12 @@ use dugnad_kernel::arc::{Full, in_oo};
 use dugnad_kernel::{Arc, ArcSet, Cx, Id, NodeId, Peer, Time};
 use serde::{Deserialize, Serialize};
 
-use crate::broadcast::{CastId, CastMsg};
 use crate::config::{
     AVOID_MAX, BULK_PATIENCE, CAST_STEP, FANOUT, HOPS_MAX, MOVED_MAX, SERVED_MAX, T_MOVED,
 };
-use crate::feedback::{Ask, Feedback, Opening, Recalled, Reply};
 use crate::ring::Status;
+use crate::tree::broadcast::{CastId, CastMsg};
+use crate::tree::feedback::{Ask, Feedback, Opening, Recalled, Reply};
 use crate::{Event, Msg, Overlay};
 
 /// Whom a bulk operation reaches.

@@ -8,8 +8,8 @@ use dugnad_kernel::{Arc, ArcSet, Component, Cx, Effect, Id, Input, NodeId, Peer,
 use fastrand::Rng;
 
 use super::{Bulk, BulkMsg, Leg, Load, Reach, pack, plan};
-use crate::broadcast::CastId;
 use crate::config::FANOUT;
+use crate::tree::broadcast::CastId;
 use crate::{Command, Event, Msg, Overlay};
 
 /// A correct ring. Everybody knows its successor and some others.
@@ -92,7 +92,7 @@ fn run(
 #[test]
 fn bulk_owner_covers_exactly() {
     let mut rng = Rng::with_seed(41);
-    for _ in 0..crate::broadcast::tests::runs() {
+    for _ in 0..crate::tree::broadcast::tests::runs() {
         let world = World::random(&mut rng);
         let arcs = random_arcs(&world, &mut rng);
         let start = *rng.choice(&world.nodes).unwrap();
@@ -111,7 +111,7 @@ fn bulk_owner_covers_exactly() {
 #[test]
 fn bulk_reaches_exactly_the_nodes_in_the_set() {
     let mut rng = Rng::with_seed(42);
-    for _ in 0..crate::broadcast::tests::runs() {
+    for _ in 0..crate::tree::broadcast::tests::runs() {
         let world = World::random(&mut rng);
         let arcs = random_arcs(&world, &mut rng);
         let start = *rng.choice(&world.nodes).unwrap();

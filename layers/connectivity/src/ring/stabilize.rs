@@ -9,10 +9,10 @@ use alloc::vec::Vec;
 use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Cx, Duration, NodeId, Peer, Time};
 
+use super::{Asking, Event, Msg, Ring, Status, Timer};
 use crate::config::{
     CLAIM, DEAD_MAX, QUERY, QUERY_TRIES, STABILIZE_FAST, STABILIZE_QUIET, T_DEAD, YOUNG,
 };
-use crate::ring::{Asking, Event, Msg, Ring, Status, Timer};
 
 impl Ring {
     /// Replaces whatever round was planned: a timer of an older round is stale.

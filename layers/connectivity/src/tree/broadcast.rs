@@ -1,7 +1,7 @@
 //! Broadcast by delegated intervals (PROTOCOL.md 4.1; Ghodsi p. 117-119).
 //!
 //! Each child gets the arc up to the previously chosen child, so nobody is reached twice and n-1
-//! messages do. What the nodes answer is collected by [`crate::tree::feedback`]; without it a broadcast
+//! messages do. What the nodes answer is collected by [`super::feedback`]; without it a broadcast
 //! is best effort: a node that dies holding an arc takes the message for that arc with it.
 
 use alloc::boxed::Box;

@@ -2,29 +2,114 @@
 
 use std::io::{self, Read};
 
+use argh::FromArgs;
 use serde_json::Value;
 
 use super::read::{label, tell, text};
 use super::table::Table;
-use super::{ASK_LIMIT, Cx, Failure, Outcome, args, within};
+use super::{ASK_LIMIT, Cx, Failure, Outcome, within};
 use crate::control::exit;
 
-pub(super) fn group(args: &args::Group, cx: &mut Cx<'_>) -> Outcome {
+/// tell things to several nodes together
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "group",
+    example = "{command_name} create choir\n{command_name} listen choir\n\
+               {command_name} send choir 'we sing at eight'"
+)]
+pub(super) struct Group {
+    #[argh(subcommand)]
+    pub(super) command: GroupCommand,
+}
+
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+pub(super) enum GroupCommand {
+    Create(GroupCreate),
+    Join(GroupJoin),
+    Leave(GroupLeave),
+    Send(GroupSend),
+    Listen(GroupListen),
+    List(GroupList),
+}
+
+/// begin a group with this node as its first member
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "create", example = "{command_name} choir --members-only")]
+pub(super) struct GroupCreate {
+    #[argh(positional)]
+    pub(super) group: String,
+    /// only members may send
+    #[argh(switch)]
+    pub(super) members_only: bool,
+}
+
+/// make this node a member, until it leaves
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "join", example = "{command_name} choir")]
+pub(super) struct GroupJoin {
+    #[argh(positional)]
+    pub(super) group: String,
+}
+
+/// make this node a member no longer
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "leave", example = "{command_name} choir")]
+pub(super) struct GroupLeave {
+    #[argh(positional)]
+    pub(super) group: String,
+}
+
+/// tell all members something; from any node
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "send", example = "{command_name} choir 'we sing at eight'")]
+pub(super) struct GroupSend {
+    #[argh(positional)]
+    pub(super) group: String,
+    /// what to tell, at most 16 KiB; - reads it from stdin
+    #[argh(positional)]
+    pub(super) text: String,
+    /// in order for each sender and exactly once, also if messages are lost
+    #[argh(switch)]
+    pub(super) reliable: bool,
+    /// to one other member only, whichever is free
+    #[argh(switch)]
+    pub(super) one: bool,
+}
+
+/// print what is said in a group; this node is a member while it lasts
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "listen", example = "{command_name} choir --count 1")]
+pub(super) struct GroupListen {
+    #[argh(positional)]
+    pub(super) group: String,
+    /// end after so many messages
+    #[argh(option, arg_name = "messages")]
+    pub(super) count: Option<u64>,
+}
+
+/// the groups this node is in
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "list", example = "{command_name} -o json")]
+pub(super) struct GroupList {}
+
+pub(super) fn group(args: &Group, cx: &mut Cx<'_>) -> Outcome {
     match &args.command {
-        args::GroupCommand::Create(args) => {
+        GroupCommand::Create(args) => {
             let closed = u8::from(args.members_only);
             let path = format!("{}/create?members_only={closed}", path(&args.group)?);
             order(cx, &path, &format!("{} created; this node is its first member", args.group))
         }
-        args::GroupCommand::Join(args) => {
+        GroupCommand::Join(args) => {
             order(cx, &format!("{}/join", path(&args.group)?), &format!("joined {}", args.group))
         }
-        args::GroupCommand::Leave(args) => {
+        GroupCommand::Leave(args) => {
             order(cx, &format!("{}/leave", path(&args.group)?), &format!("left {}", args.group))
         }
-        args::GroupCommand::Send(args) => send(args, cx),
-        args::GroupCommand::Listen(args) => listen(args, cx),
-        args::GroupCommand::List(args::GroupList {}) => list(cx),
+        GroupCommand::Send(args) => send(args, cx),
+        GroupCommand::Listen(args) => listen(args, cx),
+        GroupCommand::List(GroupList {}) => list(cx),
     }
 }
 
@@ -41,7 +126,7 @@ fn order(cx: &mut Cx<'_>, path: &str, done: &str) -> Outcome {
     Ok(exit::DONE)
 }
 
-fn send(args: &args::GroupSend, cx: &mut Cx<'_>) -> Outcome {
+fn send(args: &GroupSend, cx: &mut Cx<'_>) -> Outcome {
     let (reliable, one) = (u8::from(args.reliable), u8::from(args.one));
     let path = format!("{}/send?reliable={reliable}&one={one}", path(&args.group)?);
     let client = cx.client()?;
@@ -58,7 +143,7 @@ fn send(args: &args::GroupSend, cx: &mut Cx<'_>) -> Outcome {
     Ok(exit::DONE)
 }
 
-fn listen(args: &args::GroupListen, cx: &mut Cx<'_>) -> Outcome {
+fn listen(args: &GroupListen, cx: &mut Cx<'_>) -> Outcome {
     let (client, path) = (cx.client()?, format!("{}/messages", path(&args.group)?));
     smol::block_on(async {
         let mut lines = client.get_lines(&path).await?;

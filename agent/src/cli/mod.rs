@@ -21,6 +21,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use argh::FromArgs;
+
 use args::{Args, SILENT, commands};
 use dugnad_platform::probe::arch;
 use serde_json::{Value, json};
@@ -334,22 +336,44 @@ async fn within<T, E: Into<Failure>>(
 /// How long commands wait for what the agent can say by asking around.
 const ASK_LIMIT: Duration = Duration::from_secs(60);
 
+/// run this node in the foreground
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "agent", example = "{command_name} --dir /srv/dugnad")]
+pub(super) struct Agent {
+    /// instead of the owner's file: what this node is called
+    #[argh(option)]
+    pub(super) name: Option<String>,
+    /// instead of the owner's file: where other nodes reach this one
+    #[argh(option, arg_name = "addr:port")]
+    pub(super) overlay: Option<String>,
+    /// instead of the owner's file: where people reach services, or "off"
+    #[argh(option, arg_name = "addr:port")]
+    pub(super) gateway: Option<String>,
+    /// instead of the owner's file: error, warn, info or debug
+    #[argh(option, arg_name = "level")]
+    pub(super) log: Option<String>,
+}
+
 /// A duration given with a flag.
 fn duration(flag: &str, text: &str) -> Result<Duration, Failure> {
     let span = Span::parse(text).map_err(|error| Failure::usage(format!("{flag}: {error}")))?;
     Ok(span.0)
 }
 
-fn agent(args: args::Agent, cx: &mut Cx<'_>) -> Outcome {
+fn agent(args: Agent, cx: &mut Cx<'_>) -> Outcome {
     let dirs = cx.dirs()?;
-    let args::Agent { name, overlay, gateway, log } = args;
+    let Agent { name, overlay, gateway, log } = args;
     let flags = Overrides { name, overlay, gateway, log };
     let config = Config::load(&dirs, &flags, cx.env).map_err(Failure::failed)?;
     (cx.hooks.agent)(dirs, config).map_err(Failure::failed)?;
     Ok(exit::DONE)
 }
 
-/// The kind of processor this program was built for, as service files call it.
+/// which dugnad this is
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "version", example = "{command_name} -o json")]
+pub(super) struct Version {}
+
 fn version(cx: &mut Cx<'_>) -> Outcome {
     let version = env!("CARGO_PKG_VERSION");
     let wire = dugnad_kernel::wire::VERSION;

@@ -2,13 +2,51 @@
 
 use std::fmt::Write as _;
 
+use argh::FromArgs;
 use dugnad_fabric::Bytes;
 use dugnad_kernel::Id;
 use serde_json::Value;
 
 use super::table::{Table, plain};
-use super::{ASK_LIMIT, Cx, Failure, Outcome, args, within};
+use super::{ASK_LIMIT, Cx, Failure, Outcome, within};
 use crate::control::exit;
+
+/// how this node is, what it gives and what it has promised
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "status", example = "{command_name} -o json")]
+pub(super) struct Status {}
+
+/// the nodes of the community
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "nodes", example = "{command_name} -o json")]
+pub(super) struct Nodes {}
+
+/// the services of the community and where their replicas are
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "ps", example = "{command_name} -o json")]
+pub(super) struct Ps {}
+
+/// why a service is where it is
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "why", example = "{command_name} wiki")]
+pub(super) struct Why {
+    #[argh(positional)]
+    pub(super) service: String,
+}
+
+/// which node answers for a key of the ring, and how far the question travelled
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "lookup", example = "{command_name} wiki")]
+pub(super) struct Lookup {
+    /// a service's name, or 32 hexadecimal digits
+    #[argh(positional)]
+    pub(super) key: String,
+}
+
+/// which node this is, and of which community
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "whoami", example = "{command_name} -o json")]
+pub(super) struct Whoami {}
 
 /// Asks for one value; prints it if it was wanted as JSON, returns it otherwise.
 pub(super) fn tell(cx: &mut Cx<'_>, path: &str) -> Result<Option<Value>, Failure> {
@@ -216,7 +254,7 @@ pub(super) fn ps(cx: &mut Cx<'_>) -> Outcome {
     Ok(exit::DONE)
 }
 
-pub(super) fn lookup(args: &args::Lookup, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn lookup(args: &Lookup, cx: &mut Cx<'_>) -> Outcome {
     let plain_key = args.key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
     if args.key.is_empty() || !plain_key {
         let text = format!("\"{}\" is neither a service's name nor 32 digits", args.key);
@@ -235,7 +273,7 @@ pub(super) fn lookup(args: &args::Lookup, cx: &mut Cx<'_>) -> Outcome {
     Ok(exit::DONE)
 }
 
-pub(super) fn why(args: &args::Why, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn why(args: &Why, cx: &mut Cx<'_>) -> Outcome {
     let name = super::services::name(&args.service)?;
     let Some(lines) = tell(cx, &format!("/v1/why/{name}"))? else { return Ok(exit::DONE) };
     for line in lines.as_array().into_iter().flatten() {

@@ -1,10 +1,11 @@
 //! Commands about services: `plan`, `deploy`, `stop`, `rm`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use argh::FromArgs;
 use dugnad_fabric::Bytes;
 use dugnad_kernel::Hash;
 use dugnad_platform::weigh;
@@ -13,9 +14,66 @@ use serde_json::{Value, json};
 
 use super::read::{label, text};
 use super::table::plain;
-use super::{ASK_LIMIT, Cx, Failure, Outcome, args, counted, duration, within};
+use super::{ASK_LIMIT, Cx, Failure, Outcome, counted, duration, within};
 use crate::control::{Client, ClientError, exit};
 use crate::service::{self, ServiceFile};
+
+/// where a service would run, and why not elsewhere; changes nothing
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "plan", example = "{command_name} wiki.toml")]
+pub(super) struct Plan {
+    /// the service file
+    #[argh(positional)]
+    pub(super) file: PathBuf,
+}
+
+/// run a service, and wait until its replicas are ready
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "deploy", example = "{command_name} wiki.toml")]
+pub(super) struct Deploy {
+    /// the service file
+    #[argh(positional)]
+    pub(super) file: PathBuf,
+    /// how long to wait for the replicas (default: 2m); the service is kept wanted after that
+    #[argh(option, default = "\"2m\".to_owned()", arg_name = "duration")]
+    pub(super) timeout: String,
+}
+
+/// tell everybody in the community something: it shows in the events of every node
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "announce", example = "{command_name} 'attic reboots at eight'")]
+pub(super) struct Announce {
+    /// one line of text, at most 200 bytes
+    #[argh(positional)]
+    pub(super) text: String,
+}
+
+/// stop a service; it stays known
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "stop", example = "{command_name} wiki")]
+pub(super) struct Stop {
+    #[argh(positional)]
+    pub(super) service: String,
+}
+
+/// stop a service and forget it
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "rm", example = "{command_name} wiki")]
+pub(super) struct Rm {
+    #[argh(positional)]
+    pub(super) service: String,
+    /// what it has written stays where it is; a service of this name takes it up again
+    #[argh(switch)]
+    pub(super) keep_state: bool,
+}
+
+/// go back to the version of a service before the present one
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "rollback", example = "{command_name} wiki")]
+pub(super) struct Rollback {
+    #[argh(positional)]
+    pub(super) service: String,
+}
 
 /// How often a long work tells how far it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -41,7 +99,7 @@ fn to_json(spec: &Spec) -> Result<Value, Failure> {
 }
 
 /// Nothing is stored for a plan, so packages have their weight but no name yet.
-pub(super) fn plan(args: &args::Plan, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn plan(args: &Plan, cx: &mut Cx<'_>) -> Outcome {
     let file = read_file(&args.file, cx)?;
     let mut trees = Vec::new();
     for (arch, folder) in file.artifacts() {
@@ -177,7 +235,7 @@ fn holds_a_file(folder: &Path) -> std::io::Result<bool> {
     Ok(false)
 }
 
-pub(super) fn deploy(args: &args::Deploy, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn deploy(args: &Deploy, cx: &mut Cx<'_>) -> Outcome {
     let limit = duration("--timeout", &args.timeout)?;
     let file = read_file(&args.file, cx)?;
     let client = cx.client()?;
@@ -254,11 +312,11 @@ pub(super) fn elapsed(time: Duration) -> String {
     format!("{:>4}.{}s", time.as_secs(), time.subsec_millis() / 100)
 }
 
-pub(super) fn stop(args: &args::Stop, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn stop(args: &Stop, cx: &mut Cx<'_>) -> Outcome {
     order(cx, "stop", &args.service, "", "stopped; it stays known")
 }
 
-pub(super) fn rm(args: &args::Rm, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn rm(args: &Rm, cx: &mut Cx<'_>) -> Outcome {
     if args.keep_state {
         let done = "removed; what it has written stays (`dugnad status` lists it)";
         return order(cx, "rm", &args.service, "?keep_state=1", done);
@@ -266,14 +324,14 @@ pub(super) fn rm(args: &args::Rm, cx: &mut Cx<'_>) -> Outcome {
     order(cx, "rm", &args.service, "", "removed")
 }
 
-pub(super) fn rollback(args: &args::Rollback, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn rollback(args: &Rollback, cx: &mut Cx<'_>) -> Outcome {
     let (client, start) = (cx.client()?, Instant::now());
     let path = format!("/v1/rollback/{}", name(&args.service)?);
     let result = smol::block_on(within(ASK_LIMIT, client.post(&path, None)))?.value;
     tell_deployed(&client, &Deployed::of(&result), start, cx)
 }
 
-pub(super) fn announce(args: &args::Announce, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn announce(args: &Announce, cx: &mut Cx<'_>) -> Outcome {
     let client = cx.client()?;
     let text = Value::from(args.text.as_str());
     smol::block_on(within(ASK_LIMIT, client.post("/v1/announce", Some(&text))))?;

@@ -6,14 +6,77 @@ use std::io::{self, BufRead as _, Read as _};
 use std::path::Path;
 use std::time::Duration;
 
+use argh::FromArgs;
 use dugnad_kernel::NodeId;
 
-use super::{ASK_LIMIT, Cx, Failure, Outcome, args, duration, within};
+use super::{ASK_LIMIT, Cx, Failure, Outcome, duration, within};
 use crate::clock::{self, now_unix};
 use crate::config::{Config, Dirs, Env, Overrides, file};
 use crate::control::{ClientError, exit};
 use crate::identity::{self, Community, Identity};
 use crate::invite::{self, Expiry, Invitation, InviteError};
+
+/// begin a new community with this machine as its first node
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "init", example = "{command_name} --name attic --community els-veins")]
+pub(super) struct Init {
+    /// what this node is called (default: the host's name)
+    #[argh(option)]
+    pub(super) name: Option<String>,
+    /// what the community is called
+    #[argh(option)]
+    pub(super) community: Option<String>,
+    /// make a copied state directory a node of its own, in its community
+    #[argh(switch)]
+    pub(super) new_identity: bool,
+    /// where other nodes reach this one (default: 0.0.0.0:7407)
+    #[argh(option, arg_name = "addr:port")]
+    pub(super) overlay: Option<String>,
+    /// where people reach services, or "off" (default: 127.0.0.1:7480)
+    #[argh(option, arg_name = "addr:port")]
+    pub(super) gateway: Option<String>,
+}
+
+/// print a token that lets one more machine join
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "invite", example = "{command_name} --expires 2h")]
+pub(super) struct Invite {
+    /// how long it is good for (default: 7d)
+    #[argh(option, default = "\"7d\".to_owned()", arg_name = "duration")]
+    pub(super) expires: String,
+}
+
+/// make this machine a node of the community that a token invites to
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "join", example = "{command_name} 'dugnad1:...' --name attic")]
+pub(super) struct Join {
+    /// what `dugnad invite` printed; "-" reads it from standard input
+    #[argh(positional)]
+    pub(super) token: String,
+    /// what this node is called (default: the host's name)
+    #[argh(option)]
+    pub(super) name: Option<String>,
+    /// where other nodes reach this one (default: 0.0.0.0:7407)
+    #[argh(option, arg_name = "addr:port")]
+    pub(super) overlay: Option<String>,
+    /// where people reach services, or "off" (default: 127.0.0.1:7480)
+    #[argh(option, arg_name = "addr:port")]
+    pub(super) gateway: Option<String>,
+}
+
+/// make the agent read the owner's file again
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "reload", example = "{command_name} --dir /srv/dugnad")]
+pub(super) struct Reload {}
+
+/// hand everything over to the others and go
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "leave", example = "{command_name} --dir /srv/dugnad")]
+pub(super) struct Leave {
+    /// go at once: what runs here stops before it runs elsewhere
+    #[argh(switch)]
+    pub(super) now: bool,
+}
 
 /// Stands for `-` on the command line.
 pub(super) const STDIN: &str = "stdin:";
@@ -134,9 +197,9 @@ fn who(node: NodeId, config: &Config) -> String {
     format!("{}-{}", node.short(), config.name)
 }
 
-pub(super) fn init(args: args::Init, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn init(args: Init, cx: &mut Cx<'_>) -> Outcome {
     let dirs = cx.dirs()?;
-    let args::Init { name, community, new_identity, overlay, gateway } = args;
+    let Init { name, community, new_identity, overlay, gateway } = args;
     if new_identity {
         return anew(&dirs, cx);
     }
@@ -175,9 +238,9 @@ fn anew(dirs: &Dirs, cx: &mut Cx<'_>) -> Outcome {
     Ok(exit::DONE)
 }
 
-pub(super) fn join(args: args::Join, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn join(args: Join, cx: &mut Cx<'_>) -> Outcome {
     let dirs = cx.dirs()?;
-    let args::Join { token, name, overlay, gateway } = args;
+    let Join { token, name, overlay, gateway } = args;
     let refused = |error: InviteError| Failure::new(exit::REFUSED, error.to_string());
     let token = if token == STDIN { first_line()? } else { token };
     let invitation: Invitation = token.parse().map_err(refused)?;
@@ -234,7 +297,7 @@ pub(super) fn token(dirs: &Dirs, config: &Config, expires: Duration) -> Result<S
 }
 
 /// The agent knows best where it can be reached; without one the files tell.
-pub(super) fn invite(args: &args::Invite, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn invite(args: &Invite, cx: &mut Cx<'_>) -> Outcome {
     let expires = duration("--expires", &args.expires)?;
     if expires < Duration::from_secs(1) {
         return Err(Failure::usage("--expires: must be at least 1s"));
@@ -285,7 +348,7 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(900);
 /// How often it is looked at what is still here.
 const LOOK: Duration = Duration::from_millis(500);
 
-pub(super) fn leave(args: &args::Leave, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn leave(args: &Leave, cx: &mut Cx<'_>) -> Outcome {
     let client = cx.client()?;
     let path = if args.now { "/v1/leave?now=1" } else { "/v1/leave" };
     smol::block_on(within(LEAVE_LIMIT, async {

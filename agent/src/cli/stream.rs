@@ -1,13 +1,37 @@
 //! Commands that follow: `logs`, `events`.
 
+use argh::FromArgs;
 use serde_json::Value;
 
 use super::read::text;
 use super::services::LOOK_UP;
-use super::{Cx, Outcome, args, within};
+use super::{Cx, Outcome, within};
 use crate::control::{Client, exit};
 
-pub(super) fn logs(args: &args::Logs, cx: &mut Cx<'_>) -> Outcome {
+/// what a service wrote to its stdout and stderr
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "logs", example = "{command_name} wiki -f --tail 20")]
+pub(super) struct Logs {
+    #[argh(positional)]
+    pub(super) service: String,
+    /// go on with what is written from now on
+    #[argh(switch, short = 'f')]
+    pub(super) follow: bool,
+    /// how many of the last lines (default: 100)
+    #[argh(option, default = "100", arg_name = "lines")]
+    pub(super) tail: u32,
+}
+
+/// what happened in the community, as this node saw it
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "events", example = "{command_name} -f")]
+pub(super) struct Events {
+    /// go on with what happens from now on
+    #[argh(switch, short = 'f')]
+    pub(super) follow: bool,
+}
+
+pub(super) fn logs(args: &Logs, cx: &mut Cx<'_>) -> Outcome {
     let name = super::services::name(&args.service)?;
     let follow = u8::from(args.follow);
     // Log lines are the service's own bytes: printed as they are, behind the number of the replica
@@ -30,7 +54,7 @@ async fn replicas(client: &Client, service: &str) -> usize {
     known.map_or(0, |known| known.value["replicas"].as_array().map_or(0, Vec::len))
 }
 
-pub(super) fn events(args: &args::Events, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn events(args: &Events, cx: &mut Cx<'_>) -> Outcome {
     let follow = u8::from(args.follow);
     print(cx, &format!("/v1/events?follow={follow}"), |event| {
         let service = match event["service"].as_str() {

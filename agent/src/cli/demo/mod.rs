@@ -14,6 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use argh::FromArgs;
 use dugnad_platform::probe::arch;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
@@ -22,10 +23,22 @@ use smol::Async;
 
 use super::read::{label, text};
 use super::services::{Progress, deploy_file, elapsed};
-use super::{Cx, Failure, Outcome, args, within};
+use super::{Cx, Failure, Outcome, within};
 use crate::control::{Client, exit};
 use crate::service;
 use community::Community;
+
+/// see it work: a community of real agents on this machine, services, and a failure
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "demo", example = "{command_name} --once")]
+pub(super) struct Demo {
+    /// end by itself; exit 0 only if every step held
+    #[argh(switch)]
+    pub(super) once: bool,
+    /// how many nodes, 5 to 20 (default: 5)
+    #[argh(option, default = "5")]
+    pub(super) nodes: usize,
+}
 
 const NODES: std::ops::RangeInclusive<usize> = 5..=20;
 const REPLICAS: u64 = 3;
@@ -66,7 +79,7 @@ impl Teller<'_> {
     }
 }
 
-pub(super) fn run(args: &args::Demo, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn run(args: &Demo, cx: &mut Cx<'_>) -> Outcome {
     if !NODES.contains(&args.nodes) {
         let text = format!("--nodes: {} to {} can be shown", NODES.start(), NODES.end());
         return Err(Failure::usage(text));

@@ -1,7 +1,20 @@
 //! Small kernel files, with errors that say which file and what was written.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
+
+/// Where the kernel's own file systems are; tests put folders there.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    pub cgroup: PathBuf,
+    pub proc: PathBuf,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self { cgroup: "/sys/fs/cgroup".into(), proc: "/proc".into() }
+    }
+}
 
 /// `error` with `what` in front; its kind stays.
 #[must_use]

@@ -3,26 +3,13 @@
 
 use std::fs;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use nix::sched::CloneFlags;
 
 use crate::cgroup::{self, Hierarchy};
+pub use crate::file::Roots;
 use crate::{mounts, process};
-
-/// Where the kernel's own file systems are; tests put folders there.
-#[derive(Clone, Debug)]
-pub struct Roots {
-    pub cgroup: PathBuf,
-    pub proc: PathBuf,
-}
-
-impl Default for Roots {
-    fn default() -> Self {
-        Self { cgroup: "/sys/fs/cgroup".into(), proc: "/proc".into() }
-    }
-}
 
 #[derive(Clone, Debug)]
 pub struct Probe {

@@ -38,7 +38,7 @@ use smol::{Async, LocalExecutor, Task};
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 
 use super::body::Payload;
-use super::server::{Query, Reply, failed, json_response};
+use super::http::{Query, Reply, failed, json_response};
 use super::shape::Trouble;
 use super::{AgentApi, Hold, exit, groups, socket};
 

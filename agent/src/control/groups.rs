@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::body::Payload;
-use super::server::{Query, Reply, json_response, lines};
+use super::http::{Query, Reply, json_response, lines};
 use super::shape::{self, Trouble};
 use super::{AgentApi, exit};
 

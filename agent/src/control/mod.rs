@@ -33,6 +33,7 @@ mod body;
 mod client;
 mod door;
 mod groups;
+mod http;
 mod metrics;
 mod server;
 pub(crate) mod shape;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use dugnad_kernel::{Id, Key};
 use dugnad_node::Question;
-use dugnad_resource::spec::{Spec, key_of, valid_name};
-use futures_util::{Stream, StreamExt};
+use dugnad_resource::spec::{Spec, key_of};
+use futures_util::StreamExt as _;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
@@ -24,6 +24,7 @@ use smol::{Async, LocalExecutor, Task};
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 
 use super::body::Payload;
+use super::http::{Query, Reply, failed, json_response, lines, service, text};
 use super::shape::{self, Told, Trouble};
 use super::{AgentApi, Wanted, exit, groups, socket, upload};
 use crate::places::Places;
@@ -111,8 +112,6 @@ struct Door {
     staged: Cell<u64>,
     uploads: Cell<usize>,
 }
-
-pub(super) type Reply = Result<Response<Payload>, Trouble>;
 
 impl Door {
     fn admit(self: &Rc<Self>, stream: UnixStream) {
@@ -410,23 +409,6 @@ async fn next_about(events: &mut Receiver<Value>, service: &str) -> Value {
     }
 }
 
-pub(super) struct Query(pub(super) String);
-
-impl Query {
-    fn get(&self, name: &str) -> Option<&str> {
-        let mut pairs = self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
-    }
-
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.get(name).is_some_and(|value| value != "0")
-    }
-
-    fn number(&self, name: &str) -> Option<u64> {
-        self.get(name)?.parse().ok()
-    }
-}
-
 /// 32 hexadecimal digits, or the name of a service.
 fn key(what: &str) -> Result<Key, Trouble> {
     match u128::from_str_radix(what, 16) {
@@ -449,11 +431,6 @@ async fn read_text(request: Request<Incoming>) -> Result<String, Trouble> {
     Ok(text)
 }
 
-fn service(name: &str) -> Result<String, Trouble> {
-    valid_name(name).map_err(|why| Trouble::usage(format!("\"{name}\" is no service: {why}")))?;
-    Ok(name.to_owned())
-}
-
 async fn read_spec(request: Request<Incoming>) -> Result<Spec, Trouble> {
     let body = Limited::new(request.into_body(), SPEC_MAX).collect().await;
     let body = body.map_err(|error| Trouble::usage(format!("cannot read the spec: {error}")))?;
@@ -461,30 +438,4 @@ async fn read_spec(request: Request<Incoming>) -> Result<Spec, Trouble> {
         .map_err(|error| Trouble::usage(format!("this is no spec: {error}")))?;
     spec.check().map_err(Trouble::usage)?;
     Ok(spec)
-}
-
-pub(super) fn failed(trouble: &Trouble) -> Response<Payload> {
-    let mut response = json_response(&trouble.json());
-    *response.status_mut() = hyper::StatusCode::from_u16(trouble.status).unwrap_or_default();
-    response
-}
-
-pub(super) fn json_response(value: &Value) -> Response<Payload> {
-    typed(Payload::whole(format!("{value}\n")), "application/json")
-}
-
-fn text(text: String) -> Response<Payload> {
-    typed(Payload::whole(text), "text/plain; version=0.0.4")
-}
-
-pub(super) fn lines(values: impl Stream<Item = Value> + 'static) -> Response<Payload> {
-    let lines = values.map(|value| Bytes::from(format!("{value}\n")));
-    typed(Payload::stream(lines), "application/x-ndjson")
-}
-
-fn typed(payload: Payload, kind: &'static str) -> Response<Payload> {
-    let mut response = Response::new(payload);
-    let kind = hyper::header::HeaderValue::from_static(kind);
-    response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
-    response
 }

@@ -5,11 +5,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use dugnad_kernel::{Hash, Key, NodeId};
-use dugnad_resource::describe::Description;
+use dugnad_resource::describe::{Description, named};
 use dugnad_resource::spec::Port;
 use serde::{Deserialize, Serialize};
 
-use crate::deployment::manager::View;
+use crate::deployment::service::View;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CastBody {
@@ -33,4 +33,18 @@ pub enum CastPart {
     Node(Box<Description>),
     Services(Vec<View>),
     Ports(Vec<(String, u16)>),
+}
+
+/// The node descriptions among the parts of a feedback.
+pub(crate) fn descriptions(parts: &[Vec<u8>]) -> Vec<Description> {
+    let decoded = parts.iter().filter_map(|part| postcard::from_bytes::<CastPart>(part).ok());
+    decoded
+        .filter_map(|part| match part {
+            CastPart::Node(mut description) => {
+                description.profile.name = named(&description.profile.name);
+                Some(*description)
+            }
+            CastPart::Services(_) | CastPart::Ports(_) => None,
+        })
+        .collect()
 }

@@ -25,7 +25,8 @@ use serde::{Deserialize, Serialize};
 
 use cast::CastBody;
 use deployment::client::{ClientQuestion, ClientReply};
-use deployment::manager::{Manager, View};
+use deployment::manager::Manager;
+use deployment::service::View;
 use deployment::trees::Waiting;
 use persistence::directory::{self, Decide, Decided, Directory};
 use persistence::put::Writing;

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use dugnad_kernel::map::Set;
 
 use dugnad_collective::deployment::client::{ClientQuestion, ClientReply};
-use dugnad_collective::deployment::manager::View;
+use dugnad_collective::deployment::service::View;
 use dugnad_collective::deployment::service::{Desired, SlotState};
 use dugnad_fabric::Amounts;
 use dugnad_kernel::{Cx, Key, NodeId};

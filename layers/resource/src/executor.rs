@@ -4,6 +4,8 @@
 //! What runs here is written to disk before it is started, so that a node without a network
 //! starts the same replicas again after a power cut.
 
+pub mod orders;
+
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -13,8 +15,8 @@ use dugnad_fabric::{Amounts, Ceilings, Ledger};
 use dugnad_kernel::{Component, Cx, Duration, Input, Key, NodeId};
 
 use crate::execute::{Epoch, HostState, Order, ReplicaId, Report, Run, ToHost, ToManager};
-use crate::orders::{WAITING_MAX, Waiting};
 use crate::spec::{Arch, Spec, Tree};
+use orders::{WAITING_MAX, Waiting};
 
 /// A reservation nobody took up is void after this (PROTOCOL.md 10.6).
 pub const RESERVATION: Duration = Duration::from_secs(60);

@@ -8,5 +8,4 @@ extern crate alloc;
 pub mod describe;
 pub mod execute;
 pub mod executor;
-pub mod orders;
 pub mod spec;

@@ -4,10 +4,10 @@
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Component, Cx, Effect, Id, Input, NodeId, Time};
 use dugnad_resource::execute::{Epoch, ReplicaId, TERM_STEP, ToHost, ToManager};
+use dugnad_resource::executor::orders::WAITING_MAX;
 use dugnad_resource::executor::{
     Command, Event, Executor, RESERVATION, RESERVED_EACH, SEARCH_AGAIN, Timer,
 };
-use dugnad_resource::orders::WAITING_MAX;
 use dugnad_resource::spec::Arch;
 
 type Work = Box<dyn FnOnce(&mut Executor, &mut Cx<'_, Executor>)>;

@@ -13,8 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::file::{explain, read_field, read_number, write_value};
-use crate::probe::Roots;
+use crate::file::{Roots, explain, read_field, read_number, write_value};
 use crate::process;
 
 /// What a group may use; `None` is no limit of its own.

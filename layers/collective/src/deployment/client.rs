@@ -7,14 +7,13 @@ use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::describe::Description;
-use dugnad_resource::spec::{Port, Spec, Tree, key_of};
+use dugnad_resource::spec::{Port, Spec, key_of};
 
 use super::allocator::{self, Candidate, Choice};
 use super::deployer;
-use super::manager::{View, descriptions, reason};
-use super::service::{Desired, FAILED, Failed, PREVIOUS, SPEC, Service, Slot, SlotState};
-use super::trees::{Needed, name_for};
-use crate::cast::{CastBody, CastPart};
+use super::service::{Desired, FAILED, Failed, PREVIOUS, SPEC, Service, Slot, SlotState, View};
+use super::trees::{Needed, distinct_trees, forget_trees, name_for};
+use crate::cast::{CastBody, CastPart, descriptions};
 use crate::persistence::put::{get, owners, put};
 use crate::persistence::record::{Record, Version};
 use crate::{Ask, Asker, AskerExt, Collective, Event, Outcome, Reply, Request, Response};
@@ -468,24 +467,6 @@ fn no_room(refused: &Map<NodeId, String>) -> Vec<String> {
     refused.iter().map(line).collect()
 }
 
-fn distinct_trees(spec: &Spec) -> Vec<Tree> {
-    let mut trees: Vec<Tree> = spec.artifacts.iter().map(|(_, tree)| *tree).collect();
-    trees.sort_unstable();
-    trees.dedup();
-    trees
-}
-
-/// Tombstones for packages that `old` needed and none of `kept` does.
-pub(crate) async fn forget_trees(asker: &Asker, old: &Spec, kept: &[&Spec], me: NodeId) {
-    let kept: Vec<Tree> = kept.iter().flat_map(|spec| distinct_trees(spec)).collect();
-    for tree in distinct_trees(old).into_iter().filter(|tree| !kept.contains(tree)) {
-        let name = name_for(old.key());
-        let Ok(Some(known)) = get(asker, (tree.key(), name.clone())).await else { continue };
-        let version = Version { counter: known.version.counter.saturating_add(1), author: me };
-        put(asker.clone(), Record { key: tree.key(), name, version, value: None }, 1).await;
-    }
-}
-
 /// How a write of the service's record ended.
 enum Stored {
     Yes,
@@ -623,7 +604,7 @@ async fn wait_ready(asker: &Asker, service: Key, generation: u64) -> ClientReply
 }
 
 fn gave_up(view: &View, failed: &Failed) -> String {
-    let (name, version, why) = (&view.name, failed.generation, reason(failed));
+    let (name, version, why) = (&view.name, failed.generation, failed.told());
     if view.generation == failed.generation {
         return format!(
             "{name} does not get ready {why}\nit is tried again on other nodes; give it up with \

@@ -1,11 +1,12 @@
 //! The two records of a service: what is wanted, and the plan that meets it (PROTOCOL.md 10.2).
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use dugnad_kernel::NodeId;
+use dugnad_kernel::{Key, NodeId};
 use dugnad_resource::execute::{Epoch, HostState};
-use dugnad_resource::spec::Spec;
+use dugnad_resource::spec::{Kind, Port, Spec};
 use serde::{Deserialize, Serialize};
 
 /// Names of the records under the service's key.
@@ -61,6 +62,41 @@ pub struct Failed {
     pub node_name: String,
     /// Why, and below it the last lines of its log.
     pub reason: String,
+}
+
+impl Failed {
+    /// Why it was given up, for whoever deployed it.
+    #[must_use]
+    pub(crate) fn told(&self) -> String {
+        let Self { node_name, reason, .. } = self;
+        match reason.split_once('\n') {
+            Some((reason, log)) => {
+                let log = log.trim_end();
+                format!("on {node_name}: {reason}\nlast lines of its log:\n{log}")
+            }
+            None => format!("on {node_name}: {reason}"),
+        }
+    }
+}
+
+/// What a manager says about its service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    pub name: String,
+    pub service: Key,
+    pub generation: u64,
+    pub desired: Desired,
+    pub port: Port,
+    pub kind: Kind,
+    pub want: u8,
+    pub because: String,
+    pub ready: u8,
+    pub manager: NodeId,
+    /// Differs whenever anything above differs.
+    pub revision: u64,
+    pub slots: Vec<Slot>,
+    /// Why it is not (yet) as wanted, one line a reason.
+    pub blocked: Vec<String>,
 }
 
 /// Deploys of one service; a generation beyond this was not reached by deploying.

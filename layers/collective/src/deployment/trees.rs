@@ -9,11 +9,11 @@ use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Duration, Hash, Key, NodeId};
 use dugnad_resource::execute::{Order, Report};
 use dugnad_resource::executor::bounded;
-use dugnad_resource::spec::Tree;
+use dugnad_resource::spec::{Spec, Tree};
 use serde::{Deserialize, Serialize};
 
-use crate::persistence::put::owners;
-use crate::persistence::record::{DEGREE, Record, class};
+use crate::persistence::put::{get, owners, put};
+use crate::persistence::record::{DEGREE, Record, Version, class};
 use crate::{Asker, Collective, Event, Msg, Outcome, Reply, Timer};
 
 /// A tree that could not be fetched is tried again after this, doubled so often: whoever has it
@@ -284,4 +284,23 @@ async fn find_holders(asker: Asker, needed: Needed, me: NodeId) -> Outcome {
     let owners = owners(&asker, needed.tree.key()).await;
     let from = owners.into_iter().filter(|node| *node != me).collect();
     Outcome::Holders { tree: needed.tree, from }
+}
+
+/// The packages of a service, each once.
+pub(crate) fn distinct_trees(spec: &Spec) -> Vec<Tree> {
+    let mut trees: Vec<Tree> = spec.artifacts.iter().map(|(_, tree)| *tree).collect();
+    trees.sort_unstable();
+    trees.dedup();
+    trees
+}
+
+/// Tombstones for packages that `old` needed and none of `kept` does.
+pub(crate) async fn forget_trees(asker: &Asker, old: &Spec, kept: &[&Spec], me: NodeId) {
+    let kept: Vec<Tree> = kept.iter().flat_map(|spec| distinct_trees(spec)).collect();
+    for tree in distinct_trees(old).into_iter().filter(|tree| !kept.contains(tree)) {
+        let name = name_for(old.key());
+        let Ok(Some(known)) = get(asker, (tree.key(), name.clone())).await else { continue };
+        let version = Version { counter: known.version.counter.saturating_add(1), author: me };
+        put(asker.clone(), Record { key: tree.key(), name, version, value: None }, 1).await;
+    }
 }

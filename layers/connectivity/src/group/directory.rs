@@ -9,8 +9,10 @@ use alloc::vec::Vec;
 use dugnad_kernel::{Id, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
-use super::messages::GroupId;
 use crate::config::{GROUP_SAMPLE, PENDING_MAX};
+
+/// A group is its key in the directory, and so the same on both sides of a cut.
+pub type GroupId = Key;
 
 /// How the members are joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,10 +9,8 @@ use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
+pub use super::directory::GroupId;
 use super::directory::{DirectoryAnswer, DirectoryAsk, Mode, Policy};
-
-/// A group is its key in the directory, and so the same on both sides of a cut.
-pub type GroupId = Key;
 
 /// Names one message everywhere: who said it, and its own number for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! One instance of every variant of every message, and of every stored format.
 
 use dugnad_collective::cast::{CastBody, CastPart};
-use dugnad_collective::deployment::manager::View;
+use dugnad_collective::deployment::service::View;
 use dugnad_collective::deployment::service::{Desired, Failed, Plan, Service, Slot, SlotState};
 use dugnad_collective::deployment::trees::Needed;
 use dugnad_collective::persistence::directory::{Decide, Decided};

@@ -9,11 +9,9 @@ use alloc::vec::Vec;
 use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{Cx, Duration, Key, NodeId, Time};
-use dugnad_resource::describe::named;
 use dugnad_resource::execute::{Epoch, ToHost};
 use dugnad_resource::executor::bounded;
-use dugnad_resource::spec::{Kind, Port};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 mod hosts;
 mod queries;
@@ -21,11 +19,9 @@ pub(crate) mod reconcile;
 mod take_over;
 mod update;
 
-pub(crate) use update::reason;
-
 use super::deployer;
-use super::service::{Desired, Plan, SPEC, Service, Slot, SlotState};
-use crate::cast::{CastBody, CastPart};
+use super::service::{Desired, Plan, SPEC, Service, Slot, SlotState, View};
+use crate::cast::CastBody;
 use crate::{Collective, Event, Response};
 
 /// How long the hosts of a plan have to report to a new manager.
@@ -44,26 +40,6 @@ const HISTORY_MAX: usize = 32;
 const BLOCKED_LINES: usize = 64;
 /// Copies of a plan to wait for before anything is started.
 const PLAN_COPIES: usize = 2;
-
-/// What a manager says about its service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct View {
-    pub name: String,
-    pub service: Key,
-    pub generation: u64,
-    pub desired: Desired,
-    pub port: Port,
-    pub kind: Kind,
-    pub want: u8,
-    pub because: String,
-    pub ready: u8,
-    pub manager: NodeId,
-    /// Differs whenever anything above differs.
-    pub revision: u64,
-    pub slots: Vec<Slot>,
-    /// Why it is not (yet) as wanted, one line a reason.
-    pub blocked: Vec<String>,
-}
 
 /// What came of looking for places.
 #[derive(Clone, Debug)]
@@ -345,18 +321,4 @@ impl Collective {
         };
         cx.emit(Event::Cast { call: 0, body, feedback: false });
     }
-}
-
-/// The node descriptions among the parts of a feedback.
-pub(crate) fn descriptions(parts: &[Vec<u8>]) -> Vec<dugnad_resource::describe::Description> {
-    let decoded = parts.iter().filter_map(|part| postcard::from_bytes::<CastPart>(part).ok());
-    decoded
-        .filter_map(|part| match part {
-            CastPart::Node(mut description) => {
-                description.profile.name = named(&description.profile.name);
-                Some(*description)
-            }
-            CastPart::Services(_) | CastPart::Ports(_) => None,
-        })
-        .collect()
 }

@@ -9,10 +9,8 @@ use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::execute::{Epoch, ReplicaId, ToHost};
 use dugnad_resource::spec::Spec;
 
-use super::{
-    AVOID, BLOCKED, BLOCKED_DOUBLINGS, BLOCKED_LINES, PLAN_COPIES, Placed, TAKE_OVER, descriptions,
-};
-use crate::cast::CastBody;
+use super::{AVOID, BLOCKED, BLOCKED_DOUBLINGS, BLOCKED_LINES, PLAN_COPIES, Placed, TAKE_OVER};
+use crate::cast::{CastBody, descriptions};
 use crate::deployment::allocator::{self, marks};
 use crate::deployment::service::{Desired, PLAN, Slot, SlotState};
 use crate::persistence::put::put;

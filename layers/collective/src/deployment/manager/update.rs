@@ -2,17 +2,16 @@
 //! A version that does not become ready is withdrawn, and the one before it stays.
 
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use dugnad_kernel::{Cx, Key, NodeId};
 use dugnad_resource::execute::{ReplicaId, ToHost};
 use dugnad_resource::executor::{bounded, bounded_log};
 
-use crate::deployment::client::forget_trees;
 use crate::deployment::service::{
     Desired, FAILED, Failed, PREVIOUS, SPEC, Service, Slot, SlotState,
 };
+use crate::deployment::trees::forget_trees;
 use crate::persistence::put::put;
 use crate::persistence::record::{Record, Version};
 use crate::{Collective, Event, Outcome};
@@ -225,17 +224,5 @@ impl Collective {
             self.reconcile(key, cx);
             self.touch(key, cx);
         }
-    }
-}
-
-/// Why a version was given up, for whoever deployed it.
-#[must_use]
-pub(crate) fn reason(failed: &Failed) -> String {
-    let Failed { node_name, reason, .. } = failed;
-    match reason.split_once('\n') {
-        Some((reason, log)) => {
-            format!("on {node_name}: {reason}\nlast lines of its log:\n{}", log.trim_end())
-        }
-        None => format!("on {node_name}: {reason}"),
     }
 }

@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 
 use dugnad_kernel::{Cx, Key, NodeId};
 
+use super::{Event, Executor, SEARCH_AGAIN, Timer};
 use crate::execute::ToHost;
-use crate::executor::{Event, Executor, SEARCH_AGAIN, Timer};
 
 /// Orders of nodes that have not been looked up, of all services.
 pub const WAITING_MAX: usize = 64;

@@ -1,6 +1,7 @@
 //! Checks the rules of CONTRIBUTING.md that no compiler checks. No crate of the workspace, so that
 //! it needs nothing but `rustc`: `tests/run tidy`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -14,6 +15,22 @@ const COLUMNS_MAX: usize = 100;
 const CODE_MAX: usize = 600;
 /// Lines of a function, its first and last ones included.
 const FUNCTION_MAX: usize = 70;
+/// Files that import each other, and may: ARCHITECTURE.md, "Circles", says why.
+const CIRCLES: [&str; 13] = [
+    "agent/src/gateway/body",
+    "agent/src/gateway/front",
+    "agent/src/gateway/proxy",
+    "agent/src/gateway/serve",
+    "agent/src/gateway/statics",
+    "agent/src/gateway/upstream",
+    "agent/src/link/admit",
+    "agent/src/link/book",
+    "agent/src/link/inner",
+    "agent/src/link/session",
+    "layers/connectivity/src/tree/broadcast",
+    "layers/connectivity/src/tree/bulk",
+    "layers/connectivity/src/tree/feedback",
+];
 /// What the code refers to by section.
 const PROTOCOL: &str = "layers/PROTOCOL.md";
 /// In two parts, so that this file does not find itself.
@@ -88,7 +105,11 @@ fn check(root: &Path) -> io::Result<Vec<String>> {
             wrong.extend(manifest(&name, &text));
         }
     }
+    for src in ["agent/src", "platform/src"] {
+        wrong.extend(circles(root, src)?);
+    }
     for layer in LAYERS {
+        wrong.extend(circles(root, &format!("layers/{layer}/src"))?);
         let file = format!("layers/{layer}/src/lib.rs");
         let text = fs::read_to_string(root.join(&file))
             .map_err(|error| io::Error::new(error.kind(), format!("{file}: {error}")))?;
@@ -212,6 +233,117 @@ fn references(name: &str, text: &str, sections: &[String]) -> Vec<String> {
     wrong
 }
 
+/// Files of one crate that import each other in a circle. A file may import from the modules it
+/// lies in: they are the face of their folder. [`CIRCLES`] are known.
+fn circles(root: &Path, src: &str) -> io::Result<Vec<String>> {
+    let mut files = Vec::new();
+    list(&root.join(src), &mut files)?;
+    files.sort();
+    let mut modules: BTreeMap<Vec<String>, String> = BTreeMap::new();
+    for file in files.iter().filter(|file| file.extension().is_some_and(|ending| ending == "rs")) {
+        let name = file.strip_prefix(root.join(src)).unwrap_or(file).display().to_string();
+        let mut path: Vec<String> =
+            name.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
+        if path.last().is_some_and(|last| ["mod", "lib", "main"].contains(&last.as_str())) {
+            path.pop();
+        }
+        if !path.iter().any(|part| part == "tests") {
+            modules.insert(path, fs::read_to_string(file)?);
+        }
+    }
+    let mut edges: Edges<'_> = BTreeMap::new();
+    for (from, text) in &modules {
+        for path in imports(from, text) {
+            let known = (0..=path.len()).rev().map(|length| &path[..length]);
+            let to = known.into_iter().find_map(|path| modules.get_key_value(path));
+            if let Some((to, _)) = to.filter(|(to, _)| !from.starts_with(to)) {
+                edges.entry(from).or_default().insert(to);
+            }
+        }
+    }
+    let all: Edges<'_> = edges.keys().map(|from| (*from, reached(from, &edges))).collect();
+    let mut found = BTreeSet::new();
+    for (from, to) in &all {
+        let circle: Vec<String> = to
+            .iter()
+            .filter(|other| to.contains(from) && all.get(**other).is_some_and(|o| o.contains(from)))
+            .map(|module| module.join("/"))
+            .collect();
+        let known = |name: &String| CIRCLES.contains(&format!("{src}/{name}").as_str());
+        if !circle.is_empty() && !circle.iter().all(known) {
+            found.insert(format!("{src}: import each other in a circle: {}", circle.join(", ")));
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// Modules by path, and what each imports.
+type Edges<'a> = BTreeMap<&'a [String], BTreeSet<&'a [String]>>;
+
+/// All that a module imports, and what that imports.
+fn reached<'a>(from: &[String], edges: &Edges<'a>) -> BTreeSet<&'a [String]> {
+    let mut seen = BTreeSet::new();
+    let mut next: Vec<&[String]> = edges.get(from).into_iter().flatten().copied().collect();
+    while let Some(module) = next.pop() {
+        for to in edges.get(module).into_iter().flatten() {
+            if seen.insert(*to) {
+                next.push(to);
+            }
+        }
+    }
+    // The first ones are reached, too.
+    seen.extend(edges.get(from).into_iter().flatten());
+    seen
+}
+
+/// What the `use` lines of a module name, as paths from the root of its crate.
+fn imports(from: &[String], text: &str) -> Vec<Vec<String>> {
+    let code = text.split("#[cfg(test)]\n#[allow").next().unwrap_or(text);
+    let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap_or(code);
+    let mut paths = Vec::new();
+    for (at, _) in code.match_indices("use ") {
+        let line = code[..at].rsplit('\n').next().unwrap_or("").trim();
+        if !line.is_empty() && !line.starts_with("pub") {
+            continue;
+        }
+        let statement = code[at + 4..].split(';').next().unwrap_or("");
+        let words: String = statement.split_whitespace().collect::<Vec<_>>().join(" ");
+        for path in spread(&words) {
+            let mut parts = path.split("::").peekable();
+            let mut full = match parts.peek() {
+                Some(&"crate") => Vec::new(),
+                _ => from.to_vec(),
+            };
+            while let Some(part) = parts.next_if(|part| ["crate", "self", "super"].contains(part)) {
+                if part == "super" {
+                    full.pop();
+                }
+            }
+            full.extend(parts.map(|part| part.split(' ').next().unwrap_or(part).to_owned()));
+            paths.push(full);
+        }
+    }
+    paths
+}
+
+/// `a::{b, c::{d, e}}` as `a::b`, `a::c::d`, `a::c::e`.
+fn spread(path: &str) -> Vec<String> {
+    let Some((before, rest)) = path.split_once('{') else { return vec![path.trim().to_owned()] };
+    let inside = rest.strip_suffix('}').unwrap_or(rest);
+    let (mut depth, mut part, mut parts) = (0_usize, String::new(), Vec::new());
+    for c in inside.chars().chain([',']) {
+        match c {
+            ',' if depth == 0 => parts.push(std::mem::take(&mut part)),
+            _ => {
+                depth = depth + usize::from(c == '{') - usize::from(c == '}');
+                part.push(c);
+            }
+        }
+    }
+    let parts = parts.iter().map(|part| part.trim()).filter(|part| !part.is_empty());
+    parts.flat_map(|part| spread(&format!("{before}{part}"))).collect()
+}
+
 /// The crates of ours that a manifest names, and whether it takes the workspace's lints.
 fn manifest(name: &str, text: &str) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -289,6 +421,15 @@ mod tests {
         assert_eq!(of("// see PROTOCOL.md 2.4, I-OWN; 9 of 10"), 0);
         assert_eq!(of("// (PROTOCOL.md 2.4, 3.1-3.4; Ghodsi p. 57)"), 1);
         assert_eq!(of("// T2.1 of PROTOCOL.md 2.12."), 1);
+    }
+
+    #[test]
+    fn imports_are_paths_from_the_root() {
+        let from = ["a".to_owned(), "b".to_owned()];
+        let text = "pub(super) use super::c::{D, e::{f, G as H}};\nuse crate::x;\nuse self::y::z;\n\
+                    // use nothing;\n#[cfg(test)]\nmod tests {\n    use crate::never;\n}\n";
+        let all: Vec<String> = imports(&from, text).iter().map(|path| path.join("::")).collect();
+        assert_eq!(all, ["a::c::D", "a::c::e::f", "a::c::e::G", "x", "a::b::y::z"]);
     }
 
     #[test]

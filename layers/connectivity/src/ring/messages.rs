@@ -10,15 +10,25 @@ use crate::config::SUCCESSORS;
 /// Where a node stands (PROTOCOL.md 2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
+    /// In no ring.
     Out,
+    /// Asked to join; nothing is mine yet.
     JoinReq,
+    /// Has its range; the predecessor may not know yet.
     Joining,
+    /// Has its range, and no operation locks it.
     Inside,
+    /// Gave part of its range to a joiner, whose predecessor has not acknowledged yet.
     PredJoining,
+    /// Asked its successor for leave, under its own lock.
     LeaveReq,
+    /// Granted leave to its predecessor; the range has not come yet.
     PredLeaveReq,
+    /// Took over its predecessor's range, which is still being told.
     PredLeaving,
+    /// Gave its range away; the one before may not know yet.
     Leaving,
+    /// Out again; points the way for a moment.
     Gone,
 }
 
@@ -26,56 +36,70 @@ pub enum Status {
 /// is routed, so it travels as [`crate::route::Purpose::Join`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
+    /// Successor to joiner: locked, ask again.
     JoinRetry {
         op: u64,
         after_ms: u16,
     },
+    /// Successor to joiner: what lies between `pred` and you is yours from now on.
     JoinPoint {
         op: u64,
         pred: Peer,
         succs: Vec<Peer>,
     },
+    /// Joiner to predecessor: I am between you and your successor.
     NewSucc {
         op: u64,
         joiner: Peer,
         succ: NodeId,
         succs: Vec<Peer>,
     },
+    /// Predecessor to successor: the last word under the old belief.
     NewSuccAck {
         op: u64,
         joiner: NodeId,
     },
+    /// Successor to joiner: everybody knows.
     JoinDone {
         op: u64,
     },
+    /// Leaver to successor: lock yourself for me.
     LeaveReq {
         op: u64,
     },
+    /// Successor to leaver: locked, ask again.
     LeaveRetry {
         op: u64,
         after_ms: u16,
     },
+    /// Successor to leaver: locked for you.
     LeaveGrant {
         op: u64,
     },
+    /// Leaver to successor: my range, from `pred` on, is yours from now on.
     LeavePoint {
         op: u64,
         pred: Peer,
     },
+    /// Successor to predecessor: `leaver` goes, I follow you with this list.
     UpdateSucc {
         op: u64,
         leaver: NodeId,
         succs: Vec<Peer>,
     },
+    /// Predecessor to leaver: I know.
     UpdateSuccAck {
         op: u64,
     },
+    /// Leaver to successor: everybody knows.
     LeaveDone {
         op: u64,
     },
+    /// To the successor, or one who may be: who is before you, and who after?
     Query {
         call: u32,
     },
+    /// The answer; `pred` is the asked one itself if it has none to recommend.
     QueryRes {
         call: u32,
         pred: Peer,
@@ -86,6 +110,7 @@ pub enum Msg {
         call: u32,
         succs: Vec<Peer>,
     },
+    /// To the successor: I am before you.
     Notify {
         me: Peer,
     },

@@ -37,83 +37,37 @@ pub enum Status {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
     /// Successor to joiner: locked, ask again.
-    JoinRetry {
-        op: u64,
-        after_ms: u16,
-    },
+    JoinRetry { op: u64, after_ms: u16 },
     /// Successor to joiner: what lies between `pred` and you is yours from now on.
-    JoinPoint {
-        op: u64,
-        pred: Peer,
-        succs: Vec<Peer>,
-    },
+    JoinPoint { op: u64, pred: Peer, succs: Vec<Peer> },
     /// Joiner to predecessor: I am between you and your successor.
-    NewSucc {
-        op: u64,
-        joiner: Peer,
-        succ: NodeId,
-        succs: Vec<Peer>,
-    },
+    NewSucc { op: u64, joiner: Peer, succ: NodeId, succs: Vec<Peer> },
     /// Predecessor to successor: the last word under the old belief.
-    NewSuccAck {
-        op: u64,
-        joiner: NodeId,
-    },
+    NewSuccAck { op: u64, joiner: NodeId },
     /// Successor to joiner: everybody knows.
-    JoinDone {
-        op: u64,
-    },
+    JoinDone { op: u64 },
     /// Leaver to successor: lock yourself for me.
-    LeaveReq {
-        op: u64,
-    },
+    LeaveReq { op: u64 },
     /// Successor to leaver: locked, ask again.
-    LeaveRetry {
-        op: u64,
-        after_ms: u16,
-    },
+    LeaveRetry { op: u64, after_ms: u16 },
     /// Successor to leaver: locked for you.
-    LeaveGrant {
-        op: u64,
-    },
+    LeaveGrant { op: u64 },
     /// Leaver to successor: my range, from `pred` on, is yours from now on.
-    LeavePoint {
-        op: u64,
-        pred: Peer,
-    },
+    LeavePoint { op: u64, pred: Peer },
     /// Successor to predecessor: `leaver` goes, I follow you with this list.
-    UpdateSucc {
-        op: u64,
-        leaver: NodeId,
-        succs: Vec<Peer>,
-    },
+    UpdateSucc { op: u64, leaver: NodeId, succs: Vec<Peer> },
     /// Predecessor to leaver: I know.
-    UpdateSuccAck {
-        op: u64,
-    },
+    UpdateSuccAck { op: u64 },
     /// Leaver to successor: everybody knows.
-    LeaveDone {
-        op: u64,
-    },
+    LeaveDone { op: u64 },
     /// To the successor, or one who may be: who is before you, and who after?
-    Query {
-        call: u32,
-    },
+    Query { call: u32 },
     /// The answer; `pred` is the asked one itself if it has none to recommend.
-    QueryRes {
-        call: u32,
-        pred: Peer,
-        succs: Vec<Peer>,
-    },
+    QueryRes { call: u32, pred: Peer, succs: Vec<Peer> },
     /// From a node that left: ask these instead.
-    Moved {
-        call: u32,
-        succs: Vec<Peer>,
-    },
+    Moved { call: u32, succs: Vec<Peer> },
     /// To the successor: I am before you.
-    Notify {
-        me: Peer,
-    },
+    Notify { me: Peer },
     /// From the successor: my list changed, ask me. So a list deep in the ring is right after
     /// seconds and not after a quiet round for each of its entries.
     ListChanged,

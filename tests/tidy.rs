@@ -20,7 +20,7 @@ const CIRCLES: [&str; 13] = [
     "agent/src/gateway/body",
     "agent/src/gateway/front",
     "agent/src/gateway/proxy",
-    "agent/src/gateway/serve",
+    "agent/src/gateway/connection",
     "agent/src/gateway/statics",
     "agent/src/gateway/upstream",
     "agent/src/link/admit",

@@ -3,13 +3,13 @@
 //! Everything else in the agent turns something that happened into an input here, or carries out
 //! an effect. Nothing in the loop awaits a send: queues are bounded, what does not fit is dropped
 //! and counted. Start-up is one story in [`boot`]; what the agent does for its own people is in
-//! [`people`]; what it does for other nodes' streams and for the gateway in [`serve`].
+//! [`people`]; what it does for other nodes' streams and for the gateway in [`streams`].
 
 mod boot;
 mod groups;
 mod pace;
 mod people;
-mod serve;
+mod streams;
 mod timers;
 mod told;
 mod traffic;
@@ -98,7 +98,7 @@ pub(crate) struct Agent {
     commands: Sender<Command>,
     reports: Sender<Report>,
     told: Told,
-    routes: serve::Routes,
+    routes: streams::Routes,
     /// The services there are, as `/` last heard, and when.
     listed: RefCell<Option<(Vec<Listed>, Instant)>>,
     listeners: RefCell<groups::Listeners>,

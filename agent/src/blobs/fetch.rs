@@ -13,7 +13,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::manifest::{CHUNK, Index};
-use super::serve::LACKS;
+use super::offer::LACKS;
 use super::store::{Store, on_disk};
 use crate::stream::{OpenStream, Stream, StreamHead, within, write_head};
 

@@ -15,7 +15,7 @@ mod catalog;
 mod fetch;
 mod ingest;
 mod manifest;
-mod serve;
+mod offer;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -190,7 +190,7 @@ impl Blobs {
     /// Those of the stream, and `TimedOut` if the other side stalls.
     pub(crate) async fn serve(&self, stream: Stream) -> io::Result<u64> {
         let sent = Cell::new(0);
-        let served = serve::serve(&self.store, &self.serving, stream, &sent).await;
+        let served = offer::serve(&self.store, &self.serving, stream, &sent).await;
         self.served.set(self.served.get() + sent.get());
         served.map(|()| sent.get())
     }

@@ -9,7 +9,7 @@ use hyper::{Method, Response, StatusCode};
 use serde_json::json;
 
 use super::body::Body;
-use super::serve::text;
+use super::connection::text;
 use super::{Listed, Listing};
 
 const HEAD: &str = "<!doctype html><meta charset=\"utf-8\">\

@@ -5,7 +5,7 @@
 //! is `StreamHead::Service` to [`Gateway::serve_stream`]. [`Gateway::counters`] and
 //! [`Gateway::problems`] are for `status` and `/metrics`.
 //!
-//! The way of a request: `serve.rs` (a connection) → `proxy.rs` (which service, which replica,
+//! The way of a request: `connection.rs` (one client) → `proxy.rs` (which service, which replica,
 //! again if one fails) → `upstream.rs` (a process, here or behind a link) or `statics.rs` (a folder
 //! on this node, straight from its chunks). Bodies stream in both directions and are never held
 //! whole. Everything has a bound: connections as [`Limits`] says, [`BUFFER`] bytes a buffer, four
@@ -20,13 +20,13 @@ mod body;
 mod calm;
 mod clock;
 mod compress;
+mod connection;
 mod front;
 mod headers;
 mod hot;
 mod pick;
 mod ports;
 mod proxy;
-mod serve;
 mod splice;
 mod statics;
 #[cfg(test)]
@@ -188,7 +188,7 @@ impl Gateway {
             tcp: Places::new(limits.tcp, limits.tcp_service),
             streams: Places::new(limits.streams, limits.streams / 2),
         });
-        let accept = ex.spawn(serve::accept(Rc::clone(&shared), socket));
+        let accept = ex.spawn(connection::accept(Rc::clone(&shared), socket));
         Ok(Self { shared, ports: Rc::default(), _accept: accept })
     }
 

@@ -12,7 +12,7 @@ use smol::{Async, Task, Timer};
 
 use super::pick::pick;
 use super::splice::splice;
-use super::{Known, Shared, count, proxy, serve, upstream};
+use super::{Known, Shared, connection, count, proxy, upstream};
 use crate::places::{Places, source};
 use crate::stream::Stream;
 
@@ -129,7 +129,7 @@ async fn accept(shared: Rc<Shared>, service: String, socket: Async<TcpListener>)
     let most = shared.limits.tcp_service;
     let clients = Places::new(most, most / 2);
     loop {
-        let (stream, peer) = serve::next(&shared, &socket).await;
+        let (stream, peer) = connection::next(&shared, &socket).await;
         count(&shared.counters.tcp);
         let client = clients.take(source(peer.ip()));
         let place = client.and_then(|client| Some((client, shared.tcp.take(service.clone())?)));

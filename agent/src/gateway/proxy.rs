@@ -13,9 +13,9 @@ use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use smol::Timer;
 
 use super::body::{Answer, Body, Lent};
+use super::connection::{JoinTo, Joined, text};
 use super::headers::{self, REPLICA};
 use super::pick::{Target, pick};
-use super::serve::{JoinTo, Joined, text};
 use super::upstream::{self, Conn, Lease};
 use super::{Known, Route, Shared, count, front, statics};
 use crate::stream::{Endpoint, within};

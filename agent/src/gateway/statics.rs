@@ -13,8 +13,8 @@ use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Response, StatusCode};
 
 use super::body::{Body, FileBody};
+use super::connection::text;
 use super::hot::Hot;
-use super::serve::text;
 use super::{Shared, compress};
 use crate::blobs::{Blobs, Catalog, Found, Held};
 

@@ -22,7 +22,7 @@ use super::body::Body;
 use super::calm::Calm;
 use super::pick::{Busy, Target};
 use super::splice::splice;
-use super::{PIECE, Shared, count, serve};
+use super::{PIECE, Shared, connection, count};
 use crate::stream::{Endpoint, Stream, StreamHead, within, write_head};
 
 /// How long connecting to a replica may take.
@@ -209,7 +209,7 @@ pub(super) async fn serve(shared: Rc<Shared>, id: ReplicaId, mut stream: Stream)
         },
         Some(Endpoint::Static(_)) => match accept(&mut stream).await {
             Ok(()) => {
-                serve::folder(shared, id, stream).await;
+                connection::folder(shared, id, stream).await;
                 Ok(())
             }
             Err(error) => Err(error),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use dugnad_kernel::NodeId;
 
-use super::inner::Inner;
+use super::inner::Sessions;
 use super::session::Session;
 use crate::limits::Limits;
 use crate::notify::Notify;
@@ -98,7 +98,7 @@ impl Admission {
     }
 }
 
-impl Inner {
+impl Sessions {
     /// Whether one more session may stand; one that is not used is ended for it.
     pub(super) fn has_room(&self, who: For) -> bool {
         let most = self.admission.limits.sessions;

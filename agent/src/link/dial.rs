@@ -15,7 +15,7 @@ use smol::net::TcpStream;
 use super::LinkEvent;
 use super::admit::For;
 use super::handshake::{self, Failure};
-use super::inner::{HANDSHAKE_LIMIT, Inner};
+use super::inner::{HANDSHAKE_LIMIT, Sessions};
 use super::session::Session;
 
 /// How long one address has a start on the next.
@@ -59,7 +59,7 @@ pub(super) async fn limited<T>(
     smol::future::or(shake, limit).await
 }
 
-impl Inner {
+impl Sessions {
     /// One attempt at one address.
     async fn attempt(
         self: &Rc<Self>,

@@ -61,7 +61,7 @@ const CERTAIN: Duration = Duration::from_secs(30);
 /// A refusal so long after the last one is a new matter. Peers are dialled more often.
 const FORGOTTEN: Duration = Duration::from_secs(90);
 
-pub(super) struct Inner {
+pub(super) struct Sessions {
     ex: Rc<LocalExecutor<'static>>,
     inbox: Sender<LinkEvent>,
     pub(super) local: Local,
@@ -87,7 +87,7 @@ pub(super) struct Inner {
     past: Cell<(u64, u64)>,
 }
 
-impl Inner {
+impl Sessions {
     pub(super) fn new(
         ex: Rc<LocalExecutor<'static>>,
         inbox: Sender<LinkEvent>,
@@ -445,7 +445,7 @@ fn refusal(verdict: u8, id: NodeId) -> Failure {
 
 /// Notes a session as ended if the wait for its decision is given up.
 struct Abandoned<'a> {
-    inner: &'a Inner,
+    inner: &'a Sessions,
     id: NodeId,
     session: SessionId,
     armed: Cell<bool>,

@@ -49,7 +49,7 @@ pub(crate) use mux::Stream;
 use crate::identity::{Community, Identity, node_id};
 use crate::limits::Limits;
 use handshake::Local;
-use inner::{HANDSHAKE_LIMIT, Inner};
+use inner::{HANDSHAKE_LIMIT, Sessions};
 
 use crate::places::Taken;
 
@@ -101,7 +101,7 @@ impl fmt::Display for Direction {
 
 /// All sessions of this node. Clones are the same links.
 #[derive(Clone)]
-pub(crate) struct Links(Rc<Inner>);
+pub(crate) struct Links(Rc<Sessions>);
 
 impl Links {
     /// Binds the address and begins to accept sessions.
@@ -121,7 +121,7 @@ impl Links {
         me.inc = config.incarnation;
         me.addrs = told(&config.announce, listening);
         let local = Local::new(&config.identity, &config.community, me);
-        let inner = Rc::new(Inner::new(ex, inbox, local, listening, config.limits));
+        let inner = Rc::new(Sessions::new(ex, inbox, local, listening, config.limits));
         inner.spawn(accept(Rc::clone(&inner), listener));
         Ok(Self(inner))
     }
@@ -372,7 +372,7 @@ fn cannot_listen(addr: SocketAddr, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen on {addr}: {error}{advice}"))
 }
 
-async fn accept(inner: Rc<Inner>, listener: TcpListener) {
+async fn accept(inner: Rc<Sessions>, listener: TcpListener) {
     loop {
         let closing = inner.changed.until(|| inner.closing.get().then_some(None));
         let accepted = async { Some(listener.accept().await) };

@@ -12,7 +12,7 @@ use snow::TransportState;
 
 use super::book::Place;
 use super::handshake::{Proven, SessionId};
-use super::inner::{BUSY, Inner, TWIN};
+use super::inner::{BUSY, Sessions, TWIN};
 use super::mux::{Mux, Stream};
 use super::noise::{BULK, Bytes, FRAMES, PLAIN_MAX, Reader, RecordError, VERDICT, Writer};
 use super::queue::Queue;
@@ -126,7 +126,7 @@ impl Session {
 }
 
 /// Starts the tasks of a session.
-pub(super) fn spawn(inner: &Rc<Inner>, session: &Rc<Session>, halves: Halves) {
+pub(super) fn spawn(inner: &Rc<Sessions>, session: &Rc<Session>, halves: Halves) {
     let Halves { reader, writer, verdict, place } = halves;
     let (links, own) = (Rc::clone(inner), Rc::clone(session));
     inner.spawn(async move {
@@ -139,7 +139,7 @@ pub(super) fn spawn(inner: &Rc<Inner>, session: &Rc<Session>, halves: Halves) {
 }
 
 /// Tells the loop everything that happens in this session, from Up to Down.
-async fn read(inner: &Rc<Inner>, session: &Rc<Session>, mut reader: Reader, mut place: Place) {
+async fn read(inner: &Rc<Sessions>, session: &Rc<Session>, mut reader: Reader, mut place: Place) {
     place.turn().await;
     let id = session.peer.id;
     inner.tell(LinkEvent::Up(session.peer.clone())).await;
@@ -167,7 +167,7 @@ enum End {
     Broken(&'static str),
 }
 
-async fn read_records(inner: &Rc<Inner>, session: &Rc<Session>, reader: &mut Reader) -> End {
+async fn read_records(inner: &Rc<Sessions>, session: &Rc<Session>, reader: &mut Reader) -> End {
     let mut partial = Vec::new();
     loop {
         let record = match reader.record(&session.noise).await {
@@ -205,7 +205,7 @@ async fn read_records(inner: &Rc<Inner>, session: &Rc<Session>, reader: &mut Rea
 
 /// Hands complete frames to the loop and keeps the rest.
 async fn pass_frames(
-    inner: &Inner,
+    inner: &Sessions,
     session: &Session,
     partial: &mut Vec<u8>,
 ) -> Result<(), &'static str> {
@@ -232,7 +232,7 @@ async fn pass_frames(
 }
 
 async fn write(
-    inner: &Inner,
+    inner: &Sessions,
     session: &Session,
     mut writer: Writer,
     verdict: Option<u8>,
@@ -292,7 +292,7 @@ fn gather(session: &Session, record: &mut Vec<u8>) -> u64 {
 }
 
 /// Makes sure that streams of this session are driven.
-pub(super) fn start_mux(inner: &Rc<Inner>, session: &Rc<Session>) {
+pub(super) fn start_mux(inner: &Rc<Sessions>, session: &Rc<Session>) {
     if !session.mux.start() {
         return;
     }

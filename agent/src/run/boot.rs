@@ -20,7 +20,7 @@ use smol::{LocalExecutor, Task};
 
 use super::timers::Timers;
 use super::told::Told;
-use super::{Agent, CLOSE_LIMIT, Ending, Sources, people, serve};
+use super::{Agent, CLOSE_LIMIT, Ending, Sources, people, streams};
 use crate::blobs::Blobs;
 use crate::clock;
 use crate::config::{Config, Dirs};
@@ -111,7 +111,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> io:
         commands: commands_in,
         reports: reports_in,
         told: Told::with_warnings(kept.notes),
-        routes: serve::Routes::default(),
+        routes: streams::Routes::default(),
         listed: RefCell::default(),
         listeners: RefCell::default(),
         disk_trouble: RefCell::default(),
@@ -308,7 +308,7 @@ impl Agent {
     fn open_gateway(self: &Rc<Self>) -> io::Result<()> {
         let listen = self.config.borrow().gateway;
         if let Some(listen) = listen {
-            let backend = Rc::new(serve::Ways(Rc::clone(self)));
+            let backend = Rc::new(streams::GatewayBackend(Rc::clone(self)));
             let gateway = Gateway::start(Rc::clone(&self.ex), listen, self.limits, backend)?;
             *self.gateway.borrow_mut() = Some(gateway);
         }

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use dugnad_kernel::{Hash, Key, NodeId};
-use dugnad_resource::describe::{Description, named};
+use dugnad_resource::describe::{Description, clip_name};
 use dugnad_resource::spec::Port;
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +41,7 @@ pub(crate) fn descriptions(parts: &[Vec<u8>]) -> Vec<Description> {
     decoded
         .filter_map(|part| match part {
             CastPart::Node(mut description) => {
-                description.profile.name = named(&description.profile.name);
+                description.profile.name = clip_name(&description.profile.name);
                 Some(*description)
             }
             CastPart::Services(_) | CastPart::Ports(_) => None,

@@ -52,7 +52,7 @@ pub enum Command {
     /// The session ended or the peer could not be dialled.
     Closed(NodeId),
     /// The peer did not do what it should have done by now.
-    Hint(NodeId),
+    Doubt(NodeId),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +106,7 @@ impl Component for Detector {
             Input::Command(Command::Watch { near, far }) => self.watch(&near, &far, cx),
             Input::Command(Command::Heard(id)) => self.heard(id, cx),
             Input::Command(Command::Closed(id)) => self.on_closed(id, cx),
-            Input::Command(Command::Hint(id)) => self.on_hint(id, cx),
+            Input::Command(Command::Doubt(id)) => self.on_doubt(id, cx),
             Input::Message { from, msg: Msg::Ping } => cx.send(from, Msg::Pong),
             // That it came was already counted as `Heard`.
             Input::Message { msg: Msg::Pong, .. } => {}
@@ -114,7 +114,7 @@ impl Component for Detector {
                 self.on_ping_req(from, target, cx);
             }
             Input::Message { msg: Msg::Reached { target }, .. } => self.heard(target, cx),
-            Input::Message { msg: Msg::Gone { target }, .. } => self.on_hint(target, cx),
+            Input::Message { msg: Msg::Gone { target }, .. } => self.on_doubt(target, cx),
             Input::Timer(Timer::Tick) => self.on_tick(cx),
             Input::Timer(Timer::Confirm { target, check }) => self.on_confirm(target, check, cx),
         }
@@ -204,7 +204,7 @@ impl Detector {
     }
 
     /// Somebody else found it dead. Not believed, but checked, unless it was heard of just now.
-    fn on_hint(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+    fn on_doubt(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         let quiet = |w: &Watched| w.check.is_none() && cx.now.since(w.heard) >= HEARTBEAT / 5;
         if self.watched.get(&id).is_some_and(quiet) {
             self.check(id, CLOSED_CONFIRM, cx);

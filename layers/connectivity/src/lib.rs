@@ -333,7 +333,7 @@ impl Overlay {
             Command::Leave => self.ring_input(ring::Command::Leave, cx),
             Command::Learn(peer) => self.contact(&peer, cx),
             Command::Doubt(id) => {
-                self.detect(Input::Command(detector::Command::Hint(id)), cx);
+                self.detect(Input::Command(detector::Command::Doubt(id)), cx);
             }
             Command::Dead(id) => self.on_told_dead(id, cx),
             Command::Outside(id) => self.on_outside(id, cx),
@@ -434,8 +434,8 @@ impl Overlay {
                 }
                 ring::Event::Displaced { old, by } => self.merge(old, Some(by), cx),
                 ring::Event::Stranded => self.on_stranded(cx),
-                ring::Event::Doubted(id) => {
-                    self.detect(Input::Command(detector::Command::Hint(id)), cx);
+                ring::Event::Doubt(id) => {
+                    self.detect(Input::Command(detector::Command::Doubt(id)), cx);
                 }
                 ring::Event::Left => cx.emit(Event::Left),
             }

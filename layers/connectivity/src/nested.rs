@@ -45,7 +45,7 @@ impl Overlay {
             Input::Command(detector::Command::Watch { near, far }) => {
                 nested.wanted = near.iter().chain(&far).copied().collect();
             }
-            Input::Command(detector::Command::Hint(id)) => cx.emit(Event::Doubt(id)),
+            Input::Command(detector::Command::Doubt(id)) => cx.emit(Event::Doubt(id)),
             // Who is linked is worth knowing: it may be asked the way.
             Input::Command(detector::Command::Heard(_) | detector::Command::Closed(_)) => {
                 return Some(input);

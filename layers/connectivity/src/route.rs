@@ -385,7 +385,7 @@ impl Overlay {
                 let Some(pending) = self.routes.pending.remove(&seq) else { return };
                 self.count("hop_timeout");
                 if let Some(silent) = pending.tried.last().copied() {
-                    self.detect(Input::Command(detector::Command::Hint(silent)), cx);
+                    self.detect(Input::Command(detector::Command::Doubt(silent)), cx);
                 }
                 if pending.tried.len() <= HOP_ALTERNATIVES + 1 {
                     self.step(pending.hop, pending.tried, cx);

@@ -6,7 +6,7 @@ use dugnad_kernel::map::Map;
 use dugnad_connectivity as connectivity;
 use dugnad_connectivity::route::Found;
 use dugnad_kernel::{Cx, Key, Time};
-use dugnad_resource::executor::bounded;
+use dugnad_resource::executor::clip_note;
 
 use crate::views::Own;
 use crate::{Answer, AskId, EXECUTOR_CALL, Event, Node};
@@ -49,7 +49,7 @@ impl Node {
         match question {
             Own::Lookup(key) => self.look_up(ask, key, cx),
             Own::Announce(text) => {
-                self.announce(None, bounded(&text), cx);
+                self.announce(None, clip_note(&text), cx);
                 cx.emit(Event::Answer(ask, Answer::Done));
             }
             Own::Group(_) => {}

@@ -7,9 +7,9 @@ use alloc::vec::Vec;
 use dugnad_collective::cast::{CastBody, CastPart};
 use dugnad_connectivity as connectivity;
 use dugnad_kernel::{Cx, Hash};
-use dugnad_resource::describe::{Description, named};
+use dugnad_resource::describe::{Description, clip_name};
 use dugnad_resource::execute::Order;
-use dugnad_resource::executor::bounded;
+use dugnad_resource::executor::clip_note;
 use dugnad_resource::spec::{Port, valid_name};
 
 use crate::{Event, Happened, Node, program_hash};
@@ -65,9 +65,9 @@ impl Node {
             }
             CastBody::Happened { by, by_name, service, text } => {
                 self.remember_name(by, &by_name);
-                let by_name = named(&by_name);
+                let by_name = clip_name(&by_name);
                 let service = service.filter(|name| valid_name(name).is_ok());
-                let text = bounded(&text);
+                let text = clip_note(&text);
                 cx.emit(Event::Happened(Happened { by, by_name, service, text }));
                 return None;
             }

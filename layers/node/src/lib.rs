@@ -31,7 +31,7 @@ use dugnad_connectivity::{Overlay, group};
 use dugnad_fabric::Ceilings;
 use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Arc, Component, Cx, Effect, Hash, Input, Key, NodeId, Peer};
-use dugnad_resource::describe::{Profile, named};
+use dugnad_resource::describe::{Profile, clip_name};
 use dugnad_resource::execute::{Order, ReplicaId, Run, ToHost, ToManager};
 use dugnad_resource::executor::{self, Executor};
 use dugnad_resource::spec::valid_name;
@@ -517,7 +517,7 @@ impl Node {
 
     fn remember_name(&mut self, id: NodeId, name: &str) {
         if self.names.len() < NAMES_MAX || self.names.contains_key(&id) {
-            self.names.insert(id, named(name));
+            self.names.insert(id, clip_name(name));
         }
     }
 

@@ -15,7 +15,7 @@ pub const PROGRAMS_MAX: usize = 16;
 
 /// What a node calls itself, cut to [`NAME_MAX`] characters: others remember many of them.
 #[must_use]
-pub fn named(name: &str) -> String {
+pub fn clip_name(name: &str) -> String {
     name.chars().take(NAME_MAX).collect()
 }
 

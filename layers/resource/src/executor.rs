@@ -579,7 +579,7 @@ impl Executor {
             return;
         }
         held.state = state;
-        held.note = bounded_log(note);
+        held.note = clip_log(note);
         self.beat(id, cx);
     }
 
@@ -590,7 +590,7 @@ impl Executor {
         cx.emit(Event::Forget(id));
         cx.emit(Event::Order(Order::Stop { id, forget: false }));
         let generation = held.run.map_or(0, |run| run.generation);
-        self.tell(id, generation, HostState::Failed, &bounded_log(reason), cx);
+        self.tell(id, generation, HostState::Failed, &clip_log(reason), cx);
     }
 
     fn beat(&self, id: ReplicaId, cx: &mut Cx<'_, Self>) {
@@ -660,12 +660,12 @@ impl Executor {
 
 /// A note for people: its first line, cut to [`NOTE_MAX`] characters.
 #[must_use]
-pub fn bounded(note: &str) -> String {
+pub fn clip_note(note: &str) -> String {
     note.lines().next().unwrap_or_default().chars().take(NOTE_MAX).collect()
 }
 
 /// A note with lines of a log below it, cut to [`LOG_MAX`] characters.
 #[must_use]
-pub fn bounded_log(note: &str) -> String {
+pub fn clip_log(note: &str) -> String {
     note.chars().take(LOG_MAX).collect()
 }

@@ -8,7 +8,7 @@ use dugnad_kernel::map::{Map, Set};
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Duration, Hash, Key, NodeId};
 use dugnad_resource::execute::{Order, Report};
-use dugnad_resource::executor::bounded;
+use dugnad_resource::executor::clip_note;
 use dugnad_resource::spec::{Spec, Tree};
 use serde::{Deserialize, Serialize};
 
@@ -204,7 +204,7 @@ impl Collective {
         }
         for origin in self.fetching.remove(&tree).unwrap_or_default() {
             if origin != self.me {
-                let (root, reason) = (tree.root, bounded(reason));
+                let (root, reason) = (tree.root, clip_note(reason));
                 cx.send(origin, Msg::NotHeld { root, reason });
             }
         }
@@ -243,7 +243,7 @@ impl Collective {
         let mut over = Vec::new();
         for (call, waiting) in self.held.iter_mut().filter(|(_, w)| w.root == root) {
             if !waiting.holders.contains(&from) && waiting.refused.len() < REFUSED_MAX {
-                waiting.refused.insert(from, bounded(reason));
+                waiting.refused.insert(from, clip_note(reason));
             }
             if waiting.is_over() {
                 over.push(*call);

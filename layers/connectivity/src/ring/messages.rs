@@ -147,7 +147,7 @@ pub enum Event {
     /// Every successor is dead: name any live node.
     Stranded,
     /// A farther node says it is my predecessor: it found the one I count on dead.
-    Doubted(NodeId),
+    Doubt(NodeId),
     Left,
 }
 

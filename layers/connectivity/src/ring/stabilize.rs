@@ -198,7 +198,7 @@ impl Ring {
         if nearer {
             self.claimant = Some((peer, cx.now));
         }
-        cx.emit(Event::Doubted(self.pred().id));
+        cx.emit(Event::Doubt(self.pred().id));
     }
 
     /// Routing met a node that is nearer than my successor: a hint, which no question that is under

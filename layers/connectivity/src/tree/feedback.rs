@@ -425,7 +425,7 @@ impl Overlay {
             cx.send(child.peer, Msg::Cast(alive));
         }
         for peer in silent {
-            self.detect(Input::Command(detector::Command::Hint(peer)), cx);
+            self.detect(Input::Command(detector::Command::Doubt(peer)), cx);
         }
         for (peer, tag) in lost {
             self.lose_child(number, tag, cx);

@@ -5,9 +5,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use dugnad_kernel::{Cx, Key, NodeId};
-use dugnad_resource::describe::named;
+use dugnad_resource::describe::clip_name;
 use dugnad_resource::execute::{Epoch, HostState, ReplicaId, ToHost, ToManager};
-use dugnad_resource::executor::{bounded, bounded_log};
+use dugnad_resource::executor::{clip_log, clip_note};
 
 use super::{AVOID, AVOID_DOUBLINGS, TAKE_OVER};
 use crate::deployment::service::{Desired, Slot, SlotState};
@@ -105,12 +105,12 @@ impl Collective {
                 self.on_reserved(from, id.service, id.number, Ok(()), cx);
             }
             ToManager::Refused { id, reason, .. } => {
-                let reason = bounded(&reason);
+                let reason = clip_note(&reason);
                 self.on_reserved(from, id.service, id.number, Err(reason), cx);
             }
             ToManager::Beat { id, generation, state, note, node_name } => {
                 // Views and plans carry them: what a host says must not make those too large.
-                let (note, node_name) = (bounded_log(&note), named(&node_name));
+                let (note, node_name) = (clip_log(&note), clip_name(&node_name));
                 let beat = Beat { from, id, generation, state, note, node_name };
                 self.on_beat(beat, cx);
             }
@@ -251,7 +251,7 @@ impl Collective {
         *times += 1;
         manager.plan.slots.retain(|slot| slot.number != number || slot.node != from);
         manager.forget_number(number);
-        let text = format!("failed on {name}: {}", bounded(&note));
+        let text = format!("failed on {name}: {}", clip_note(&note));
         manager.note(text.clone());
         self.tell_people(key, text, cx);
         self.reconcile(key, cx);
@@ -269,7 +269,7 @@ impl Collective {
         }
         let new = SlotState::of_host(state);
         let log = note;
-        let note = bounded(&log);
+        let note = clip_note(&log);
         if slot.state == SlotState::Draining && new != SlotState::Draining {
             // It was away when it was told to stop.
             let (node, epoch) = (slot.node, manager.plan.epoch);
@@ -280,7 +280,7 @@ impl Collective {
         if slot.state == new && slot.note == note && slot.generation == generation {
             return;
         }
-        let known = manager.old_news.remove(&number) && new == SlotState::Ready;
+        let known = manager.known_before.remove(&number) && new == SlotState::Ready;
         let Some(slot) = manager.slot(number) else { return };
         let was = slot.state;
         slot.state = new;

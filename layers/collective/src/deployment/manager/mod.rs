@@ -10,7 +10,7 @@ use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{Cx, Duration, Key, NodeId, Time};
 use dugnad_resource::execute::{Epoch, ToHost};
-use dugnad_resource::executor::bounded;
+use dugnad_resource::executor::clip_note;
 use serde::Deserialize;
 
 mod hosts;
@@ -69,7 +69,7 @@ pub struct Manager {
     probe_again: bool,
     placing: bool,
     /// Replicas of an earlier term whose state is not news when they report it again.
-    old_news: Set<u32>,
+    known_before: Set<u32>,
     /// Hosts whose replica came back while a place was being looked for.
     returned: Set<NodeId>,
     blocked: Vec<String>,
@@ -106,7 +106,7 @@ impl Manager {
             unheard: Set::new(),
             probe_again: false,
             placing: false,
-            old_news: Set::new(),
+            known_before: Set::new(),
             returned: Set::new(),
             blocked: Vec::new(),
             blocked_times: 0,
@@ -194,7 +194,7 @@ impl Manager {
     }
 
     fn note(&mut self, text: String) {
-        let text = bounded(&text);
+        let text = clip_note(&text);
         if self.history.len() == HISTORY_MAX {
             self.history.pop_front();
         }

@@ -88,7 +88,7 @@ impl Collective {
                 }
             }
         }
-        manager.old_news = manager.plan.slots.iter().map(|slot| slot.number).collect();
+        manager.known_before = manager.plan.slots.iter().map(|slot| slot.number).collect();
         let epoch = manager.plan.epoch;
         for node in &manager.taking_over {
             cx.emit(Event::ToHost { to: *node, msg: ToHost::Probe { service: key, epoch } });

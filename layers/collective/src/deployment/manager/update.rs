@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use dugnad_kernel::{Cx, Key, NodeId};
 use dugnad_resource::execute::{ReplicaId, ToHost};
-use dugnad_resource::executor::{bounded, bounded_log};
+use dugnad_resource::executor::{clip_log, clip_note};
 
 use crate::deployment::service::{
     Desired, FAILED, Failed, PREVIOUS, SPEC, Service, Slot, SlotState,
@@ -154,7 +154,7 @@ impl Collective {
         };
         let back = known.filter(serves);
         if back.is_some() || given_up {
-            let failed = Failed { generation, node_name: name, reason: bounded_log(note) };
+            let failed = Failed { generation, node_name: name, reason: clip_log(note) };
             self.write(key, FAILED, postcard::to_allocvec(&failed).ok(), cx);
         }
         if let Some(previous) = back {
@@ -168,7 +168,7 @@ impl Collective {
         let (bad, good) = (manager.service.generation, previous.generation);
         let text = format!(
             "version {bad} did not get ready and is withdrawn, version {good} stays: {}",
-            bounded(note)
+            clip_note(note)
         );
         let (spec, kept, me) = (manager.service.spec.clone(), previous.spec.clone(), self.me);
         manager.set_service(previous.clone());

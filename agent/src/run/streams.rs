@@ -225,9 +225,9 @@ impl Agent {
 }
 
 /// What the gateway knows of its node.
-pub(super) struct Ways(pub(super) Rc<Agent>);
+pub(super) struct GatewayBackend(pub(super) Rc<Agent>);
 
-impl Backend for Ways {
+impl Backend for GatewayBackend {
     fn resolve(&self, name: &str) -> Later<Known> {
         let (agent, name) = (Rc::clone(&self.0), name.to_owned());
         match agent.routes.get(&name).filter(|route| !route.replicas.is_empty()) {

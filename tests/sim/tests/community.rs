@@ -337,6 +337,15 @@ fn a_plan_agrees_with_what_runs() {
             let refused = |node: &NodeId| plan.refused.iter().any(|(other, ..)| other == node);
             assert!(!runs.iter().any(refused), "seed {seed}: {:?}", plan.refused);
         }
+        // A version that fits no node any more does not stay either.
+        let mut large = site("site-0", 2);
+        large.needs.memory = 1 << 50;
+        let ask = world.ask(world.alive()[0], Question::Plan(large));
+        world.run_for(Duration::from_secs(10));
+        let Some(Answer::Plan(plan)) = world.answers.get(&ask) else { panic!("seed {seed}") };
+        assert!(plan.chosen.is_empty(), "seed {seed}: {:?}", plan.chosen);
+        let little = |(_, _, why): &(NodeId, String, String)| why.contains("gives too little");
+        assert_eq!(plan.refused.iter().filter(|node| little(node)).count(), 6, "seed {seed}");
     }
 }
 

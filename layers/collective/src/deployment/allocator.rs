@@ -88,6 +88,20 @@ fn obstacle(
     if !node.takes_work {
         return Some("takes no new work".to_string());
     }
+    if let Some(reason) = unfit(spec, node) {
+        return Some(reason);
+    }
+    if let Some(short) = spec.needs.short_of(node.free) {
+        return Some(short.to_string());
+    }
+    if avoid.contains(&node.peer.id) {
+        return Some("it failed there lately".to_string());
+    }
+    None
+}
+
+/// Why a node cannot run it whatever else it runs, if so.
+pub(crate) fn unfit(spec: &Spec, node: &Description) -> Option<String> {
     if let Some(program) = spec.host_program() {
         if !node.programs.iter().any(|known| known == program) {
             return Some(format!("has no {program}"));
@@ -97,16 +111,7 @@ fn obstacle(
     if needs_package && spec.artifact(node.profile.arch).is_none() {
         return Some(format!("no build for {}", node.profile.arch));
     }
-    if let Some(short) = spec.needs.short_of(node.gives) {
-        return Some(format!("gives too little {short}"));
-    }
-    if let Some(short) = spec.needs.short_of(node.free) {
-        return Some(short.to_string());
-    }
-    if avoid.contains(&node.peer.id) {
-        return Some("it failed there lately".to_string());
-    }
-    None
+    spec.needs.short_of(node.gives).map(|short| format!("gives too little {short}"))
 }
 
 fn score(spec: &Spec, node: &Description) -> (i64, String) {

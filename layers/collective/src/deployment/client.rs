@@ -230,8 +230,12 @@ async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ClientReply {
     let mut rng = fastrand::Rng::with_seed(seed);
     let none = Set::new();
     let (want, because) = deployer::replicas(spec.want);
-    // What runs stays where it is, also through an update.
+    // What runs stays where it is, also through an update, if the new version can run there.
     let mut stay = places(view_of(asker, spec.key(), 0).await);
+    stay.retain(|place| {
+        let node = nodes.iter().find(|node| node.peer.id == place.node);
+        node.is_none_or(|node| allocator::unfit(spec, node).is_none())
+    });
     stay.truncate(usize::from(want));
     let taken: Set<NodeId> = stay.iter().map(|place| place.node).collect();
     let mut choice = allocator::choose(spec, &nodes, &taken, &none, &mut rng);

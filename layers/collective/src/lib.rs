@@ -17,7 +17,8 @@ use dugnad_kernel::map::{Map, Set};
 use dugnad_connectivity::group::directory::{DirectoryAnswer, DirectoryAsk};
 use dugnad_connectivity::route::Found;
 use dugnad_kernel::arc::in_oo;
-use dugnad_kernel::ops::{CallId, Ops};
+use dugnad_kernel::calls::Calls;
+use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Arc, Component, Cx, Duration, Hash, Input, Key, NodeId, Time};
 use dugnad_resource::execute::{Order, Report, TERM_STEP, ToHost, ToManager};
 use dugnad_resource::spec::Tree;
@@ -46,7 +47,7 @@ pub(crate) fn step_of_kind(name: &[u8]) -> Option<u64> {
         return Some(TERM_STEP << TERM_SHIFT);
     }
     let known = [SPEC, PREVIOUS, FAILED, directory::GROUP].contains(&name)
-        || name.len() == deployment::trees::NAME_BYTES;
+        || deployment::trees::is_name(name);
     known.then_some(COUNTER_STEP)
 }
 
@@ -255,8 +256,7 @@ pub struct Collective {
     /// What it answered for before it went out of the ring, until it is in again.
     range_before: Option<Arc>,
     pub(crate) store: Store,
-    pub(crate) ops: Ops<Ask, Reply, Outcome>,
-    out: Map<CallId, Out>,
+    pub(crate) calls: Calls<Ask, Reply, Outcome, Out>,
     tokens: u64,
     pub(crate) trees: Set<Tree>,
     /// Trees on their way here, and who waits to hear of it.
@@ -310,8 +310,7 @@ impl Collective {
             place: Place::default(),
             range_before: None,
             store: Store::default(),
-            ops: Ops::default(),
-            out: Map::new(),
+            calls: Calls::default(),
             tokens: 0,
             trees: Set::new(),
             fetching: Map::new(),
@@ -354,7 +353,7 @@ impl Collective {
         [
             ("records", self.store.len(), RECORDS_MAX),
             ("record_bytes", self.store.bytes(), STORE_BYTES_MAX),
-            ("operations", self.ops.len(), OPS_MAX),
+            ("operations", self.calls.len(), OPS_MAX),
             ("dead", self.dead.len(), DEAD_MAX),
             ("managers", self.managers.len(), RECORDS_MAX),
             ("fetching", self.fetching.len(), RECORDS_MAX),
@@ -365,7 +364,7 @@ impl Collective {
     }
 
     pub fn operations(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.ops.names()
+        self.calls.names()
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {
@@ -419,7 +418,8 @@ impl Collective {
         match msg {
             Msg::Request { call, request } => self.on_request(from, call, request, cx),
             Msg::Response { call, response } => {
-                let awaited = matches!(self.out.get(&call), Some(Out::Call { to }) if *to == from);
+                let awaited =
+                    matches!(self.calls.awaited(call), Some(Out::Call { to }) if *to == from);
                 if awaited {
                     self.answer(call, Reply::Response(Some(response)), cx);
                 } else {
@@ -485,18 +485,14 @@ impl Collective {
             self.on_service_record(record.key, cx);
         } else if record.name == deployment::service::PLAN {
             self.on_plan_record(record.key, cx);
-        } else if record.name.len() == 16 {
+        } else if deployment::trees::is_name(&record.name) {
             self.on_tree_record(record, cx);
         }
     }
 
     fn on_persisted(&mut self, token: u64, done: bool, cx: &mut Cx<'_, Self>) {
-        let call = self
-            .out
-            .iter()
-            .find(|(_, out)| matches!(out, Out::Persist { token: waiting } if *waiting == token))
-            .map(|(call, _)| *call);
-        if let Some(call) = call {
+        let of = |out: &Out| matches!(out, Out::Persist { token: waiting } if *waiting == token);
+        if let Some(call) = self.calls.find(of) {
             self.answer(call, Reply::Persisted(done), cx);
         }
     }
@@ -522,19 +518,13 @@ impl Collective {
 
     /// Answers that will not come.
     fn fail_calls(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
-        let to_node = |out: &Out| match out {
-            Out::Call { to } | Out::Reserve { to, .. } => *to == node,
-            Out::Persist { .. } | Out::Holders | Out::Other => false,
-        };
-        let calls: Vec<CallId> =
-            self.out.iter().filter(|(_, out)| to_node(out)).map(|(call, _)| *call).collect();
-        for call in calls {
+        for call in self.calls.of_node(node) {
             self.on_expired(call, cx);
         }
     }
 
     fn on_expired(&mut self, call: CallId, cx: &mut Cx<'_, Self>) {
-        let reply = match self.out.get(&call) {
+        let reply = match self.calls.awaited(call) {
             Some(Out::Call { .. }) => Reply::Response(None),
             Some(Out::Persist { .. }) => Reply::Persisted(false),
             Some(Out::Reserve { .. }) => Reply::Reserved(Err("does not answer".into())),

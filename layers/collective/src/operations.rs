@@ -7,6 +7,7 @@ use dugnad_kernel::map::{Map, Set};
 
 use dugnad_connectivity::group::directory::DirectoryAnswer;
 use dugnad_connectivity::route::Found;
+use dugnad_kernel::calls::Awaited;
 use dugnad_kernel::ops::{CallId, Step};
 use dugnad_kernel::{Arc, Cx, Duration, Hash, Id, Key, NodeId, ops};
 use dugnad_resource::execute::ToHost;
@@ -121,6 +122,15 @@ pub(crate) enum Out {
     Other,
 }
 
+impl Awaited for Out {
+    fn node(&self) -> Option<NodeId> {
+        match self {
+            Self::Call { to } | Self::Reserve { to, .. } => Some(*to),
+            Self::Persist { .. } | Self::Holders | Self::Other => None,
+        }
+    }
+}
+
 impl Collective {
     /// Whether there was room for one more.
     pub(crate) fn start<F>(
@@ -132,9 +142,9 @@ impl Collective {
     where
         F: Future<Output = Outcome> + 'static,
     {
-        let room = self.ops.len() < OPS_MAX;
+        let room = self.calls.len() < OPS_MAX;
         if room {
-            let step = self.ops.start(name, op);
+            let step = self.calls.start(name, op);
             self.carry_out(step, cx);
         } else {
             self.count("operations_overflow");
@@ -143,8 +153,7 @@ impl Collective {
     }
 
     pub(crate) fn answer(&mut self, call: CallId, reply: Reply, cx: &mut Cx<'_, Self>) {
-        self.out.remove(&call);
-        let step = self.ops.answer(call, reply);
+        let step = self.calls.answer(call, reply);
         self.carry_out(step, cx);
     }
 
@@ -217,7 +226,7 @@ impl Collective {
             }
             Ask::Sleep(limit) => (Out::Other, Some(limit)),
             Ask::Put { record, enough } => {
-                self.out.insert(call, Out::Other);
+                self.calls.asked(call, Out::Other);
                 return self.begin_put(call, record, enough, cx);
             }
             Ask::Stored { call, holders, over } => return self.on_stored(call, holders, over, cx),
@@ -227,7 +236,7 @@ impl Collective {
                 (Out::Other, Some(Duration::ZERO))
             }
         };
-        self.out.insert(call, out);
+        self.calls.asked(call, out);
         if let Some(limit) = limit {
             cx.after(limit, Timer::Expire { call });
         }

@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod arc;
+pub mod calls;
 pub mod component;
 pub mod id;
 pub mod map;

@@ -40,7 +40,12 @@ pub struct Needed {
 }
 
 /// Bytes of such a name.
-pub(crate) const NAME_BYTES: usize = 16;
+const NAME_BYTES: usize = 16;
+
+/// Whether a record of this name is that of a tree.
+pub(crate) const fn is_name(name: &[u8]) -> bool {
+    name.len() == NAME_BYTES
+}
 
 /// Name of the record that says `service` needs a tree.
 #[must_use]

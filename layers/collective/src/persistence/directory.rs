@@ -132,9 +132,9 @@ impl Collective {
         let at = Owner { me: self.me, copies: self.copy_holders(), asks };
         let Question { from, call, decide } = question;
         let op = move |asker| decide_at_owner(asker, at, key, known, decide, from, call);
-        let before = self.ops.len();
+        let before = self.calls.len();
         self.start("decide", op, cx);
-        if self.ops.len() == before && self.directory.busy.contains_key(&key) {
+        if self.calls.len() == before && self.directory.busy.contains_key(&key) {
             // No room for another operation, and so no outcome of it.
             self.on_decided(key, None, cx);
             self.respond(from, call, Response::Decided(Decided::Failed), cx);

@@ -72,8 +72,7 @@ impl Groups {
     /// How a token of mine ended.
     pub(super) fn on_token_over(&mut self, id: MsgId, by: Option<Peer>, cx: &mut Cx<'_, Self>) {
         let waits = |out: &Out| matches!(out, Out::Token(token) if *token == id);
-        let call = self.out.iter().find(|(_, out)| waits(out)).map(|(call, _)| *call);
-        if let Some(call) = call {
+        if let Some(call) = self.calls.find(waits) {
             self.answer_op(call, Reply::Taken(by), cx);
         }
     }

@@ -23,7 +23,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use dugnad_kernel::map::{Map, Set};
 
-use dugnad_kernel::ops::{CallId, Ops, Step};
+use dugnad_kernel::calls::{Awaited, Calls};
+use dugnad_kernel::ops::{CallId, Step};
 use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Component, Cx, Duration, Input, NodeId, Peer, Time};
 
@@ -98,6 +99,15 @@ enum Out {
     Token(MsgId),
 }
 
+impl Awaited for Out {
+    fn node(&self) -> Option<NodeId> {
+        match self {
+            Self::Call(to) => Some(*to),
+            Self::Directory | Self::Sleep | Self::Token(_) => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Entering,
@@ -150,8 +160,7 @@ pub(crate) struct Group {
 pub struct Groups {
     me: Peer,
     groups: Map<GroupId, Group>,
-    ops: Ops<Ask, Reply, Outcome>,
-    out: Map<CallId, Out>,
+    calls: Calls<Ask, Reply, Outcome, Out>,
     instances: u32,
     messages: u64,
     watched: Set<NodeId>,
@@ -181,8 +190,7 @@ impl Groups {
             instances: me.inc.wrapping_mul(64),
             me,
             groups: Map::new(),
-            ops: Ops::default(),
-            out: Map::new(),
+            calls: Calls::default(),
             watched: Set::new(),
             counters: Map::new(),
         }
@@ -230,7 +238,7 @@ impl Groups {
             ("group_streams", streams, crate::config::GROUP_STREAMS),
             ("group_kept", kept, crate::config::GROUP_KEPT),
             ("groups", self.groups.len(), GROUPS_MAX),
-            ("group_operations", self.ops.len(), GROUP_OPS_MAX),
+            ("group_operations", self.calls.len(), GROUP_OPS_MAX),
             ("group_members", members, crate::config::GROUP_MESH_MAX),
             ("group_lost", lost, crate::config::GROUP_LOST_MAX),
         ]
@@ -297,7 +305,7 @@ impl Groups {
         match msg {
             Msg::Request { call, gid, request } => self.on_request(from, call, gid, request, cx),
             Msg::Response { call, response } => {
-                if matches!(self.out.get(&call), Some(Out::Call(to)) if *to == from) {
+                if matches!(self.calls.awaited(call), Some(Out::Call(to)) if *to == from) {
                     self.answer_op(call, Reply::Response(Some(response)), cx);
                 }
             }
@@ -337,7 +345,7 @@ impl Groups {
         let lives = |gid, life| self.groups.get(&gid).is_some_and(|g: &Group| g.life == life);
         match timer {
             Timer::Expire { call } => {
-                let reply = match self.out.get(&call) {
+                let reply = match self.calls.awaited(call) {
                     Some(Out::Call(_)) => Reply::Response(None),
                     Some(Out::Directory) => Reply::Directory(DirectoryAnswer::Failed),
                     Some(Out::Sleep) => Reply::Over,
@@ -562,10 +570,7 @@ impl Groups {
     }
 
     fn fail_calls(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
-        let to_node = |out: &Out| matches!(out, Out::Call(to) if *to == node);
-        let calls: Vec<CallId> =
-            self.out.iter().filter(|(_, out)| to_node(out)).map(|(call, _)| *call).collect();
-        for call in calls {
+        for call in self.calls.of_node(node) {
             self.answer_op(call, Reply::Response(None), cx);
         }
     }
@@ -578,13 +583,12 @@ impl Groups {
     ) where
         F: Future<Output = Outcome> + 'static,
     {
-        let step = self.ops.start(name, op);
+        let step = self.calls.start(name, op);
         self.carry_out(step, cx);
     }
 
     fn answer_op(&mut self, call: CallId, reply: Reply, cx: &mut Cx<'_, Self>) {
-        self.out.remove(&call);
-        let step = self.ops.answer(call, reply);
+        let step = self.calls.answer(call, reply);
         self.carry_out(step, cx);
     }
 
@@ -609,7 +613,7 @@ impl Groups {
                     (Out::Token(id), GROUP_TOKEN)
                 }
             };
-            self.out.insert(call, out);
+            self.calls.asked(call, out);
             cx.after(limit, Timer::Expire { call });
         }
         for outcome in step.done {

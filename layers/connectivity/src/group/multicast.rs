@@ -34,7 +34,7 @@ impl Groups {
         let reliable = manner == Manner::Reliable;
         let answer = if too_large {
             Answer::TooLarge
-        } else if manner == Manner::ToOne && self.ops.len() < GROUP_OPS_MAX {
+        } else if manner == Manner::ToOne && self.calls.len() < GROUP_OPS_MAX {
             let me = self.me.id;
             let known = self.groups.get(&gid).filter(|_| member).map(|group| group.known(me));
             let (who, known) = (self.who(gid, cx), known.unwrap_or_default());
@@ -43,7 +43,7 @@ impl Groups {
             return;
         } else if member && self.multicast(gid, packet.clone(), reliable, cx) {
             Answer::Done
-        } else if member || self.ops.len() >= GROUP_OPS_MAX {
+        } else if member || self.calls.len() >= GROUP_OPS_MAX {
             Answer::Busy
         } else {
             let who = self.who(gid, cx);

@@ -23,13 +23,13 @@ impl Collective {
         result: Result<(), String>,
         cx: &mut Cx<'_, Self>,
     ) {
-        let call = self.out.iter().find_map(|(call, out)| match out {
+        let asked = |out: &Out| match out {
             Out::Reserve { to, service: s, number: n } => {
-                (*to == from && *s == service && *n == number).then_some(*call)
+                *to == from && *s == service && *n == number
             }
-            _ => None,
-        });
-        if let Some(call) = call {
+            _ => false,
+        };
+        if let Some(call) = self.calls.find(asked) {
             self.answer(call, Reply::Reserved(result), cx);
         }
     }

@@ -124,7 +124,7 @@ impl Collective {
         cx: &mut Cx<'_, Self>,
     ) {
         let now = cx.now;
-        let full = self.ops.len() >= OPS_MAX;
+        let full = self.calls.len() >= OPS_MAX;
         if full {
             self.later(key, BLOCKED, cx);
         }

@@ -1,0 +1,118 @@
+//! The operations of a component, and what each question they have out waits for.
+//!
+//! An operation asks ([`crate::ops`]); the component carries the question out and says here what
+//! will answer it: a node, the disk, a pause. So an answer is taken only from whom it is awaited,
+//! and what a lost node was asked is found and given up.
+
+use alloc::vec::Vec;
+use core::future::Future;
+
+use crate::id::NodeId;
+use crate::map::Map;
+use crate::ops::{Asker, CallId, Ops, Step};
+
+/// What answers a question.
+pub trait Awaited {
+    /// The node it was put to, if it was put to one.
+    fn node(&self) -> Option<NodeId>;
+}
+
+/// Operations that ask `Q` and are answered `A`, end with `O`, and whose questions wait for a `W`.
+pub struct Calls<Q, A, O, W> {
+    ops: Ops<Q, A, O>,
+    out: Map<CallId, W>,
+}
+
+impl<Q, A, O, W> Default for Calls<Q, A, O, W> {
+    fn default() -> Self {
+        Self { ops: Ops::default(), out: Map::new() }
+    }
+}
+
+impl<Q, A, O, W: Awaited> Calls<Q, A, O, W> {
+    /// As [`Ops::start`]. Each question of the step is carried out and then [`Self::asked`].
+    pub fn start<F>(&mut self, name: &'static str, op: impl FnOnce(Asker<Q, A>) -> F) -> Step<Q, O>
+    where
+        F: Future<Output = O> + 'static,
+    {
+        self.ops.start(name, op)
+    }
+
+    /// `call` is out, and this will answer it.
+    pub fn asked(&mut self, call: CallId, awaited: W) {
+        self.out.insert(call, awaited);
+    }
+
+    /// As [`Ops::answer`]; nothing is awaited under `call` any more.
+    pub fn answer(&mut self, call: CallId, answer: A) -> Step<Q, O> {
+        self.out.remove(&call);
+        self.ops.answer(call, answer)
+    }
+
+    /// What is awaited under `call`; `None` if it was answered.
+    #[must_use]
+    pub fn awaited(&self, call: CallId) -> Option<&W> {
+        self.out.get(&call)
+    }
+
+    /// The first question of which this is true.
+    pub fn find(&self, is: impl Fn(&W) -> bool) -> Option<CallId> {
+        self.out.iter().find(|(_, awaited)| is(awaited)).map(|(call, _)| *call)
+    }
+
+    /// What `node` was asked and has not answered.
+    #[must_use]
+    pub fn of_node(&self, node: NodeId) -> Vec<CallId> {
+        let of = self.out.iter().filter(|(_, awaited)| awaited.node() == Some(node));
+        of.map(|(call, _)| *call).collect()
+    }
+
+    /// Operations that run.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ops.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// Names of the running operations, oldest first.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.ops.names()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Id;
+
+    struct At(u128);
+
+    impl Awaited for At {
+        fn node(&self) -> Option<NodeId> {
+            (self.0 > 0).then_some(Id(self.0))
+        }
+    }
+
+    #[test]
+    fn what_a_node_was_asked_is_known_until_it_is_answered() {
+        let mut calls: Calls<u128, u8, u8, At> = Calls::default();
+        let step = calls.start("both", |asker| async move {
+            let (one, two) = (asker.ask(0), asker.ask(7));
+            one.await + two.await
+        });
+        for (call, at) in &step.asks {
+            calls.asked(*call, At(*at));
+        }
+        let of_seven = calls.of_node(Id(7));
+        assert_eq!((of_seven.len(), calls.of_node(Id(0)).len()), (1, 0), "a pause is no node");
+        assert_eq!(calls.find(|at| at.0 == 7), Some(of_seven[0]));
+        assert!(calls.answer(of_seven[0], 1).done.is_empty());
+        assert!(calls.awaited(of_seven[0]).is_none() && calls.of_node(Id(7)).is_empty());
+        let pause = calls.find(|at| at.0 == 0).map(|call| calls.answer(call, 2).done);
+        assert_eq!((pause, calls.len()), (Some(Vec::from([3])), 0));
+    }
+}

@@ -1,0 +1,171 @@
+//! What operations of groups ask for, and how they are answered (ARCHITECTURE.md, "Operations").
+
+use dugnad_kernel::calls::Awaited;
+use dugnad_kernel::ops::{CallId, Step};
+use dugnad_kernel::{Cx, Duration, NodeId, Peer};
+
+use super::Groups;
+use super::directory::{self, DirectoryAnswer, DirectoryAsk, GroupRecord};
+use super::enter::{self, Entry};
+use super::messages::{Answer, Event, GroupId, Msg, MsgId, Request, Response, Timer, Token};
+use crate::config::{GROUP_DIRECTORY, GROUP_TOKEN};
+
+/// What an operation may wait for.
+#[derive(Clone, Debug)]
+pub(crate) enum Ask {
+    Directory { gid: GroupId, ask: DirectoryAsk },
+    Call { to: Peer, gid: GroupId, request: Request, limit: Duration },
+    Sleep(Duration),
+    Token { to: Peer, gid: GroupId, token: Token },
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    Directory(DirectoryAnswer),
+    Response(Option<Response>),
+    /// By whom a token was taken.
+    Taken(Option<Peer>),
+    Over,
+}
+
+/// What an operation ends with.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    Entered {
+        gid: GroupId,
+        life: u32,
+        result: Result<Entry, Answer>,
+    },
+    MayGo {
+        gid: GroupId,
+        life: u32,
+    },
+    /// The record as it is; `wrote`: it is what this node wrote.
+    Record {
+        gid: GroupId,
+        life: u32,
+        version: u64,
+        record: Option<GroupRecord>,
+        wrote: bool,
+    },
+    NoRecord {
+        gid: GroupId,
+        life: u32,
+    },
+    Answer {
+        ask: u32,
+        answer: Answer,
+    },
+}
+
+/// A question that is out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Out {
+    Call(NodeId),
+    Directory,
+    Sleep,
+    Token(MsgId),
+}
+
+impl Awaited for Out {
+    fn node(&self) -> Option<NodeId> {
+        match self {
+            Self::Call(to) => Some(*to),
+            Self::Directory | Self::Sleep | Self::Token(_) => None,
+        }
+    }
+}
+
+impl Groups {
+    pub(super) fn on_expired(&mut self, call: CallId, cx: &mut Cx<'_, Self>) {
+        let reply = match self.calls.awaited(call) {
+            Some(Out::Call(_)) => Reply::Response(None),
+            Some(Out::Directory) => Reply::Directory(DirectoryAnswer::Failed),
+            Some(Out::Sleep) => Reply::Over,
+            Some(Out::Token(_)) => Reply::Taken(None),
+            None => return,
+        };
+        self.answer_op(call, reply, cx);
+    }
+
+    pub(super) fn fail_calls(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        for call in self.calls.of_node(node) {
+            self.answer_op(call, Reply::Response(None), cx);
+        }
+    }
+
+    pub(super) fn start<F>(
+        &mut self,
+        name: &'static str,
+        op: impl FnOnce(enter::Asker) -> F,
+        cx: &mut Cx<'_, Self>,
+    ) where
+        F: Future<Output = Outcome> + 'static,
+    {
+        let step = self.calls.start(name, op);
+        self.carry_out(step, cx);
+    }
+
+    pub(super) fn answer_op(&mut self, call: CallId, reply: Reply, cx: &mut Cx<'_, Self>) {
+        let step = self.calls.answer(call, reply);
+        self.carry_out(step, cx);
+    }
+
+    fn carry_out(&mut self, step: Step<Ask, Outcome>, cx: &mut Cx<'_, Self>) {
+        for (call, ask) in step.asks {
+            let (out, limit) = match ask {
+                Ask::Directory { gid, ask } => {
+                    let key = directory::directory_key(gid);
+                    cx.emit(Event::Directory { call, key, ask });
+                    (Out::Directory, GROUP_DIRECTORY)
+                }
+                Ask::Call { to, gid, request, limit } => {
+                    self.contact(&to, cx);
+                    cx.send(to.id, Msg::Request { call, gid, request });
+                    (Out::Call(to.id), limit)
+                }
+                Ask::Sleep(limit) => (Out::Sleep, limit),
+                Ask::Token { to, gid, token } => {
+                    let id = token.id;
+                    self.contact(&to, cx);
+                    cx.send(to.id, Msg::Token { gid, token });
+                    (Out::Token(id), GROUP_TOKEN)
+                }
+            };
+            self.calls.asked(call, out);
+            cx.after(limit, Timer::Expire { call });
+        }
+        for outcome in step.done {
+            self.on_outcome(outcome, cx);
+        }
+    }
+
+    fn on_outcome(&mut self, outcome: Outcome, cx: &mut Cx<'_, Self>) {
+        let (gid, life) = match &outcome {
+            Outcome::Answer { ask, answer } => {
+                cx.emit(Event::Answer { call: *ask, answer: *answer });
+                return;
+            }
+            Outcome::Entered { gid, life, .. }
+            | Outcome::MayGo { gid, life }
+            | Outcome::Record { gid, life, .. }
+            | Outcome::NoRecord { gid, life } => (*gid, *life),
+        };
+        let Some(group) = self.groups.get_mut(&gid).filter(|group| group.life == life) else {
+            return;
+        };
+        match outcome {
+            Outcome::Entered { result, .. } => self.on_entered(gid, result, cx),
+            Outcome::MayGo { .. } => self.on_may_go(gid, cx),
+            Outcome::Record { version, record, wrote, .. } => {
+                group.writing = false;
+                self.on_record(gid, version, record, wrote, cx);
+            }
+            Outcome::NoRecord { .. } => {
+                (group.writing, group.changed) = (false, true);
+                self.review(gid, cx);
+            }
+            Outcome::Answer { .. } => {}
+        }
+    }
+}

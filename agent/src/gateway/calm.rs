@@ -112,14 +112,14 @@ impl AsyncWrite for Calm {
 mod tests {
     use super::*;
     use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc::{Sender, channel};
+    use std::time::Duration;
 
-    #[derive(Default)]
-    struct Count(AtomicUsize);
+    struct Tells(usize, Sender<usize>);
 
-    impl Wake for Count {
+    impl Wake for Tells {
         fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
+            self.1.send(self.0).unwrap();
         }
     }
 
@@ -157,20 +157,15 @@ mod tests {
     #[test]
     fn the_last_to_ask_is_woken() {
         let (mut one, mut other) = pair();
-        let counts = [Arc::<Count>::default(), Arc::default()];
-        for count in &counts {
-            let waker = Waker::from(Arc::clone(count));
+        let (to, woken) = channel();
+        for number in 0..2 {
+            let waker = Waker::from(Arc::new(Tells(number, to.clone())));
             let mut cx = Context::from_waker(&waker);
             assert!(Pin::new(&mut other).poll_read(&mut cx, &mut [0]).is_pending());
         }
-        smol::block_on(async {
-            one.write_all(b"x").await.unwrap();
-            let woken = || counts[1].0.load(Ordering::Relaxed) > 0;
-            while !woken() {
-                smol::Timer::after(std::time::Duration::from_millis(1)).await;
-            }
-        });
-        assert_eq!(counts[0].0.load(Ordering::Relaxed), 0);
+        smol::block_on(one.write_all(b"x")).unwrap();
+        assert_eq!(woken.recv_timeout(Duration::from_secs(60)), Ok(1));
+        assert!(woken.try_recv().is_err(), "the first one is not woken");
         assert!(other.waits && other.bell.rung.load(Ordering::Relaxed));
     }
 }

@@ -13,6 +13,7 @@
 pub mod check;
 pub mod fault;
 pub mod figures;
+mod links;
 pub mod measure;
 pub mod profile;
 pub mod queue;

@@ -256,7 +256,7 @@ impl Trial<'_> {
         let key = (target.id, target.node);
         // A kept connection may be closing just now; only what can be sent twice may risk it.
         if headers::idempotent(&parts.method) && self.body.empty {
-            if let Some(conn) = self.shared.pool.take(key) {
+            if let Some(conn) = self.shared.pool.take(key).await {
                 match self.exchange(target, parts, conn).await {
                     // The others are as old: a fresh one tells whether the replica lives.
                     Err(_) => self.shared.pool.clear(key),
@@ -279,7 +279,6 @@ impl Trial<'_> {
         let body = if self.body.empty { Body::EMPTY } else { Body::Lent(Rc::clone(&self.body)) };
         let asked = &parts.headers;
         let request = Request::from_parts(parts.clone(), body);
-        conn.sender.ready().await.map_err(|error| Failed::NotSent(describe(&error)))?;
         let answer = conn.sender.try_send_request(request).await.map_err(|mut error| {
             let sent = error.take_message().is_none();
             let why = describe(error.error());

@@ -64,9 +64,22 @@ impl Pool {
         Rc::new(Self { most, idle: RefCell::default(), next: Cell::new(0) })
     }
 
-    /// One that is open. It may be needed to wait until it is ready: its last answer was read only
-    /// just now.
-    pub(super) fn take(&self, key: Key) -> Option<Conn> {
+    /// One that is ready for a request.
+    pub(super) async fn take(&self, key: Key) -> Option<Conn> {
+        let conn = self.take_open(key)?;
+        // The last answer may have been read only just now: then its driver, which was woken before
+        // this task, has to run. One that is not ready after that waits for something else.
+        for _ in 0..2 {
+            if conn.sender.is_ready() {
+                break;
+            }
+            smol::future::yield_now().await;
+        }
+        Some(conn).filter(|conn| conn.sender.is_ready())
+    }
+
+    /// A ready one, or else the newest that is open.
+    fn take_open(&self, key: Key) -> Option<Conn> {
         let mut idle = self.idle.borrow_mut();
         let conns = idle.get_mut(&key)?;
         conns.retain(|idle| !idle.conn.sender.is_closed());

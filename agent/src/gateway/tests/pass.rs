@@ -179,6 +179,34 @@ fn a_real_server_is_served() {
     });
 }
 
+/// Answers before the body has come, and then waits for nothing.
+async fn hasty(mut stream: TcpStream, _: u32) {
+    let (asked, _) = head(&mut stream).await;
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    if asked.starts_with("POST") {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// A connection that is still busy with the last request's body is not taken for the next one.
+#[test]
+fn an_answer_before_its_time_holds_nobody_up() {
+    World::run(async |world| {
+        let node = world.node(1).await;
+        node.serves("hasty", upstream(&node, hasty).await);
+        let mut early = TcpStream::connect(node.addr()).await.unwrap();
+        let begun = "POST /hasty/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\npart";
+        early.write_all(begun.as_bytes()).await.unwrap();
+        let (answer, _) = head(&mut early).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        for _ in 0..3 {
+            let got =
+                node.raw("GET /hasty/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+            assert!(got.starts_with("HTTP/1.1 200 ") && got.ends_with("ok"), "{got}");
+        }
+    });
+}
+
 /// Answers chunk for chunk, each as soon as its like has come.
 async fn echo_chunks(mut stream: TcpStream, _: u32) {
     let (_, mut seen) = head(&mut stream).await;

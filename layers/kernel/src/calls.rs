@@ -7,9 +7,11 @@
 use alloc::vec::Vec;
 use core::future::Future;
 
+use crate::component::{Component, Cx};
 use crate::id::NodeId;
 use crate::map::Map;
-use crate::ops::{Asker, CallId, Ops, Step};
+use crate::ops::{Answered, Asker, CallId, Ops, Step};
+use crate::time::Duration;
 
 /// What answers a question.
 pub trait Awaited {
@@ -31,7 +33,11 @@ impl<Q, A, O, W> Default for Calls<Q, A, O, W> {
 
 impl<Q, A, O, W: Awaited> Calls<Q, A, O, W> {
     /// As [`Ops::start`]. Each question of the step is carried out and then [`Self::asked`].
-    pub fn start<F>(&mut self, name: &'static str, op: impl FnOnce(Asker<Q, A>) -> F) -> Step<Q, O>
+    pub fn start<F>(
+        &mut self,
+        name: &'static str,
+        op: impl FnOnce(Asker<Q, A, O>) -> F,
+    ) -> Step<Q, O>
     where
         F: Future<Output = O> + 'static,
     {
@@ -81,6 +87,111 @@ impl<Q, A, O, W: Awaited> Calls<Q, A, O, W> {
     /// Names of the running operations, oldest first.
     pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.ops.names()
+    }
+}
+
+/// What operations of `C` ask with and are answered through.
+pub type AskerOf<C> = Asker<<C as Operates>::Ask, <C as Operates>::Reply, <C as Operates>::Outcome>;
+
+/// The answer to come to one of its questions.
+pub type AnsweredOf<C, T> = Answered<<C as Operates>::Reply, T>;
+
+/// The [`Calls`] of a component that [`Operates`].
+pub type CallsOf<C> = Calls<
+    <C as Operates>::Ask,
+    <C as Operates>::Reply,
+    <C as Operates>::Outcome,
+    <C as Operates>::Awaited,
+>;
+
+/// A component with operations. It says what a question means and what to do with what comes out;
+/// starting, answering and giving up are the same for all.
+pub trait Operates: Component {
+    type Ask;
+    type Reply;
+    type Outcome: 'static;
+    type Awaited: Awaited;
+
+    /// Operations at a time; more are refused.
+    const MAX: usize;
+
+    fn calls(&mut self) -> &mut CallsOf<Self>;
+
+    /// Carries a question out: what will answer it, and when it is given up. `None`: never, because
+    /// an answer is certain.
+    fn carry_out(
+        &mut self,
+        call: CallId,
+        ask: Self::Ask,
+        cx: &mut Cx<'_, Self>,
+    ) -> (Self::Awaited, Option<Duration>);
+
+    /// Something an operation reported or ended with.
+    fn on_outcome(&mut self, outcome: Self::Outcome, cx: &mut Cx<'_, Self>);
+
+    /// What stands for an answer that does not come.
+    fn no_answer(&mut self, call: CallId) -> Option<Self::Reply>;
+
+    /// The timer after which `call` is given up: [`Operates::give_up`].
+    fn expire(call: CallId) -> Self::Timer;
+
+    /// An operation was refused, because [`Operates::MAX`] others run.
+    fn refused(&mut self);
+
+    /// Whether there was room for one more.
+    fn start<F>(
+        &mut self,
+        name: &'static str,
+        op: impl FnOnce(AskerOf<Self>) -> F,
+        cx: &mut Cx<'_, Self>,
+    ) -> bool
+    where
+        F: Future<Output = Self::Outcome> + 'static,
+    {
+        let room = self.calls().len() < Self::MAX;
+        if room {
+            let step = self.calls().start(name, op);
+            self.on_step(step, cx);
+        } else {
+            self.refused();
+        }
+        room
+    }
+
+    /// Hands in an answer; one nobody waits for changes nothing.
+    fn answer(&mut self, call: CallId, reply: Self::Reply, cx: &mut Cx<'_, Self>) {
+        let step = self.calls().answer(call, reply);
+        self.on_step(step, cx);
+    }
+
+    /// The answer to `call` is overdue.
+    fn give_up(&mut self, call: CallId, cx: &mut Cx<'_, Self>) {
+        if self.calls().awaited(call).is_some() {
+            if let Some(reply) = self.no_answer(call) {
+                self.answer(call, reply, cx);
+            }
+        }
+    }
+
+    /// What `node` was asked it will not answer any more.
+    fn give_up_on(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
+        for call in self.calls().of_node(node) {
+            self.give_up(call, cx);
+        }
+    }
+
+    /// Not for others: what one step of the operations brought.
+    fn on_step(&mut self, step: Step<Self::Ask, Self::Outcome>, cx: &mut Cx<'_, Self>) {
+        for (call, ask) in step.asks {
+            let (awaited, limit) = self.carry_out(call, ask, cx);
+            self.calls().asked(call, awaited);
+            if let Some(limit) = limit {
+                cx.after(limit, Self::expire(call));
+            }
+        }
+        for outcome in step.done {
+            self.on_outcome(outcome, cx);
+        }
     }
 }
 

@@ -15,6 +15,8 @@ pub mod id;
 pub mod map;
 pub mod ops;
 pub mod peer;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod time;
 pub mod wire;
 

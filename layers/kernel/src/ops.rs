@@ -3,7 +3,8 @@
 //!
 //! The only thing an operation can wait for is the answer to a question it asked through its
 //! [`Asker`]; nothing else can wake it. So there is no executor, and the same inputs give the
-//! same run, bit for bit. Dropping an operation cancels it.
+//! same run, bit for bit. Dropping an operation cancels it. What others may know before its end it
+//! [reports](Asker::report) on its way.
 
 use crate::map::Map;
 use alloc::boxed::Box;
@@ -19,21 +20,27 @@ pub type CallId = u32;
 
 type Slot<A> = Rc<RefCell<Option<A>>>;
 
-struct Outbox<Q, A> {
+struct Outbox<Q, A, O> {
     next: Cell<CallId>,
     asked: RefCell<Vec<(CallId, Q, Slot<A>)>>,
+    reported: RefCell<Vec<O>>,
 }
 
 /// How an operation asks the world something.
-pub struct Asker<Q, A>(Rc<Outbox<Q, A>>);
+pub struct Asker<Q, A, O>(Rc<Outbox<Q, A, O>>);
 
-impl<Q, A> Clone for Asker<Q, A> {
+impl<Q, A, O> Clone for Asker<Q, A, O> {
     fn clone(&self) -> Self {
         Self(Rc::clone(&self.0))
     }
 }
 
-impl<Q, A> Asker<Q, A> {
+impl<Q, A, O> Asker<Q, A, O> {
+    /// Hands out something before the end; the operation does not wait for what becomes of it.
+    pub fn report(&self, outcome: O) {
+        self.0.reported.borrow_mut().push(outcome);
+    }
+
     /// Asks; the future is ready when the component hands the answer to [`Ops::answer`].
     pub fn ask(&self, question: Q) -> Pending<A> {
         let call = self.0.next.get();
@@ -55,8 +62,30 @@ impl<A> Future for Pending<A> {
     }
 }
 
+impl<A> Pending<A> {
+    /// The answer as what it means to this question.
+    pub const fn read<T>(self, read: fn(A) -> T) -> Answered<A, T> {
+        Answered { pending: self, read }
+    }
+}
+
+/// The answer to come, of the type that belongs to its question.
+pub struct Answered<A, T> {
+    pending: Pending<A>,
+    read: fn(A) -> T,
+}
+
+impl<A, T> Future for Answered<A, T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let read = self.read;
+        Pin::new(&mut self.pending).poll(cx).map(read)
+    }
+}
+
 /// The first answer among several; its place in `pending` is given up.
-pub async fn first<A>(pending: &mut Vec<Pending<A>>) -> A {
+pub async fn first<F: Future + Unpin>(pending: &mut Vec<F>) -> F::Output {
     core::future::poll_fn(|cx| {
         for place in 0..pending.len() {
             if let Poll::Ready(answer) = Pin::new(&mut pending[place]).poll(cx) {
@@ -90,7 +119,7 @@ pub async fn join<T>(futures: Vec<Pin<Box<dyn Future<Output = T> + '_>>>) -> Vec
 
 /// What came out of driving the operations once.
 pub struct Step<Q, O> {
-    /// Operations that ended, with what they returned.
+    /// What operations reported on their way, and what they ended with.
     pub done: Vec<O>,
     /// New questions. Each must be answered once, with an answer or a timeout.
     pub asks: Vec<(CallId, Q)>,
@@ -100,7 +129,7 @@ type Running<O> = Pin<Box<dyn Future<Output = O>>>;
 
 /// The operations of one component.
 pub struct Ops<Q, A, O> {
-    outbox: Rc<Outbox<Q, A>>,
+    outbox: Rc<Outbox<Q, A, O>>,
     running: Map<u32, (&'static str, Running<O>)>,
     waiting: Map<CallId, (u32, Slot<A>)>,
     next: u32,
@@ -108,14 +137,19 @@ pub struct Ops<Q, A, O> {
 
 impl<Q, A, O> Default for Ops<Q, A, O> {
     fn default() -> Self {
-        let outbox = Outbox { next: Cell::new(0), asked: RefCell::default() };
+        let (asked, reported) = (RefCell::default(), RefCell::default());
+        let outbox = Outbox { next: Cell::new(0), asked, reported };
         Self { outbox: Rc::new(outbox), running: Map::new(), waiting: Map::new(), next: 0 }
     }
 }
 
 impl<Q, A, O> Ops<Q, A, O> {
     /// Starts an operation and runs it to its first question.
-    pub fn start<F>(&mut self, name: &'static str, op: impl FnOnce(Asker<Q, A>) -> F) -> Step<Q, O>
+    pub fn start<F>(
+        &mut self,
+        name: &'static str,
+        op: impl FnOnce(Asker<Q, A, O>) -> F,
+    ) -> Step<Q, O>
     where
         F: Future<Output = O> + 'static,
     {
@@ -165,6 +199,7 @@ impl<Q, A, O> Ops<Q, A, O> {
             self.waiting.insert(call, (number, slot));
             step.asks.push((call, question));
         }
+        step.done.append(&mut self.outbox.reported.borrow_mut());
         if let Poll::Ready(output) = ended {
             self.running.remove(&number);
             self.waiting.retain(|_, (owner, _)| *owner != number);
@@ -178,7 +213,7 @@ impl<Q, A, O> Ops<Q, A, O> {
 mod tests {
     use super::*;
 
-    async fn sum_of_two(asker: Asker<u8, Option<u32>>) -> u32 {
+    async fn sum_of_two(asker: Asker<u8, Option<u32>, u32>) -> u32 {
         let mut answers: Vec<_> = (0..3).map(|n| asker.ask(n)).collect();
         let mut sum = 0;
         for _ in 0..2 {
@@ -199,6 +234,19 @@ mod tests {
         assert!(ops.is_empty());
         assert!(!ops.waits_for(calls[1]));
         assert!(ops.answer(calls[1], Some(1)).done.is_empty(), "late");
+    }
+
+    #[test]
+    fn a_report_comes_before_the_end() {
+        let mut ops: Ops<u8, u8, &str> = Ops::default();
+        let step = ops.start("two steps", |asker| async move {
+            asker.report("asked");
+            asker.ask(1).await;
+            asker.report("answered");
+            "over"
+        });
+        assert_eq!(step.done, ["asked"]);
+        assert_eq!(ops.answer(step.asks[0].0, 2).done, ["answered", "over"]);
     }
 
     #[test]

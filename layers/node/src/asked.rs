@@ -1,43 +1,157 @@
-//! What people ask the overlay itself: who answers for a key, and to tell everybody something.
+//! What is out, and why: each lookup, feedback and write of this node has a number of its own, and
+//! stands in one of two maps until it is answered.
 
 use alloc::string::ToString;
+use alloc::vec::Vec;
 use dugnad_kernel::map::Map;
 
+use dugnad_collective::{self as collective, Seeker};
 use dugnad_connectivity as connectivity;
 use dugnad_connectivity::route::Found;
-use dugnad_kernel::{Cx, Key, Time};
-use dugnad_resource::executor::clip_note;
+use dugnad_kernel::ops::CallId;
+use dugnad_kernel::{Cx, Key, NodeId, Time};
+use dugnad_resource::execute::ReplicaId;
+use dugnad_resource::executor::{self, clip_note};
 
+use crate::disk::DiskKey;
 use crate::views::Own;
-use crate::{Answer, AskId, EXECUTOR_CALL, Event, Node};
+use crate::{Answer, AskId, Event, Node};
 
 /// Lookups of people under way; more are refused.
-pub(crate) const ASKED_MAX: usize = 64;
+const PEOPLE_MAX: usize = 64;
+/// Every layer bounds its operations, and none asks for more than the four places of a class at a
+/// time; together they stay below this.
+pub(crate) const CALLS_MAX: usize = 8192;
+/// One an operation of the persistence module, and two a replica.
+pub(crate) const WRITES_MAX: usize = 2048;
 
-/// Lookups under way: call, whose question, and since when.
+/// Why something was asked of the overlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// The executor looks for the manager of this service.
+    Manager(Key),
+    /// Something waits for the address of this node.
+    Address(NodeId),
+    Collective(Seeker),
+    /// The deployment waits for what the community answers.
+    Feedback(CallId),
+    /// A person asked who answers for a key.
+    Person {
+        ask: AskId,
+        since: Time,
+    },
+}
+
+/// Who waits until something is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Writer {
+    Run(ReplicaId),
+    /// The persistence module, by its token.
+    Records(u64),
+    Nobody,
+}
+
 #[derive(Default)]
 pub(crate) struct Asked {
-    waiting: Map<u32, (AskId, Time)>,
+    calls: Map<u32, Why>,
+    writes: Map<u64, Writer>,
+    next_call: u32,
+    next_write: u64,
 }
 
 impl Asked {
-    pub(crate) fn waits_for(&self, call: u32) -> bool {
-        self.waiting.contains_key(&call)
+    /// Lookups and feedbacks under way.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.len()
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.waiting.len()
+    /// Writes somebody waits for.
+    pub(crate) fn writes(&self) -> usize {
+        self.writes.len()
+    }
+
+    /// Whether something is out for this very reason.
+    pub(crate) fn is_out(&self, why: &Why) -> bool {
+        self.calls.values().any(|known| known == why)
+    }
+
+    pub(crate) fn call(&mut self, why: Why) -> u32 {
+        self.next_call = self.next_call.wrapping_add(1);
+        self.calls.insert(self.next_call, why);
+        self.next_call
+    }
+
+    /// It was answered; why it was asked.
+    pub(crate) fn over(&mut self, call: u32) -> Option<Why> {
+        self.calls.remove(&call)
+    }
+
+    fn of_people(&self) -> usize {
+        self.calls.values().filter(|why| matches!(why, Why::Person { .. })).count()
     }
 }
 
 impl Node {
+    /// Who answers for `key`? Whoever looks for a manager or an address asks once at a time.
+    pub(crate) fn look_up(&mut self, why: Why, key: Key, cx: &mut Cx<'_, Self>) {
+        if matches!(why, Why::Manager(_) | Why::Address(_)) && self.asked.is_out(&why) {
+            return;
+        }
+        let call = self.asked.call(why);
+        self.ring(connectivity::Command::Lookup { call, key }, cx);
+    }
+
+    pub(crate) fn on_found(&mut self, call: u32, found: Option<Found>, cx: &mut Cx<'_, Self>) {
+        let owner = found.as_ref().map(|found| found.owner.id);
+        match self.asked.over(call) {
+            Some(Why::Manager(service)) => {
+                self.host(executor::Command::Manager { service, manager: owner }, cx);
+            }
+            Some(Why::Address(id)) => self.on_address_found(id, cx),
+            Some(Why::Collective(seeker)) => {
+                self.community(collective::Command::Found { seeker, owner }, cx);
+            }
+            Some(Why::Person { ask, since }) => self.on_person_found(ask, since, found, cx),
+            // A lookup is no feedback, and each is answered once.
+            Some(Why::Feedback(_)) | None => {}
+        }
+    }
+
+    pub(crate) fn write(
+        &mut self,
+        writer: Writer,
+        writes: Vec<(DiskKey, Option<Vec<u8>>)>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        self.asked.next_write += 1;
+        let token = self.asked.next_write;
+        if writer != Writer::Nobody {
+            self.asked.writes.insert(token, writer);
+        }
+        let writes = writes.into_iter().map(|(key, value)| (key.encode(), value)).collect();
+        cx.emit(Event::Persist { token, writes });
+    }
+
+    pub(crate) fn on_written(&mut self, token: u64, done: bool, cx: &mut Cx<'_, Self>) {
+        use collective::Command as C;
+        use executor::Command as E;
+        match self.asked.writes.remove(&token) {
+            Some(Writer::Run(id)) if done => self.host(E::Persisted(id), cx),
+            Some(Writer::Run(id)) => self.host(E::NotPersisted(id), cx),
+            Some(Writer::Records(token)) if done => self.community(C::Persisted(token), cx),
+            Some(Writer::Records(token)) => self.community(C::NotPersisted(token), cx),
+            Some(Writer::Nobody) | None => {}
+        }
+    }
+
+    /// What people ask the overlay itself: who answers for a key, and to tell everybody something.
     pub(crate) fn on_own_question(&mut self, ask: AskId, question: Own, cx: &mut Cx<'_, Self>) {
         if let Own::Group(question) = question {
             return self.ask_group(ask, question, cx);
         }
         let refused = if !self.overlay.ring().is_member() {
             "this node is not in the ring yet; see `dugnad status`"
-        } else if self.asked.len() >= ASKED_MAX {
+        } else if self.asked.of_people() >= PEOPLE_MAX {
             "too many lookups at a time; try again"
         } else {
             ""
@@ -47,7 +161,7 @@ impl Node {
             return;
         }
         match question {
-            Own::Lookup(key) => self.look_up(ask, key, cx),
+            Own::Lookup(key) => self.look_up(Why::Person { ask, since: cx.now }, key, cx),
             Own::Announce(text) => {
                 self.announce(None, clip_note(&text), cx);
                 cx.emit(Event::Answer(ask, Answer::Done));
@@ -56,20 +170,13 @@ impl Node {
         }
     }
 
-    fn look_up(&mut self, ask: AskId, key: Key, cx: &mut Cx<'_, Self>) {
-        self.next = self.next.wrapping_add(1);
-        let call = EXECUTOR_CALL | (self.next & !EXECUTOR_CALL);
-        self.asked.waiting.insert(call, (ask, cx.now));
-        self.ring(connectivity::Command::Lookup { call, key }, cx);
-    }
-
-    pub(crate) fn on_asked_found(
-        &mut self,
-        call: u32,
+    fn on_person_found(
+        &self,
+        ask: AskId,
+        since: Time,
         found: Option<Found>,
         cx: &mut Cx<'_, Self>,
     ) {
-        let Some((ask, since)) = self.asked.waiting.remove(&call) else { return };
         let answer = match found {
             Some(found) => Answer::Found {
                 owner: found.owner.id,

@@ -6,27 +6,26 @@ use alloc::vec::Vec;
 
 use dugnad_collective::cast::{CastBody, CastPart};
 use dugnad_connectivity as connectivity;
+use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Hash};
 use dugnad_resource::describe::{Description, clip_name};
 use dugnad_resource::execute::Order;
 use dugnad_resource::executor::clip_note;
 use dugnad_resource::spec::{Port, valid_name};
 
+use crate::asked::Why;
 use crate::{Event, Happened, Node, program_hash};
 
 impl Node {
-    pub(crate) fn cast(
-        &mut self,
-        call: u32,
-        mut body: CastBody,
-        feedback: bool,
-        cx: &mut Cx<'_, Self>,
-    ) {
+    /// Tells everybody. `call`: who waits for what they answer, if somebody does.
+    pub(crate) fn cast(&mut self, call: Option<CallId>, mut body: CastBody, cx: &mut Cx<'_, Self>) {
         if let CastBody::Happened { by_name, .. } = &mut body {
             by_name.clone_from(&self.profile.name);
         }
         // Plain data into memory cannot fail.
         if let Ok(body) = postcard::to_allocvec(&body) {
+            let feedback = call.is_some();
+            let call = call.map_or(0, |call| self.asked.call(Why::Feedback(call)));
             self.ring(connectivity::Command::Cast { call, body, feedback }, cx);
         }
     }
@@ -38,7 +37,7 @@ impl Node {
         cx: &mut Cx<'_, Self>,
     ) {
         let (by, by_name) = (self.overlay.ring().me().id, String::new());
-        self.cast(0, CastBody::Happened { by, by_name, service, text }, false, cx);
+        self.cast(None, CastBody::Happened { by, by_name, service, text }, cx);
     }
 
     /// A broadcast arrived; what this node has to say to it.

@@ -12,7 +12,9 @@ use dugnad_connectivity::group::{self, Groups};
 use dugnad_kernel::{Cx, Duration, Input, NodeId, Peer};
 use dugnad_resource::spec::valid_name;
 
-use crate::{Answer, AskId, EXECUTOR_TOKEN, Event, GroupQuestion, GroupView, Msg, Node, Timer};
+use crate::asked::Writer;
+use crate::disk::DiskKey;
+use crate::{Answer, AskId, Event, GroupQuestion, GroupView, Msg, Node, Timer};
 
 /// Questions about groups under way.
 const ASKED_MAX: usize = 256;
@@ -71,10 +73,9 @@ impl GroupState {
     }
 
     /// A kept membership of an earlier life.
-    pub(crate) fn restore(&mut self, key: &[u8]) -> bool {
-        let name = key.get(1..).and_then(|name| core::str::from_utf8(name).ok());
-        let Some(name) = name.filter(|name| valid_name(name).is_ok()) else { return false };
-        self.found.len() < GROUPS_MAX && self.found.insert(name.into())
+    pub(crate) fn restore(&mut self, name: &str) -> bool {
+        let valid = valid_name(name).is_ok() && self.found.len() < GROUPS_MAX;
+        valid && self.found.insert(name.into())
     }
 
     /// What grows with what others say: name, how many there are, how many at most.
@@ -85,13 +86,6 @@ impl GroupState {
         ];
         own.into_iter().chain(self.groups.sizes())
     }
-}
-
-/// Key on disk of a kept membership: `g`, the name.
-fn kept_key(name: &str) -> Vec<u8> {
-    let mut key = Vec::from([b'g']);
-    key.extend_from_slice(name.as_bytes());
-    key
 }
 
 impl Node {
@@ -162,10 +156,8 @@ impl Node {
     }
 
     fn write_kept(&mut self, name: &str, kept: bool, cx: &mut Cx<'_, Self>) {
-        self.next = self.next.wrapping_add(1);
-        let token = EXECUTOR_TOKEN | u64::from(self.next);
-        let writes = Vec::from([(kept_key(name), kept.then(Vec::new))]);
-        cx.emit(Event::Persist { token, writes });
+        let key = DiskKey::Membership(String::from(name));
+        self.write(Writer::Nobody, Vec::from([(key, kept.then(Vec::new))]), cx);
     }
 
     /// On the ring (again): what was kept is taken up, and begun if it is nowhere.

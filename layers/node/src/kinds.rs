@@ -1,11 +1,10 @@
 //! Names of the messages, for counters: a storm must be visible by name from outside.
 
-use dugnad_collective as collective;
-use dugnad_collective::persistence::directory::Decide;
 use dugnad_collective::persistence::sync::SyncMsg;
-use dugnad_collective::{Request, Response};
+use dugnad_collective::{self as collective, deployment, packages, persistence};
 use dugnad_connectivity as connectivity;
 use dugnad_connectivity::entry::EntryMsg;
+use dugnad_connectivity::group::directory::DirectoryAsk;
 use dugnad_connectivity::route::RouteMsg;
 use dugnad_connectivity::tree::broadcast::CastMsg;
 use dugnad_connectivity::tree::bulk::BulkMsg;
@@ -79,37 +78,54 @@ const fn in_ring(msg: &ring::Msg) -> &'static str {
 
 const fn community(msg: &collective::Msg) -> &'static str {
     match msg {
-        collective::Msg::Request { request, .. } => match request {
+        collective::Msg::Persistence(msg) => in_persistence(msg),
+        collective::Msg::Packages(packages::Msg::Held { .. }) => "tree_held",
+        collective::Msg::Packages(packages::Msg::Mirror { .. }) => "tree_mirror",
+        collective::Msg::Packages(packages::Msg::NotHeld { .. }) => "tree_not_held",
+        collective::Msg::Deployment(msg) => in_deployment(msg),
+    }
+}
+
+const fn in_persistence(msg: &persistence::Msg) -> &'static str {
+    use persistence::{Msg, Request, Response};
+    match msg {
+        Msg::Request { request, .. } => match request {
             Request::Put(_) => "put",
             Request::Copy(_) => "copy",
             Request::Get(_) => "get",
-            Request::Query { .. } => "service_query",
-            Request::Why { .. } => "service_why",
-            Request::Decide { decide: Decide::Get, .. } => "decide_get",
-            Request::Decide { decide: Decide::Cas { .. }, .. } => "decide_cas",
-            Request::Recall { .. } => "recall",
+            Request::Decide { decide: DirectoryAsk::Get, .. } => "decide_get",
+            Request::Decide { decide: DirectoryAsk::Cas { .. }, .. } => "decide_cas",
             Request::Claim { .. } => "claim",
         },
-        collective::Msg::Response { response, .. } => match response {
-            Response::View(_) => "service_view",
+        Msg::Response { response, .. } => match response {
             Response::Put { .. }
             | Response::Copied
             | Response::Refused
             | Response::Get(_)
             | Response::NotOwner
-            | Response::Unknown
-            | Response::NotManager
-            | Response::Why(_)
             | Response::Decided(_)
-            | Response::Recalled(_)
             | Response::Taken(_) => "response",
         },
-        collective::Msg::Sync(SyncMsg::Digest { .. }) => "sync_digest",
-        collective::Msg::Sync(SyncMsg::Want { .. }) => "sync_want",
-        collective::Msg::Sync(SyncMsg::Items { .. }) => "sync_items",
-        collective::Msg::Held { .. } => "tree_held",
-        collective::Msg::Mirror { .. } => "tree_mirror",
-        collective::Msg::NotHeld { .. } => "tree_not_held",
+        Msg::Sync(SyncMsg::Digest { .. }) => "sync_digest",
+        Msg::Sync(SyncMsg::Want { .. }) => "sync_want",
+        Msg::Sync(SyncMsg::Items { .. }) => "sync_items",
+    }
+}
+
+const fn in_deployment(msg: &deployment::Msg) -> &'static str {
+    use deployment::{Msg, Request, Response};
+    match msg {
+        Msg::Request { request, .. } => match request {
+            Request::Query { .. } => "service_query",
+            Request::Why { .. } => "service_why",
+            Request::Recall { .. } => "recall",
+        },
+        Msg::Response { response, .. } => match response {
+            Response::View(_) => "service_view",
+            Response::Unknown | Response::NotManager | Response::Why(_) | Response::Recalled(_) => {
+                "response"
+            }
+        },
     }
 }
 

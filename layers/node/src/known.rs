@@ -8,7 +8,8 @@ use dugnad_connectivity as connectivity;
 use dugnad_kernel::{Cx, NodeId};
 use dugnad_resource::execute::Order;
 
-use crate::{Answer, AskId, EXECUTOR_CALL, Event, Msg, Node};
+use crate::asked::Why;
+use crate::{Answer, AskId, Event, Msg, Node};
 
 /// Messages, orders and answers that wait for an address. Further ones go without: a message is
 /// lost as on a broken link, an order or an answer names a node that cannot be reached.
@@ -28,14 +29,6 @@ struct Waiting {
 #[derive(Default)]
 pub(crate) struct Deferred {
     waiting: Vec<Waiting>,
-    /// Lookups under way: call, and whose address.
-    asked: Vec<(u32, NodeId)>,
-}
-
-impl Deferred {
-    pub(crate) fn waits_for(&self, call: u32) -> bool {
-        self.asked.iter().any(|(asked, _)| *asked == call)
-    }
 }
 
 impl Node {
@@ -85,23 +78,14 @@ impl Node {
             self.release(what, cx);
             return;
         }
-        let asked: Set<NodeId> = self.deferred.asked.iter().map(|(_, id)| *id).collect();
-        let news: Vec<NodeId> = missing.difference(&asked).copied().collect();
-        self.deferred.waiting.push(Waiting { missing, what });
-        for id in news {
-            self.next = self.next.wrapping_add(1);
-            let call = EXECUTOR_CALL | (self.next & !EXECUTOR_CALL);
-            self.deferred.asked.push((call, id));
-            self.ring(connectivity::Command::Lookup { call, key: id }, cx);
+        self.deferred.waiting.push(Waiting { missing: missing.clone(), what });
+        for id in missing {
+            self.look_up(Why::Address(id), id, cx);
         }
     }
 
     /// A lookup of an address ended; if it found somebody, the overlay has written it down.
-    pub(crate) fn on_address_found(&mut self, call: u32, cx: &mut Cx<'_, Self>) {
-        let Some(place) = self.deferred.asked.iter().position(|(asked, _)| *asked == call) else {
-            return;
-        };
-        let (_, id) = self.deferred.asked.swap_remove(place);
+    pub(crate) fn on_address_found(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         for waiting in &mut self.deferred.waiting {
             waiting.missing.remove(&id);
         }

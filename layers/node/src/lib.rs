@@ -10,6 +10,7 @@ extern crate alloc;
 mod api;
 mod asked;
 mod casts;
+pub mod disk;
 mod groups;
 mod kinds;
 mod known;
@@ -25,19 +26,20 @@ use dugnad_kernel::map::{Map, Set};
 use dugnad_collective as collective;
 use dugnad_collective::Collective;
 use dugnad_collective::persistence::record::Record;
-use dugnad_collective::persistence::store::Place;
+use dugnad_collective::position::RingPosition;
 use dugnad_connectivity as connectivity;
 use dugnad_connectivity::{Overlay, group};
 use dugnad_fabric::Ceilings;
 use dugnad_kernel::arc::in_oo;
-use dugnad_kernel::{Arc, Component, Cx, Effect, Hash, Input, Key, NodeId, Peer};
+use dugnad_kernel::{Arc, Component, Cx, Effect, Hash, Input, NodeId, Peer};
 use dugnad_resource::describe::{Profile, clip_name};
-use dugnad_resource::execute::{Order, ReplicaId, Run, ToHost, ToManager};
+use dugnad_resource::execute::{Order, Run, ToHost, ToManager};
 use dugnad_resource::executor::{self, Executor};
 use dugnad_resource::spec::valid_name;
 use serde::{Deserialize, Serialize};
 
-use asked::Asked;
+use asked::{Asked, Why, Writer};
+use disk::{DiskKey, Kept};
 use groups::GroupState;
 use known::Deferred;
 
@@ -73,9 +75,6 @@ pub struct Config {
     pub programs: Vec<u32>,
 }
 
-/// Calls and tokens of the executor carry this bit, so that answers find their layer.
-const EXECUTOR_CALL: u32 = 1 << 31;
-const EXECUTOR_TOKEN: u64 = 1 << 63;
 /// Names of nodes that are remembered for people.
 const NAMES_MAX: usize = 512;
 /// Services with a TCP port of their own that are remembered.
@@ -90,11 +89,6 @@ pub struct Node {
     programs: Vec<u32>,
     started: Option<dugnad_kernel::Time>,
     range: Option<Arc>,
-    /// Services whose manager the executor looks for, by call.
-    finding: Map<u32, Key>,
-    /// Run records on their way to the disk, by token.
-    keeping: Map<u64, ReplicaId>,
-    next: u32,
     deferred: Deferred,
     asked: Asked,
     ports: Map<String, u16>,
@@ -155,9 +149,6 @@ impl Node {
             programs: config.programs,
             started: None,
             range: None,
-            finding: Map::new(),
-            keeping: Map::new(),
-            next: 0,
             deferred: Deferred::default(),
             asked: Asked::default(),
             ports: Map::new(),
@@ -196,11 +187,10 @@ impl Node {
     /// What grows with what others say: name, how many there are, how many at most.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> + '_ {
         let own = [
-            ("asked", self.asked.len(), asked::ASKED_MAX),
+            ("lookups", self.asked.calls(), asked::CALLS_MAX),
+            ("writes", self.asked.writes(), asked::WRITES_MAX),
             ("names", self.names.len(), NAMES_MAX),
             ("ports", self.ports.len(), PORTS_MAX),
-            ("managers_sought", self.finding.len(), executor::REPLICAS_MAX),
-            ("runs_written", self.keeping.len(), 2 * executor::REPLICAS_MAX),
         ];
         let layers = self.overlay.sizes().chain(self.collective.sizes());
         own.into_iter().chain(layers).chain(self.executor.sizes()).chain(self.groups.sizes())
@@ -239,22 +229,8 @@ impl Node {
                 self.community(collective::Command::LinkDown(id), cx);
                 self.feed_groups(Input::Command(group::Command::LinkDown(id)), cx);
             }
-            Command::Persisted(token) if token & EXECUTOR_TOKEN != 0 => {
-                if let Some(id) = self.keeping.remove(&token) {
-                    self.host(executor::Command::Persisted(id), cx);
-                }
-            }
-            Command::Persisted(token) => {
-                self.community(collective::Command::Persisted(token), cx);
-            }
-            Command::NotPersisted(token) if token & EXECUTOR_TOKEN != 0 => {
-                if let Some(id) = self.keeping.remove(&token) {
-                    self.host(executor::Command::NotPersisted(id), cx);
-                }
-            }
-            Command::NotPersisted(token) => {
-                self.community(collective::Command::NotPersisted(token), cx);
-            }
+            Command::Persisted(token) => self.on_written(token, true, cx),
+            Command::NotPersisted(token) => self.on_written(token, false, cx),
             Command::Host(report) => {
                 self.community(collective::Command::Report(report.clone()), cx);
                 self.host(executor::Command::Report(report), cx);
@@ -296,20 +272,21 @@ impl Node {
         self.started = Some(cx.now);
         let (mut runs, mut stored) = (Vec::new(), Vec::new());
         for (key, value) in records {
-            let taken = match key.first() {
-                Some(b'x') => postcard::from_bytes::<Run>(&value).map(|run| runs.push(run)),
-                Some(b'r') => postcard::from_bytes::<Record>(&value).map(|r| stored.push(r)),
-                Some(b'g') if self.groups.restore(&key) => Ok(()),
-                _ => Err(postcard::Error::DeserializeBadEncoding),
+            let taken = match DiskKey::kind(&key) {
+                Some(Kept::Run) => {
+                    postcard::from_bytes::<Run>(&value).map(|run| runs.push(run)).is_ok()
+                }
+                Some(Kept::Record) => {
+                    postcard::from_bytes::<Record>(&value).map(|r| stored.push(r)).is_ok()
+                }
+                Some(Kept::Membership(name)) => self.groups.restore(name),
+                None => false,
             };
-            if taken.is_err() {
-                self.malformed_records += 1;
-            }
+            self.malformed_records += u64::from(!taken);
         }
         self.host(executor::Command::Restore(runs), cx);
         let lived = self.overlay.ring().me().inc > 1;
-        self.community(collective::Command::Restore { records: stored, lived }, cx);
-        self.community(collective::Command::Trees(trees), cx);
+        self.community(collective::Command::Restore { records: stored, trees, lived }, cx);
         self.ring(connectivity::Command::Boot { alone }, cx);
     }
 
@@ -337,27 +314,14 @@ impl Node {
                 Effect::After { delay, timer } => cx.after(delay, Timer::Executor(timer)),
                 Effect::Emit(executor::Event::Order(order)) => self.order_known(order, cx),
                 Effect::Emit(executor::Event::Keep(run)) => {
-                    self.next = self.next.wrapping_add(1);
-                    let token = EXECUTOR_TOKEN | u64::from(self.next);
-                    self.keeping.insert(token, run.id);
-                    let value = postcard::to_allocvec(&run).ok();
-                    let writes = Vec::from([(run_key(run.id), value)]);
-                    cx.emit(Event::Persist { token, writes });
+                    let (id, value) = (run.id, postcard::to_allocvec(&run).ok());
+                    self.write(Writer::Run(id), Vec::from([(DiskKey::Run(id), value)]), cx);
                 }
                 Effect::Emit(executor::Event::Forget(id)) => {
-                    self.next = self.next.wrapping_add(1);
-                    let token = EXECUTOR_TOKEN | u64::from(self.next);
-                    let writes = Vec::from([(run_key(id), None)]);
-                    cx.emit(Event::Persist { token, writes });
+                    self.write(Writer::Nobody, Vec::from([(DiskKey::Run(id), None)]), cx);
                 }
                 Effect::Emit(executor::Event::FindManager(service)) => {
-                    if self.finding.values().any(|known| *known == service) {
-                        continue;
-                    }
-                    self.next = self.next.wrapping_add(1);
-                    let call = EXECUTOR_CALL | (self.next & !EXECUTOR_CALL);
-                    self.finding.insert(call, service);
-                    self.ring(connectivity::Command::Lookup { call, key: service }, cx);
+                    self.look_up(Why::Manager(service), service, cx);
                 }
             }
         }
@@ -388,21 +352,7 @@ impl Node {
             connectivity::Event::RangeChanged | connectivity::Event::NeighboursChanged => {
                 self.place_changed(cx);
             }
-            connectivity::Event::Found { call, .. } if self.deferred.waits_for(call) => {
-                self.on_address_found(call, cx);
-            }
-            connectivity::Event::Found { call, found } if self.asked.waits_for(call) => {
-                self.on_asked_found(call, found, cx);
-            }
-            connectivity::Event::Found { call, found } if call & EXECUTOR_CALL != 0 => {
-                if let Some(service) = self.finding.remove(&call) {
-                    let manager = found.map(|found| found.owner.id);
-                    self.host(executor::Command::Manager { service, manager }, cx);
-                }
-            }
-            connectivity::Event::Found { call, found } => {
-                self.community(collective::Command::Found { call, found }, cx);
-            }
+            connectivity::Event::Found { call, found } => self.on_found(call, found, cx),
             connectivity::Event::Cast { id, body, feedback } => {
                 let part = self.on_cast(&body, cx);
                 if feedback {
@@ -410,8 +360,10 @@ impl Node {
                 }
             }
             connectivity::Event::Feedback { call, feedback } => {
-                let (parts, complete) = (feedback.parts, feedback.complete);
-                self.community(collective::Command::Feedback { call, parts, complete }, cx);
+                if let Some(Why::Feedback(call)) = self.asked.over(call) {
+                    let (parts, complete) = (feedback.parts, feedback.complete);
+                    self.community(collective::Command::Feedback { call, parts, complete }, cx);
+                }
             }
             connectivity::Event::Suspect(_)
             | connectivity::Event::Refuted(_)
@@ -453,8 +405,9 @@ impl Node {
             _ => None,
         };
         self.range = new;
-        let place = Place { range: new, succs: ring.succs().to_vec(), size: self.overlay.size() };
-        self.community(collective::Command::Place { place, gained }, cx);
+        let (succs, size) = (ring.succs().to_vec(), self.overlay.size());
+        let position = RingPosition { range: new, succs, size };
+        self.community(collective::Command::Moved { position, gained }, cx);
     }
 
     fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
@@ -477,14 +430,15 @@ impl Node {
     fn feed_collective(&mut self, input: Input<Collective>, cx: &mut Cx<'_, Self>) {
         for event in cx.child(&mut self.collective, input, Msg::Collective, Timer::Collective) {
             match event {
-                collective::Event::Lookup { call, key } => {
-                    self.ring(connectivity::Command::Lookup { call, key }, cx);
+                collective::Event::Lookup { seeker, key } => {
+                    self.look_up(Why::Collective(seeker), key, cx);
                 }
-                collective::Event::Cast { call, body, feedback } => {
-                    self.cast(call, body, feedback, cx);
-                }
+                collective::Event::Cast { call, body } => self.cast(call, body, cx),
                 collective::Event::Persist { token, writes } => {
-                    cx.emit(Event::Persist { token, writes });
+                    let writes = writes.into_iter();
+                    let writes = writes.map(|(name, value)| (DiskKey::Record(name), value));
+                    let writer = token.map_or(Writer::Nobody, Writer::Records);
+                    self.write(writer, writes.collect(), cx);
                 }
                 collective::Event::Order(order) => self.on_order(order, cx),
                 collective::Event::ToHost { to, msg } => cx.send(to, Msg::ToHost(msg)),
@@ -534,14 +488,6 @@ impl Node {
             }
         }
     }
-}
-
-/// Key on disk of what runs here: `x`, the service, the number.
-fn run_key(id: ReplicaId) -> Vec<u8> {
-    let mut key = Vec::from([b'x']);
-    key.extend_from_slice(&id.service.0.to_be_bytes());
-    key.extend_from_slice(&id.number.to_be_bytes());
-    key
 }
 
 /// How a program of the host is known in [`Config::programs`].

@@ -6,7 +6,7 @@ use dugnad_collective::cast::CastBody;
 use dugnad_collective::deployment::service::{Desired, PLAN, Plan, SPEC, Service};
 use dugnad_collective::persistence::record::{Record, Version};
 use dugnad_collective::persistence::sync::SyncMsg;
-use dugnad_collective::{self as collective, Request};
+use dugnad_collective::{self as collective, deployment, persistence};
 use dugnad_connectivity::tree::broadcast::{CastId, CastMsg};
 use dugnad_connectivity::{self as connectivity, ring};
 use dugnad_fabric::{Amounts, Ceilings};
@@ -57,7 +57,8 @@ impl Driven {
     }
 
     fn records(&mut self, records: Vec<Record>) -> Vec<Effect<Node>> {
-        self.hears(Msg::Collective(collective::Msg::Sync(SyncMsg::Items { records })))
+        let items = persistence::Msg::Sync(SyncMsg::Items { records });
+        self.hears(Msg::Collective(collective::Msg::Persistence(items)))
     }
 
     fn counter(&self, name: &str) -> u64 {
@@ -116,7 +117,8 @@ fn a_list_of_thousands_of_peers_is_not_remembered() {
 fn the_largest_numbers_are_refused() {
     let mut node = Driven::alone();
     let max = record(SPEC, u64::MAX, vec![1]);
-    node.hears(Msg::Collective(collective::Msg::Request { call: 1, request: Request::Put(max) }));
+    let put = persistence::Msg::Request { call: 1, request: persistence::Request::Put(max) };
+    node.hears(Msg::Collective(collective::Msg::Persistence(put)));
     assert_eq!(node.counter("record_out_of_bounds"), 1);
     let service = |generation| {
         let service =
@@ -162,8 +164,9 @@ fn a_novel_for_a_note_is_cut() {
         });
     }
     node.input(Input::Command(Command::LinkUp(Peer::new(OTHER))));
-    let request = Request::Query { service: spec().key(), seen: 0 };
-    let effects = node.hears(Msg::Collective(collective::Msg::Request { call: 1, request }));
+    let request = deployment::Request::Query { service: spec().key(), seen: 0 };
+    let query = deployment::Msg::Request { call: 1, request };
+    let effects = node.hears(Msg::Collective(collective::Msg::Deployment(query)));
     assert!(effects.iter().any(|e| matches!(e, Effect::Send { .. })), "no answer");
 }
 
@@ -245,6 +248,7 @@ fn nobody_jumps_to_the_last_version() {
     node.records(vec![record(SPEC, 3 + (1 << 21), service(2))]);
     assert_eq!(node.counter("version_out_of_bounds"), 2);
     node.records(vec![record(SPEC, 4, service(2))]);
-    let held = node.node.collective().store().get(spec().key(), SPEC).unwrap();
+    let store = node.node.collective().store();
+    let held = store.get(spec().key(), SPEC).unwrap();
     assert_eq!(held.version.counter, 4, "the next one is taken as ever");
 }

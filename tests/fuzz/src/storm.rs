@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use dugnad_collective as collective;
 use dugnad_collective::cast::CastPart;
+use dugnad_collective::{self as collective, deployment, persistence};
 use dugnad_connectivity::route::{Found, Purpose, RouteMsg};
 use dugnad_connectivity::tree::broadcast::{CastId, CastMsg};
 use dugnad_connectivity::tree::bulk::BulkMsg;
@@ -202,10 +202,7 @@ impl Storm {
                 self.feedback(id, ask)
             }
             Msg::Overlay(Overlay::Bulk(BulkMsg::Down(bulk))) => self.feedback(bulk.id, bulk.ask?),
-            Msg::Collective(collective::Msg::Request { call, .. }) => {
-                let response = self.golden_response()?;
-                Msg::Collective(collective::Msg::Response { call, response })
-            }
+            Msg::Collective(msg) => Msg::Collective(self.golden_response(&msg)?),
             Msg::ToHost(order) => Msg::ToManager(self.host_answer(order)?),
             Msg::Group(group::Msg::Request { call, .. }) => {
                 let mode = if self.rng.bool() { GroupMode::Mesh } else { GroupMode::Ring };
@@ -263,13 +260,30 @@ impl Storm {
         })
     }
 
-    fn golden_response(&mut self) -> Option<collective::Response> {
+    /// Some answer of the kind the request is for.
+    fn golden_response(&mut self, asked: &collective::Msg) -> Option<collective::Msg> {
+        use collective::Msg as M;
         for _ in 0..100 {
             let bytes = &self.golden[self.rng.usize(0..self.golden.len())];
-            if let Ok(Msg::Collective(collective::Msg::Response { response, .. })) =
-                wire::decode(&bytes[wire::HEADER..])
-            {
-                return Some(response);
+            let Ok(Msg::Collective(answer)) = wire::decode(&bytes[wire::HEADER..]) else {
+                continue;
+            };
+            match (asked, answer) {
+                (
+                    M::Persistence(persistence::Msg::Request { call, .. }),
+                    M::Persistence(persistence::Msg::Response { response, .. }),
+                ) => {
+                    let msg = persistence::Msg::Response { call: *call, response };
+                    return Some(M::Persistence(msg));
+                }
+                (
+                    M::Deployment(deployment::Msg::Request { call, .. }),
+                    M::Deployment(deployment::Msg::Response { response, .. }),
+                ) => {
+                    let msg = deployment::Msg::Response { call: *call, response };
+                    return Some(M::Deployment(msg));
+                }
+                _ => {}
             }
         }
         None

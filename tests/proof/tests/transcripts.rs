@@ -10,43 +10,12 @@ use std::path::PathBuf;
 use dugnad_connectivity::Command;
 use dugnad_connectivity::config::SUCCESSORS;
 use dugnad_proof::stage::{Stage, Tell};
+use dugnad_proof::transcript;
 use dugnad_proof::words::node;
 
-/// Compares `text` with the file, or writes it.
 fn check(name: &str, about: &str, text: &str) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("transcripts");
-    let file = folder.join(format!("{name}.txt"));
-    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
-    let text = format!("{}\n\n{}\n", wrapped(about), lines.join("\n"));
-    if std::env::var("TRANSCRIPT").is_ok_and(|what| what == "write") {
-        assert!(std::fs::write(&file, text).is_ok(), "cannot write {}", file.display());
-        return;
-    }
-    let known = std::fs::read_to_string(&file).unwrap_or_default();
-    let differ = text.lines().zip(known.lines()).position(|(new, old)| new != old);
-    let at = differ.unwrap_or_else(|| text.lines().count().min(known.lines().count()));
-    assert!(
-        text == known,
-        "{} differs in line {}:\n  it was  {}\n  it is   {}\nIf that is right, write it anew: \
-         TRANSCRIPT=write cargo test --profile sim -p dugnad-proof --test transcripts",
-        file.display(),
-        at + 1,
-        known.lines().nth(at).unwrap_or("(no more)"),
-        text.lines().nth(at).unwrap_or("(no more)"),
-    );
-}
-
-/// In lines of 90 columns.
-fn wrapped(text: &str) -> String {
-    let (mut out, mut column) = (String::new(), 0);
-    for word in text.split_whitespace() {
-        let fits = column + word.len() < 90;
-        let between = if fits { " " } else { "\n" };
-        out.push_str(if column == 0 { "" } else { between });
-        out.push_str(word);
-        column = word.len() + if fits { column + 1 } else { 0 };
-    }
-    out
+    transcript::check(&folder, name, about, text, "dugnad-proof");
 }
 
 fn ring(letters: &str) -> Stage {

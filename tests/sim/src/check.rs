@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dugnad_collective::deployment::service::SlotState;
 use dugnad_collective::persistence::record::{COPIES, DEGREE, Version, class};
-use dugnad_collective::persistence::store::Store;
 use dugnad_connectivity::ring::Status;
 use dugnad_kernel::{ArcSet, Key, NodeId};
 
@@ -118,9 +117,11 @@ pub fn records(world: &World) -> Result<(), String> {
     let alive = world.alive();
     let store = |id: NodeId| world.node(id).map(|n| n.collective().store());
     let mut newest: BTreeMap<(Key, Vec<u8>), Version> = BTreeMap::new();
-    for record in alive.iter().filter_map(|id| store(*id)).flat_map(Store::iter) {
-        let known = newest.entry(record.id()).or_insert(record.version);
-        *known = record.version.max(*known);
+    for held in alive.iter().filter_map(|id| store(*id)) {
+        for record in held.iter() {
+            let known = newest.entry(record.id()).or_insert(record.version);
+            *known = record.version.max(*known);
+        }
     }
     for ((key, name), version) in newest {
         for x in 0..DEGREE {
@@ -128,7 +129,7 @@ pub fn records(world: &World) -> Result<(), String> {
             let owner = alive.partition_point(|id| *id < place) % alive.len();
             for step in 0..alive.len().min(1 + COPIES) {
                 let holder = alive[(owner + step) % alive.len()];
-                let held = store(holder).and_then(|s| s.get(key, &name)).map(|r| r.version);
+                let held = store(holder).and_then(|s| s.get(key, &name).map(|r| r.version));
                 if held != Some(version) {
                     let (id, name) = (holder.short(), String::from_utf8_lossy(&name));
                     return Err(format!("{id} holds {held:?} of {name}, newest is {version:?}"));

@@ -12,6 +12,7 @@ pub mod net;
 pub mod overlay;
 pub mod report;
 pub mod silence;
+mod story;
 pub mod swarm;
 pub mod world;
 

@@ -15,6 +15,7 @@ use dugnad_resource::spec::{Arch, Tree};
 use crate::host::{Disk, Processes};
 use crate::net::{GIVE_UP, Listener, Net, NetOptions, Sent};
 use crate::silence::silent;
+use crate::story::Story;
 
 pub use crash::Crash;
 
@@ -117,6 +118,7 @@ pub struct World {
     pub kinds: BTreeMap<&'static str, u64>,
     /// Prints every message and order as it happens.
     pub verbose: bool,
+    pub(crate) story: Option<Story>,
     /// Whether the community must fall silent when the scenario is over.
     pub ends_silent: bool,
     /// Packages whose programs end at once.
@@ -143,6 +145,7 @@ impl World {
             delivered: 0,
             kinds: BTreeMap::new(),
             verbose: false,
+            story: None,
             ends_silent: true,
             broken: BTreeSet::new(),
             starts: Vec::new(),
@@ -406,6 +409,7 @@ impl World {
             Event::Host(order) => {
                 let delay = Duration::from_millis(self.rng.u64(1..20));
                 self.note(b"order", id, format!("{order:?}").as_bytes());
+                self.tell_order(id, &order);
                 let mut time = self.now + delay;
                 if let Some(machine) = self.machines.get_mut(&id) {
                     time = time.max(machine.last_order + Duration::from_micros(1));
@@ -449,6 +453,7 @@ impl World {
 
     fn send(&mut self, from: NodeId, to: NodeId, msg: Msg) {
         let kind = msg.kind();
+        self.tell_message(from, to, &msg);
         let (bytes, packet) = match wire::encode(&msg) {
             Ok(frame) if self.options.encode => {
                 (frame.len(), Packet::Bytes(frame[wire::HEADER..].to_vec()))

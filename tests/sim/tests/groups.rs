@@ -45,7 +45,8 @@ fn inside(world: &World) -> BTreeSet<NodeId> {
 fn record(world: &World) -> Option<GroupRecord> {
     let key = group_id(NAME);
     let owner = world.alive().into_iter().min_by_key(|id| key.distance(*id))?;
-    let record = world.node(owner)?.collective().store().get(key, b"grp")?;
+    let store = world.node(owner)?.collective().store();
+    let record = store.get(key, b"grp")?;
     GroupRecord::decode(record.value.as_ref()?)
 }
 

@@ -3,37 +3,31 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use dugnad_kernel::map::{Map, Set};
+use dugnad_kernel::map::Set;
 
+use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::describe::Description;
-use dugnad_resource::spec::{Port, Spec, key_of};
+use dugnad_resource::spec::{Port, Spec, Tree, key_of};
 
 use super::allocator::{self, Candidate, Choice};
 use super::deployer;
 use super::service::{Desired, FAILED, Failed, PREVIOUS, SPEC, Service, Slot, SlotState, View};
-use super::trees::{Needed, distinct_trees, forget_trees, name_for};
+use super::{Asker, AskerExt, Deployment, Event, Outcome, Request, Response};
 use crate::cast::{CastBody, CastPart, descriptions};
-use crate::persistence::put::{get, owners, put};
+use crate::packages;
 use crate::persistence::record::{Record, Version};
-use crate::{Ask, Asker, AskerExt, Collective, Event, Outcome, Reply, Request, Response};
+use crate::persistence::{Answer, Question};
 
 /// Nodes that must have a service's record on disk before a deploy counts: the node that was
 /// asked may die the moment it answered.
 const RECORD_COPIES: usize = 3;
-/// Nodes that must hold its packages, the asked one included.
-const TREE_COPIES: usize = 2;
-/// How long all owners are waited for, and how long [`TREE_COPIES`].
-const TREE_QUICK: Duration = Duration::from_secs(3);
-const TREE_LIMIT: Duration = Duration::from_secs(300);
 /// Answers without news (1.5 s each) after which a wait ends.
 const QUIET_POLLS: u32 = 40;
 const BLOCKED_POLLS: u32 = 2;
 /// Pause before a manager that moved is looked for again.
 const AGAIN: Duration = Duration::from_millis(200);
 const AGAIN_MAX: u32 = 150;
-/// Owners that are asked to take a record, one after the other while the ring moves.
-const CLAIM_TRIES: u32 = 8;
 
 #[derive(Clone, Debug)]
 pub enum ClientQuestion {
@@ -80,20 +74,19 @@ pub enum ClientReply {
     Failed(String),
 }
 
-const NO_COPY: &str = "no other node took a copy of the package in time; see `dugnad nodes`";
 const NO_ROOM: &str =
     "the service could not be written to disk on enough nodes; see `dugnad status`";
 const NOBODY: &str = "no node answers for the service's place on the ring; \
     see `dugnad status` and try again";
 
-impl Collective {
+impl Deployment {
     pub(crate) fn on_ask(&mut self, ask: u64, question: ClientQuestion, cx: &mut Cx<'_, Self>) {
-        if self.place.range.is_none() {
+        if self.position.range.is_none() {
             let text = "this node is not in the ring yet; see `dugnad status`".to_string();
             cx.emit(Event::Answer { ask, reply: ClientReply::Failed(text) });
             return;
         }
-        let (me, size, seed) = (self.me, self.place.size, cx.rng.u64(..));
+        let (me, size, seed) = (self.me, self.position.size, cx.rng.u64(..));
         let name = match &question {
             ClientQuestion::Nodes => "nodes",
             ClientQuestion::Ports => "ports",
@@ -187,37 +180,27 @@ fn newest(views: Vec<View>) -> Vec<View> {
 }
 
 async fn cast(asker: &Asker, body: CastBody) -> (Vec<CastPart>, bool) {
-    match asker.ask(Ask::Cast(body)).await {
-        Reply::Parts { parts, complete } => {
-            let parts = parts.iter().filter_map(|part| postcard::from_bytes(part).ok()).collect();
-            (parts, complete)
-        }
-        _ => (Vec::new(), false),
-    }
+    let (parts, complete) = asker.cast(body).await;
+    (parts.iter().filter_map(|part| postcard::from_bytes(part).ok()).collect(), complete)
 }
 
 async fn describe(asker: &Asker, spec: Option<&Spec>) -> Vec<Description> {
     let trees = spec.map(allocator::marks);
     let program = spec.and_then(Spec::host_program).map(ToString::to_string);
     let body = CastBody::Describe { trees: trees.unwrap_or_default(), program };
-    match asker.ask(Ask::Cast(body)).await {
-        Reply::Parts { parts, .. } => descriptions(&parts),
-        _ => Vec::new(),
-    }
+    descriptions(&asker.cast(body).await.0)
 }
 
 /// Asks whoever manages the service, again while the ring moves.
 async fn manager(asker: &Asker, service: Key, request: Request) -> Option<Response> {
     for _ in 0..6 {
-        let owner = asker.ask(Ask::Find(service)).await.owner();
-        if let Some(owner) = owner {
+        if let Some(owner) = asker.find(service).await {
             match asker.call(owner, request.clone()).await {
-                Reply::Response(Some(Response::NotManager) | None) => {}
-                Reply::Response(Some(response)) => return Some(response),
-                _ => {}
+                Some(Response::NotManager) | None => {}
+                Some(response) => return Some(response),
             }
         }
-        asker.ask(Ask::Sleep(AGAIN)).await;
+        asker.sleep(AGAIN).await;
     }
     None
 }
@@ -277,7 +260,7 @@ fn places(view: Option<View>) -> Vec<Candidate> {
 
 async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> ClientReply {
     let service = spec.key();
-    let Ok(known) = get(asker, (service, SPEC.to_vec())).await else {
+    let Ok(known) = asker.get((service, SPEC.to_vec())).await else {
         return ClientReply::Failed(NOBODY.to_string());
     };
     let old = known.as_ref().and_then(decode);
@@ -296,9 +279,9 @@ async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> 
     }
     let before: Option<Service> = previous(asker, service).await;
     let kept: Vec<&Spec> = old.iter().chain(&before).map(|service| &service.spec).collect();
-    if let Err(reasons) = store_trees(asker, &spec, me, size).await {
+    if let Err(reasons) = store_packages(asker, &spec).await {
         // Nobody shall go on trying to keep what was refused.
-        forget_trees(asker, &spec, &kept, me).await;
+        forget_packages(asker, &spec, &kept).await;
         return ClientReply::Unmet(reasons);
     }
     let generation = next_generation(known.as_ref(), old.as_ref());
@@ -319,14 +302,14 @@ async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> 
             }
             let kept: Vec<&Spec> =
                 kept.into_iter().chain(theirs.as_ref().map(|t| &t.spec)).collect();
-            forget_trees(asker, &new.spec, &kept, me).await;
+            forget_packages(asker, &new.spec, &kept).await;
             return ClientReply::Conflict(conflict(&new.spec.name, theirs.as_ref()));
         }
     }
     // The one before stays, for a rollback; what was before that goes.
     if let (Some(_), Some(before)) = (running, &before) {
         let kept: Vec<&Spec> = old.iter().map(|o| &o.spec).chain([&new.spec]).collect();
-        forget_trees(asker, &before.spec, &kept, me).await;
+        forget_packages(asker, &before.spec, &kept).await;
     }
     wait_ready(asker, service, generation).await
 }
@@ -338,17 +321,17 @@ fn next_generation(known: Option<&Record>, old: Option<&Service>) -> u64 {
 }
 
 async fn previous(asker: &Asker, service: Key) -> Option<Service> {
-    let record = get(asker, (service, PREVIOUS.to_vec())).await.ok().flatten()?;
+    let record = asker.get((service, PREVIOUS.to_vec())).await.ok().flatten()?;
     decode(&record).filter(|previous| previous.spec.key() == service && previous.fits())
 }
 
 async fn store_previous(asker: &Asker, old: &Service, me: NodeId) -> bool {
     let (key, name) = (old.spec.key(), PREVIOUS.to_vec());
-    let Ok(known) = get(asker, (key, name.clone())).await else { return false };
+    let Ok(known) = asker.get((key, name.clone())).await else { return false };
     let counter = known.map_or(0, |record| record.version.counter).saturating_add(1);
     let version = Version { counter, author: me };
     let value = postcard::to_allocvec(old).ok();
-    !put(asker.clone(), Record { key, name, version, value }, 1).await.is_empty()
+    !asker.put(Record { key, name, version, value }, 1).await.is_empty()
 }
 
 fn conflict(name: &str, theirs: Option<&Service>) -> String {
@@ -383,7 +366,7 @@ async fn port_taken(asker: &Asker, spec: &Spec) -> Option<String> {
 /// The version before is deployed again, as a new one.
 async fn roll_back(asker: &Asker, name: &str, me: NodeId, size: u64) -> ClientReply {
     let service = key_of(name);
-    let Ok(known) = get(asker, (service, SPEC.to_vec())).await else {
+    let Ok(known) = asker.get((service, SPEC.to_vec())).await else {
         return ClientReply::Failed(NOBODY.to_string());
     };
     let old = known.as_ref().and_then(decode).filter(|old| old.desired == Desired::Running);
@@ -425,50 +408,29 @@ async fn impossible(asker: &Asker, spec: &Spec, seed: u64) -> Option<ClientReply
     Some(ClientReply::Unmet(choice.refused.iter().map(line).collect()))
 }
 
-/// Writes the records of the packages and waits until other nodes hold the bytes: all owners of
-/// the tree's class if they are quick, enough to survive the asked node in any case.
-async fn store_trees(asker: &Asker, spec: &Spec, me: NodeId, size: u64) -> Result<(), Vec<String>> {
-    let enough = TREE_COPIES.min(usize::try_from(size).unwrap_or(usize::MAX));
-    for tree in distinct_trees(spec) {
-        let root = tree.root;
-        let mut all = owners(asker, tree.key()).await;
-        all.insert(me);
-        // Asked before the record is out: the first holder may be quicker than the writing. Where
-        // all places are mine that is the mirror, so one other is waited for in any case.
-        let (known, quick) = (Set::from([me]), all.len().max(enough));
-        let wait = asker.ask(Ask::Holders { root, known, enough: quick, limit: TREE_QUICK });
-        let name = name_for(spec.key());
-        let record = get(asker, (tree.key(), name.clone())).await.ok().flatten();
-        let counter = record.map_or(0, |record| record.version.counter).saturating_add(1);
-        let value = postcard::to_allocvec(&Needed { tree, origin: me }).ok();
-        let version = Version { counter, author: me };
-        let record = Record { key: tree.key(), name, version, value };
-        if put(asker.clone(), record, enough).await.is_empty() {
-            return Err(Vec::from([NO_COPY.to_string()]));
-        }
-        let Reply::Holders { holders, refused } = wait.await else { return Ok(()) };
-        if holders.len() >= enough {
-            continue;
-        }
-        if holders.len() + refused.len() >= quick && !refused.is_empty() {
-            return Err(no_room(&refused));
-        }
-        let wait = asker.ask(Ask::Holders { root, known: holders, enough, limit: TREE_LIMIT });
-        match wait.await {
-            Reply::Holders { holders, .. } if holders.len() >= enough => {}
-            Reply::Holders { refused, .. } if !refused.is_empty() => return Err(no_room(&refused)),
-            _ => return Err(Vec::from([NO_COPY.to_string()])),
-        }
-    }
-    Ok(())
+/// The packages of a service, each once.
+fn distinct_trees(spec: &Spec) -> Vec<Tree> {
+    let mut trees: Vec<Tree> = spec.artifacts.iter().map(|(_, tree)| *tree).collect();
+    trees.sort_unstable();
+    trees.dedup();
+    trees
 }
 
-/// Why nobody else keeps the package, a line a node.
-fn no_room(refused: &Map<NodeId, String>) -> Vec<String> {
-    let line = |(node, reason): (&NodeId, &String)| {
-        format!("{} cannot keep a copy of the package: {reason}", node.short())
-    };
-    refused.iter().map(line).collect()
+/// Has the community keep the packages of a service.
+async fn store_packages(asker: &Asker, spec: &Spec) -> Result<(), Vec<String>> {
+    let (service, trees) = (spec.key(), distinct_trees(spec));
+    asker.packages(packages::Question::Store { service, trees }).await
+}
+
+/// Lets go of the packages that `old` needed and none of `kept` does.
+pub(super) async fn forget_packages(asker: &Asker, old: &Spec, kept: &[&Spec]) {
+    let kept: Vec<Tree> = kept.iter().flat_map(|spec| distinct_trees(spec)).collect();
+    let mut trees = distinct_trees(old);
+    trees.retain(|tree| !kept.contains(tree));
+    let service = old.key();
+    // What is not forgotten now wastes room until the service is removed; nothing else depends on
+    // it.
+    _ = asker.packages(packages::Question::Forget { service, trees }).await;
 }
 
 /// How a write of the service's record ended.
@@ -495,28 +457,12 @@ async fn store(
         version: Version { counter: expected.saturating_add(1), author: me },
         value: postcard::to_allocvec(service).ok(),
     };
-    for _ in 0..CLAIM_TRIES {
-        if let Some(owner) = asker.ask(Ask::Find(record.key)).await.owner() {
-            let claim = Request::Claim { record: record.clone(), expected };
-            match asker.call(owner, claim).await {
-                Reply::Response(Some(Response::Put { holders, .. })) if !holders.is_empty() => {
-                    let enough = usize::try_from(size).unwrap_or(usize::MAX).min(RECORD_COPIES);
-                    let stored = put(asker.clone(), record, enough).await;
-                    return if stored.is_empty() { Stored::No } else { Stored::Yes };
-                }
-                Reply::Response(Some(Response::Taken(theirs))) => {
-                    return Stored::Taken(theirs.as_ref().and_then(decode));
-                }
-                Reply::Response(Some(Response::Put { .. } | Response::Refused)) => {
-                    return Stored::No;
-                }
-                // It moved, or does not answer: whoever owns it now is asked.
-                _ => {}
-            }
-        }
-        asker.ask(Ask::Sleep(AGAIN)).await;
+    let enough = usize::try_from(size).unwrap_or(usize::MAX).min(RECORD_COPIES);
+    match asker.records(Question::Claim { record, expected, enough }).await {
+        Answer::Stored(holders) if !holders.is_empty() => Stored::Yes,
+        Answer::Taken(theirs) => Stored::Taken(theirs.as_ref().and_then(decode)),
+        _ => Stored::No,
     }
-    Stored::No
 }
 
 /// Why the manager was not followed any longer.
@@ -540,7 +486,7 @@ async fn follow(
     while quiet < QUIET_POLLS && again < AGAIN_MAX {
         let Some(view) = view_of(asker, service, seen).await else {
             again += 1;
-            asker.ask(Ask::Sleep(AGAIN)).await;
+            asker.sleep(AGAIN).await;
             continue;
         };
         if done(&view) {
@@ -549,7 +495,7 @@ async fn follow(
         if let Some(generation) = waits_for {
             if let Some(failed) = given_up(asker, service, generation).await {
                 // The manager writes that down before it goes back to the version before.
-                asker.ask(Ask::Sleep(AGAIN)).await;
+                asker.sleep(AGAIN).await;
                 let view = view_of(asker, service, 0).await.unwrap_or(view);
                 return Err(Ended::Failed { view, failed });
             }
@@ -568,16 +514,16 @@ async fn follow(
 
 /// What the manager says, as soon as it differs from revision `seen`.
 async fn view_of(asker: &Asker, service: Key, seen: u64) -> Option<View> {
-    let owner = asker.ask(Ask::Find(service)).await.owner()?;
+    let owner = asker.find(service).await?;
     match asker.call(owner, Request::Query { service, seen }).await {
-        Reply::Response(Some(Response::View(view))) => Some(view),
+        Some(Response::View(view)) => Some(view),
         _ => None,
     }
 }
 
 /// What the manager wrote down when it gave this version up, if it did.
 async fn given_up(asker: &Asker, service: Key, generation: u64) -> Option<Failed> {
-    let record = get(asker, (service, FAILED.to_vec())).await.ok().flatten()?;
+    let record = asker.get((service, FAILED.to_vec())).await.ok().flatten()?;
     let failed: Failed = postcard::from_bytes(record.value.as_ref()?).ok()?;
     (failed.generation == generation).then_some(failed)
 }
@@ -621,7 +567,7 @@ fn gave_up(view: &View, failed: &Failed) -> String {
 
 async fn end(asker: &Asker, name: &str, desired: Desired, size: u64, me: NodeId) -> ClientReply {
     let service = key_of(name);
-    let Ok(known) = get(asker, (service, SPEC.to_vec())).await else {
+    let Ok(known) = asker.get((service, SPEC.to_vec())).await else {
         return ClientReply::Failed(NOBODY.to_string());
     };
     let Some(old) = known.as_ref().and_then(decode) else { return ClientReply::Unknown };
@@ -636,9 +582,9 @@ async fn end(asker: &Asker, name: &str, desired: Desired, size: u64, me: NodeId)
         Stored::Taken(other) => return ClientReply::Conflict(conflict(name, other.as_ref())),
     }
     if desired.is_removed() {
-        forget_trees(asker, &new.spec, &[], me).await;
+        forget_packages(asker, &new.spec, &[]).await;
         if let Some(before) = previous(asker, service).await {
-            forget_trees(asker, &before.spec, &[], me).await;
+            forget_packages(asker, &before.spec, &[]).await;
         }
     }
     let over = |view: &View| view.generation >= generation && view.slots.is_empty();

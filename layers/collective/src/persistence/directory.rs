@@ -12,12 +12,13 @@ use alloc::vec::Vec;
 use dugnad_kernel::map::{Map, Set};
 
 use dugnad_connectivity::group::directory::{DirectoryAnswer, DirectoryAsk};
-use dugnad_kernel::ops::CallId;
+use dugnad_kernel::calls::Operates;
+use dugnad_kernel::ops::{CallId, first};
 use dugnad_kernel::{Cx, Duration, Key, NodeId, Time};
-use serde::{Deserialize, Serialize};
 
+use super::operations::AskerExt;
 use super::record::{DEGREE, Name, Record, VALUE_MAX, Version, class};
-use crate::{Ask, Asker, AskerExt, Collective, Outcome, Reply, Request, Response};
+use super::{Answer, Asker, Outcome, Persistence, Request, Response};
 
 /// Name of the record under the group's key.
 pub const GROUP: &[u8] = b"grp";
@@ -29,32 +30,11 @@ const AGAIN: Duration = Duration::from_millis(300);
 /// A group whose members did not renew its record for so long has none (PROTOCOL.md 4.8).
 const TTL: Duration = Duration::from_secs(24 * 3_600);
 
-/// What the owner is to do with the record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Decide {
-    Get,
-    Cas { expected: u64, value: Option<Vec<u8>> },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Decided {
-    /// How it stands; to a `Cas`: somebody else wrote first.
-    Is {
-        version: u64,
-        value: Option<Vec<u8>>,
-    },
-    Written {
-        version: u64,
-    },
-    /// Too many questions, or the disk failed: nothing is promised.
-    Failed,
-}
-
 #[derive(Debug)]
 struct Question {
     from: NodeId,
     call: CallId,
-    decide: Decide,
+    decide: DirectoryAsk,
 }
 
 /// The owner's side.
@@ -79,34 +59,23 @@ impl Directory {
     }
 }
 
-fn is(record: Option<&Record>) -> Decided {
+fn is(record: Option<&Record>) -> DirectoryAnswer {
     let version = record.map_or(0, |record| record.version.counter);
-    Decided::Is { version, value: record.and_then(|record| record.value.clone()) }
+    DirectoryAnswer::Is { version, value: record.and_then(|record| record.value.clone()) }
 }
 
-impl Collective {
-    /// The community's own question, or a person's.
-    pub(crate) fn ask_directory(
-        &mut self,
-        call: CallId,
-        key: Key,
-        ask: DirectoryAsk,
-        cx: &mut Cx<'_, Self>,
-    ) {
-        self.start("directory", move |asker| ask_owner(asker, call, key, ask), cx);
-    }
-
+impl Persistence {
     pub(crate) fn on_decide(
         &mut self,
         from: NodeId,
         call: CallId,
         key: Key,
-        decide: Decide,
+        decide: DirectoryAsk,
         cx: &mut Cx<'_, Self>,
     ) {
         let too_large =
-            matches!(&decide, Decide::Cas { value: Some(v), .. } if v.len() > VALUE_MAX);
-        if !self.place.range.is_some_and(|range| range.contains(key)) || too_large {
+            matches!(&decide, DirectoryAsk::Cas { value: Some(v), .. } if v.len() > VALUE_MAX);
+        if !self.position.owns(key) || too_large {
             let response = if too_large { Response::Refused } else { Response::NotOwner };
             self.respond(from, call, response, cx);
             return;
@@ -116,7 +85,7 @@ impl Collective {
         match self.directory.busy.get_mut(&key) {
             Some(_) if full => {
                 self.count("directory_full");
-                self.respond(from, call, Response::Decided(Decided::Failed), cx);
+                self.respond(from, call, Response::Decided(DirectoryAnswer::Failed), cx);
             }
             Some(waiting) => waiting.push_back(question),
             None => {
@@ -127,17 +96,14 @@ impl Collective {
     }
 
     fn decide(&mut self, key: Key, question: Question, cx: &mut Cx<'_, Self>) {
-        let known = self.store.get(key, GROUP).cloned();
+        let known = self.records.get(key, GROUP);
         let asks = self.directory.asked.insert(key);
-        let at = Owner { me: self.me, copies: self.copy_holders(), asks };
+        let at = Owner { me: self.me, copies: self.position.copy_holders(self.me), asks };
         let Question { from, call, decide } = question;
         let op = move |asker| decide_at_owner(asker, at, key, known, decide, from, call);
-        let before = self.calls.len();
-        self.start("decide", op, cx);
-        if self.calls.len() == before && self.directory.busy.contains_key(&key) {
-            // No room for another operation, and so no outcome of it.
+        if !self.start("decide", op, cx) {
             self.on_decided(key, None, cx);
-            self.respond(from, call, Response::Decided(Decided::Failed), cx);
+            self.respond(from, call, Response::Decided(DirectoryAnswer::Failed), cx);
         }
     }
 
@@ -155,11 +121,13 @@ impl Collective {
 
     /// Takes records away that nobody renewed for a day.
     pub(crate) fn expire_groups(&mut self, cx: &mut Cx<'_, Self>) {
-        let Some(range) = self.place.range else { return };
+        let Some(range) = self.position.range else { return };
         let mine = |record: &&Record| record.name == GROUP && range.contains(record.key);
         let live = |record: &&Record| mine(record) && record.value.is_some();
+        let store = self.records.read();
         let records: Map<Key, u64> =
-            self.store.iter().filter(live).map(|r| (r.key, r.version.counter)).collect();
+            store.iter().filter(live).map(|r| (r.key, r.version.counter)).collect();
+        drop(store);
         self.directory.seen.retain(|key, (version, _)| records.get(key) == Some(version));
         let mut old = Vec::new();
         for (key, version) in records {
@@ -170,7 +138,7 @@ impl Collective {
         }
         for (key, expected) in old {
             let ask = DirectoryAsk::Cas { expected, value: None };
-            self.start("expire a group", move |asker| expire(asker, key, ask), cx);
+            self.start("expire a group", move |asker| ask_owner(asker, None, key, ask), cx);
         }
     }
 }
@@ -183,38 +151,32 @@ struct Owner {
     asks: bool,
 }
 
-async fn expire(asker: Asker, key: Key, ask: DirectoryAsk) -> Outcome {
-    ask_owner(asker, 0, key, ask).await;
-    Outcome::Nothing
-}
-
-async fn ask_owner(asker: Asker, call: CallId, key: Key, ask: DirectoryAsk) -> Outcome {
-    let decide = match ask {
-        DirectoryAsk::Get => Decide::Get,
-        DirectoryAsk::Cas { expected, value } => Decide::Cas { expected, value },
-    };
+/// Asks whoever owns the key. `call`: who waits for the answer, if somebody does.
+pub(crate) async fn ask_owner(
+    asker: Asker,
+    call: Option<u32>,
+    key: Key,
+    ask: DirectoryAsk,
+) -> Outcome {
     let mut answer = DirectoryAnswer::Failed;
     // The owner may be about to change.
     for _ in 0..3 {
-        if let Some(to) = asker.ask(Ask::Find(key)).await.owner() {
-            let request = Request::Decide { key, decide: decide.clone() };
-            match asker.ask(Ask::Call { to, request, limit: DECIDE }).await {
-                Reply::Response(Some(Response::Decided(Decided::Is { version, value }))) => {
-                    answer = DirectoryAnswer::Is { version, value };
+        if let Some(to) = asker.find(key).await {
+            let request = Request::Decide { key, decide: ask.clone() };
+            match asker.call_within(to, request, DECIDE).await {
+                Some(Response::Decided(decided)) => {
+                    answer = decided;
                     break;
                 }
-                Reply::Response(Some(Response::Decided(Decided::Written { version }))) => {
-                    answer = DirectoryAnswer::Written { version };
-                    break;
-                }
-                Reply::Response(Some(Response::NotOwner)) => {}
+                Some(Response::NotOwner) => {}
                 // It may have written before it went: who asks looks again.
                 _ => break,
             }
         }
-        asker.ask(Ask::Sleep(AGAIN)).await;
+        asker.sleep(AGAIN).await;
     }
-    Outcome::Directory { call, answer }
+    let told = |call| Outcome::Answer { call, answer: Answer::Directory(answer) };
+    call.map_or(Outcome::Nothing, told)
 }
 
 async fn decide_at_owner(
@@ -222,20 +184,18 @@ async fn decide_at_owner(
     at: Owner,
     key: Key,
     mut known: Option<Record>,
-    decide: Decide,
+    decide: DirectoryAsk,
     to: NodeId,
     call: CallId,
 ) -> Outcome {
     if at.asks {
         for x in 1..DEGREE {
-            let Some(owner) = asker.ask(Ask::Find(class(key, x))).await.owner() else { continue };
+            let Some(owner) = asker.find(class(key, x)).await else { continue };
             if owner == at.me {
                 continue;
             }
             let name: Name = (key, GROUP.to_vec());
-            if let Reply::Response(Some(Response::Get(Some(record)))) =
-                asker.call(owner, Request::Get(name)).await
-            {
+            if let Some(Response::Get(Some(record))) = asker.call(owner, Request::Get(name)).await {
                 if record.fits() && known.as_ref().is_none_or(|k| k.version < record.version) {
                     known = Some(record);
                 }
@@ -244,16 +204,16 @@ async fn decide_at_owner(
     }
     let version = known.as_ref().map_or(0, |record| record.version.counter);
     let (decided, record) = match decide {
-        Decide::Cas { expected, value } if expected == version => {
+        DirectoryAsk::Cas { expected, value } if expected == version => {
             let version = Version { counter: version.saturating_add(1), author: at.me };
             let record = Record { key, name: GROUP.to_vec(), version, value };
             if keep(&asker, &at, &record).await {
-                (Decided::Written { version: version.counter }, Some(record))
+                (DirectoryAnswer::Written { version: version.counter }, Some(record))
             } else {
-                (Decided::Failed, known)
+                (DirectoryAnswer::Failed, known)
             }
         }
-        Decide::Get | Decide::Cas { .. } => (is(known.as_ref()), known),
+        DirectoryAsk::Get | DirectoryAsk::Cas { .. } => (is(known.as_ref()), known),
     };
     Outcome::Decided { key, record, to, call, response: Response::Decided(decided) }
 }
@@ -263,16 +223,15 @@ async fn keep(asker: &Asker, at: &Owner, record: &Record) -> bool {
     let call = |node: &NodeId| asker.call(*node, Request::Copy(record.clone()));
     let mut copies: Vec<_> = at.copies.iter().map(call).collect();
     let alone = copies.is_empty();
-    if !matches!(asker.ask(Ask::Persist(record.clone())).await, Reply::Persisted(true)) {
+    if !asker.persist(record.clone()).await {
         return false;
     }
     let mut copied = alone;
     while !copied && !copies.is_empty() {
-        let answer = dugnad_kernel::ops::first(&mut copies).await;
-        copied = matches!(answer, Reply::Response(Some(Response::Copied)));
+        copied = first(&mut copies).await == Some(Response::Copied);
     }
     if copied {
-        asker.ask(Ask::Spread(record.clone())).await;
+        asker.report(Outcome::Spread(record.clone()));
     }
     copied
 }

@@ -78,6 +78,12 @@ impl Record {
         self.name.len() + self.value.as_ref().map_or(0, Vec::len)
     }
 
+    /// As it lies on disk.
+    pub(crate) fn encode(&self) -> Option<Vec<u8>> {
+        // Plain data into memory cannot fail; `None` would delete, which a later sync repairs.
+        postcard::to_allocvec(self).ok()
+    }
+
     /// Whether it is within its bounds; records come from other nodes.
     #[must_use]
     pub fn fits(&self) -> bool {
@@ -85,16 +91,6 @@ impl Record {
         let counted = self.version.counter <= COUNTER_MAX;
         self.name.len() <= NAME_MAX && value <= VALUE_MAX && counted
     }
-}
-
-/// Key on disk: `r`, the ring key, the name.
-#[must_use]
-pub fn disk_key(key: Key, name: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(17 + name.len());
-    out.push(b'r');
-    out.extend_from_slice(&key.0.to_be_bytes());
-    out.extend_from_slice(name);
-    out
 }
 
 #[cfg(test)]

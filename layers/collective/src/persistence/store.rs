@@ -1,60 +1,45 @@
 //! The records one node holds, and how it answers for them.
 
 use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::{Ref, RefCell, RefMut};
 
-use dugnad_kernel::{Arc, Cx, Key, NodeId, Peer};
+use dugnad_kernel::calls::Operates;
+use dugnad_kernel::{Cx, Key, NodeId};
 
 use super::put;
 use super::record::{
-    AUTHOR_BYTES_MAX, AUTHOR_MAX, COPIES, DEGREE, Name, RECORDS_MAX, Record, STORE_BYTES_MAX,
-    Version, belongs, class, disk_key, owns,
+    AUTHOR_BYTES_MAX, AUTHOR_MAX, DEGREE, Name, RECORDS_MAX, Record, STORE_BYTES_MAX, Version, owns,
 };
-use crate::{Collective, Event, Request, Response, step_of_kind};
-
-/// What the ring says about this node.
-#[derive(Clone, Debug, Default)]
-pub struct Place {
-    /// `None` while it is not a member.
-    pub range: Option<Arc>,
-    pub succs: Vec<Peer>,
-    /// Estimated size of the community.
-    pub size: u64,
-}
-
-/// Nodes between an owner and who holds its copies: one, and two that may have died unnoticed.
-const BETWEEN: usize = COPIES + 1;
-/// An owner lies so many average distances before who holds its copies at most: a random ring has
-/// such a gap once in 10^12.
-const GAPS: u128 = 32;
-
-impl Place {
-    /// Whether `from` may own a place of `key` and `me` hold its copies. Nobody knows all of the
-    /// ring, so this refuses what cannot be, and lets through some that is not.
-    pub(crate) fn may_copy(&self, me: NodeId, from: NodeId, key: Key) -> bool {
-        let Some(range) = self.range else { return true };
-        if from.distance(me) / GAPS > u128::MAX / u128::from(self.size.max(1)) {
-            return false;
-        }
-        // In a small ring the one before is among those that follow.
-        let pred = Some(range.lo).filter(|pred| self.succs.iter().all(|peer| peer.id != *pred));
-        let known = || self.succs.iter().map(|peer| peer.id).chain(pred);
-        (0..DEGREE).map(|x| class(key, x)).any(|at| {
-            let before = |id: &NodeId| at.distance(*id) < at.distance(me);
-            let others = known().filter(|id| *id != me && *id != from);
-            before(&from) && others.filter(before).count() <= BETWEEN
-        })
-    }
-}
+use super::{Event, Persistence, Request, Response};
 
 #[derive(Debug, Default)]
 pub struct Store {
     pub(crate) records: BTreeMap<Name, Record>,
     /// Bytes of all names and values.
     bytes: usize,
-    /// Which successor holds copies of which range of mine.
-    pub(crate) synced: BTreeMap<NodeId, Arc>,
-    pub(crate) sync_planned: bool,
+}
+
+/// The records that lie here, to read. Only [`Persistence`] writes them, and nobody holds what it
+/// reads beyond one input.
+#[derive(Clone, Debug, Default)]
+pub struct Records(Rc<RefCell<Store>>);
+
+impl Records {
+    #[must_use]
+    pub fn read(&self) -> Ref<'_, Store> {
+        self.0.borrow()
+    }
+
+    pub(crate) fn write(&self) -> RefMut<'_, Store> {
+        self.0.borrow_mut()
+    }
+
+    #[must_use]
+    pub fn get(&self, key: Key, name: &[u8]) -> Option<Record> {
+        self.read().get(key, name).cloned()
+    }
 }
 
 impl Store {
@@ -138,15 +123,15 @@ pub(crate) enum Applied {
     Refused,
 }
 
-impl Collective {
+impl Persistence {
     /// Last writer wins.
     pub(crate) fn apply(&mut self, record: &Record, cx: &mut Cx<'_, Self>) -> Applied {
-        let known = self.store.records.get(&record.id()).map(|known| known.version);
+        let known = self.records.read().get(record.key, &record.name).map(|known| known.version);
         if !record.fits() {
             self.count("record_out_of_bounds");
             return Applied::Refused;
         }
-        let Some(step) = step_of_kind(&record.name) else {
+        let Some(step) = (self.step_of)(&record.name) else {
             self.count("record_of_unknown_kind");
             return Applied::Refused;
         };
@@ -158,22 +143,22 @@ impl Collective {
         if known.is_some_and(|known| known >= record.version) {
             return Applied::Old;
         }
-        if !self.store.has_room(record) {
+        if !self.records.read().has_room(record) {
             self.count("store_full");
             return Applied::Refused;
         }
-        if !self.store.has_room_for(record.version.author, record) {
+        if !self.records.read().has_room_for(record.version.author, record) {
             self.count("author_full");
             return Applied::Refused;
         }
-        self.store.insert(record.clone());
-        self.on_record_changed(record, cx);
+        self.records.write().insert(record.clone());
+        cx.emit(Event::Changed(record.id()));
         Applied::New
     }
 
     /// Whether `from` may bring a record of this key here: to one of its owners, or as one.
     fn may_bring(&mut self, from: NodeId, key: Key) -> bool {
-        let may = self.owns_class_of(key) || self.place.may_copy(self.me, from, key);
+        let may = self.position.owns_class_of(key) || self.position.may_copy(self.me, from, key);
         if !may {
             self.count("copy_of_a_stranger");
         }
@@ -196,27 +181,21 @@ impl Collective {
         let mut writes = Vec::new();
         for record in records {
             if self.apply(record, cx) == Applied::New {
-                writes.push((disk_key(record.key, &record.name), encode(record)));
+                writes.push((record.id(), record.encode()));
             }
         }
         if !writes.is_empty() {
-            let token = self.next_token();
-            cx.emit(Event::Persist { token, writes });
+            cx.emit(Event::Persist { token: None, writes });
         }
     }
 
-    pub(crate) fn owns_class_of(&self, key: Key) -> bool {
-        self.place.range.is_some_and(|range| belongs(key, &range))
+    /// What counts here now: `record`, or what is newer.
+    fn newest(&self, record: Record) -> Record {
+        self.records.get(record.key, &record.name).unwrap_or(record)
     }
 
-    pub(crate) fn on_put(
-        &mut self,
-        from: NodeId,
-        call: u32,
-        record: Record,
-        cx: &mut Cx<'_, Self>,
-    ) {
-        if !self.owns_class_of(record.key) {
+    fn on_put(&mut self, from: NodeId, call: u32, record: Record, cx: &mut Cx<'_, Self>) {
+        if !self.position.owns_class_of(record.key) {
             self.respond(from, call, Response::NotOwner, cx);
             return;
         }
@@ -224,9 +203,9 @@ impl Collective {
             Applied::Refused => self.respond(from, call, Response::Refused, cx),
             // An older write is as good as done; a repeated one is stored again to be sure.
             Applied::Old | Applied::New => {
-                let (me, copies) = (self.me, self.copy_holders());
-                let newest = self.store.records.get(&record.id()).cloned().unwrap_or(record);
-                let mine = |x: &u32| self.place.range.is_some_and(|r| owns(&r, newest.key, *x));
+                let (me, copies) = (self.me, self.position.copy_holders(self.me));
+                let newest = self.newest(record);
+                let mine = |x: &u32| self.position.range.is_some_and(|r| owns(&r, newest.key, *x));
                 let places = (0..DEGREE).filter(mine).fold(0, |mask, x| mask | (1 << x));
                 let op = |asker| put::accept(asker, me, newest, copies, places, (from, call));
                 self.start("accept put", op, cx);
@@ -244,34 +223,22 @@ impl Collective {
         expected: u64,
         cx: &mut Cx<'_, Self>,
     ) {
-        if !self.place.range.is_some_and(|range| owns(&range, record.key, 0)) {
+        if !self.position.owns(record.key) {
             self.respond(from, call, Response::NotOwner, cx);
             return;
         }
-        let known = self.store.records.get(&record.id());
-        let counter = known.map_or(0, |known| known.version.counter);
+        let known = self.records.get(record.key, &record.name);
+        let counter = known.as_ref().map_or(0, |known| known.version.counter);
         // A question that comes twice is answered twice.
-        let again = known.is_some_and(|known| *known == record);
+        let again = known.as_ref().is_some_and(|known| *known == record);
         if counter == expected || again {
             self.on_put(from, call, record, cx);
         } else {
-            let taken = Response::Taken(known.cloned());
-            self.respond(from, call, taken, cx);
+            self.respond(from, call, Response::Taken(known), cx);
         }
     }
 
-    pub(crate) fn copy_holders(&self) -> Vec<NodeId> {
-        let others = self.place.succs.iter().map(|p| p.id).filter(|id| *id != self.me);
-        others.take(COPIES).collect()
-    }
-
-    pub(crate) fn on_copy(
-        &mut self,
-        from: NodeId,
-        call: u32,
-        record: Record,
-        cx: &mut Cx<'_, Self>,
-    ) {
+    fn on_copy(&mut self, from: NodeId, call: u32, record: Record, cx: &mut Cx<'_, Self>) {
         if !self.may_bring(from, record.key) {
             self.respond(from, call, Response::Refused, cx);
             return;
@@ -279,7 +246,7 @@ impl Collective {
         match self.apply(&record, cx) {
             Applied::Refused => self.respond(from, call, Response::Refused, cx),
             Applied::Old | Applied::New => {
-                let newest = self.store.records.get(&record.id()).cloned().unwrap_or(record);
+                let newest = self.newest(record);
                 self.start("copy", |asker| put::copy(asker, newest, from, call), cx);
             }
         }
@@ -296,78 +263,15 @@ impl Collective {
             Request::Put(record) => self.on_put(from, call, record, cx),
             Request::Copy(record) => self.on_copy(from, call, record, cx),
             Request::Get((key, name)) => {
-                let response = if self.owns_class_of(key) {
-                    Response::Get(self.store.get(key, &name).cloned())
+                let response = if self.position.owns_class_of(key) {
+                    Response::Get(self.records.get(key, &name))
                 } else {
                     Response::NotOwner
                 };
                 self.respond(from, call, response, cx);
             }
-            Request::Query { service, seen } => self.on_query(from, call, service, seen, cx),
-            Request::Why { service } => self.on_why(from, call, service, cx),
             Request::Decide { key, decide } => self.on_decide(from, call, key, decide, cx),
-            Request::Recall { key } => self.on_recall(from, call, key, cx),
             Request::Claim { record, expected } => self.on_claim(from, call, record, expected, cx),
         }
-    }
-}
-
-pub(crate) fn encode(record: &Record) -> Option<Vec<u8>> {
-    // Plain data into memory cannot fail; `None` would delete, which a later sync repairs.
-    postcard::to_allocvec(record).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use dugnad_kernel::Id;
-
-    /// A ring of `count` nodes, in order.
-    fn ring(count: usize, rng: &mut fastrand::Rng) -> Vec<NodeId> {
-        let mut ids: Vec<NodeId> = (0..count).map(|_| Id(rng.u128(..))).collect();
-        ids.sort_unstable();
-        ids
-    }
-
-    /// What the node at `at` knows, with as many dead ones in its list as the check allows for.
-    fn place(ids: &[NodeId], at: usize, rng: &mut fastrand::Rng) -> Place {
-        let count = ids.len();
-        let id = |step: usize| ids[(at + step) % count];
-        let mut succs: Vec<Peer> = (1..count.min(13)).map(|step| Peer::new(id(step))).collect();
-        succs.extend((0..2).map(|_| Peer::new(Id(rng.u128(..)))));
-        let size = u64::try_from(count).unwrap_or(1) * rng.u64(3..30) / 10;
-        Place { range: Some(Arc::new(id(count - 1), ids[at])), succs, size }
-    }
-
-    #[test]
-    fn copies_of_owners_are_taken() {
-        let mut rng = fastrand::Rng::with_seed(12);
-        for count in (2..40).chain([100, 300]) {
-            let ids = ring(count, &mut rng);
-            for _ in 0..50 {
-                let (at, key) = (rng.usize(0..count), Id(rng.u128(..)));
-                let place = place(&ids, at, &mut rng);
-                for step in 1..=COPIES.min(count - 1) {
-                    let owner = (at + count - step) % count;
-                    let range = Arc::new(ids[(owner + count - 1) % count], ids[owner]);
-                    if belongs(key, &range) {
-                        assert!(place.may_copy(ids[at], ids[owner], key), "{count} nodes");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn few_copies_of_others_are_taken() {
-        let mut rng = fastrand::Rng::with_seed(13);
-        let ids = ring(200, &mut rng);
-        let mut taken = 0;
-        for _ in 0..1_000 {
-            let (at, from) = (rng.usize(0..200), rng.usize(0..200));
-            let place = place(&ids, at, &mut rng);
-            taken += u32::from(place.may_copy(ids[at], ids[from], Id(rng.u128(..))));
-        }
-        assert!(taken < 200, "{taken} of 1000");
     }
 }

@@ -7,11 +7,13 @@
 use alloc::vec::Vec;
 use dugnad_kernel::map::Map;
 
+use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Arc, Cx, Duration, NodeId};
 use serde::{Deserialize, Serialize};
 
+use super::operations::AskerExt;
 use super::record::{DEGREE, Name, Record, Version, belongs};
-use crate::{Ask, Asker, Collective, Msg, Outcome, Timer};
+use super::{Asker, Msg, Outcome, Persistence, Timer};
 
 /// Changes of the neighbourhood come in bursts; one comparison serves them all.
 pub(crate) const SYNC_DELAY: Duration = Duration::from_millis(200);
@@ -40,10 +42,23 @@ pub enum SyncMsg {
     },
 }
 
-impl Collective {
+/// Which successor holds copies of which range of mine.
+#[derive(Debug, Default)]
+pub(crate) struct Synced {
+    ranges: Map<NodeId, Arc>,
+    planned: bool,
+}
+
+impl Synced {
+    /// What was in flight to it is lost; whether it was compared with.
+    pub(crate) fn forget(&mut self, node: NodeId) -> bool {
+        self.ranges.remove(&node).is_some()
+    }
+}
+
+impl Persistence {
     pub(crate) fn plan_sync(&mut self, cx: &mut Cx<'_, Self>) {
-        if !self.store.sync_planned {
-            self.store.sync_planned = true;
+        if !core::mem::replace(&mut self.synced.planned, true) {
             cx.after(SYNC_DELAY, Timer::Sync);
         }
     }
@@ -51,22 +66,22 @@ impl Collective {
     /// At once when the ring moves: who is no copy holder for a moment may miss a write in it, and
     /// so does everybody of a part of the range that is another's for a moment.
     pub(crate) fn forget_synced(&mut self) {
-        let (holders, range) = (self.copy_holders(), self.place.range);
-        self.store.synced.retain(|id, known| {
+        let (holders, range) = (self.position.copy_holders(self.me), self.position.range);
+        self.synced.ranges.retain(|id, known| {
             *known = range.filter(|range| within(range, known)).unwrap_or(*known);
             holders.contains(id) && range.is_some()
         });
     }
 
     pub(crate) fn on_sync_timer(&mut self, cx: &mut Cx<'_, Self>) {
-        self.store.sync_planned = false;
-        let Some(range) = self.place.range else { return };
-        let holders = self.copy_holders();
-        self.store.synced.retain(|id, _| holders.contains(id));
+        self.synced.planned = false;
+        let Some(range) = self.position.range else { return };
+        let holders = self.position.copy_holders(self.me);
+        self.synced.ranges.retain(|id, _| holders.contains(id));
         for to in holders {
-            let done = self.store.synced.get(&to).is_some_and(|known| within(&range, known));
+            let done = self.synced.ranges.get(&to).is_some_and(|known| within(&range, known));
             if !done {
-                self.store.synced.insert(to, range);
+                self.synced.ranges.insert(to, range);
                 self.send_digest(to, range, cx);
             }
         }
@@ -75,10 +90,10 @@ impl Collective {
     pub(crate) fn on_anti_entropy(&mut self, cx: &mut Cx<'_, Self>) {
         let jitter = cx.rng.u32(80..120);
         cx.after(ANTI_ENTROPY * jitter / 100, Timer::AntiEntropy);
-        self.store.synced.clear();
+        self.synced.ranges.clear();
         self.plan_sync(cx);
         self.expire_groups(cx);
-        if let Some(range) = self.place.range {
+        if let Some(range) = self.position.range {
             let x = cx.rng.u32(1..DEGREE);
             self.repair(range, &[x], cx);
         }
@@ -86,7 +101,7 @@ impl Collective {
 
     /// Compares `arc`, which I gained, with the owners of its images.
     pub(crate) fn repair(&mut self, arc: Arc, images: &[u32], cx: &mut Cx<'_, Self>) {
-        if self.place.succs.first().is_none_or(|s| s.id == self.me) {
+        if self.position.succs.first().is_none_or(|s| s.id == self.me) {
             return;
         }
         for x in images {
@@ -96,8 +111,8 @@ impl Collective {
     }
 
     pub(crate) fn send_digest(&mut self, to: NodeId, arc: Arc, cx: &mut Cx<'_, Self>) {
-        let mine: Vec<(Name, Version)> = self
-            .store
+        let store = self.records.read();
+        let mine: Vec<(Name, Version)> = store
             .iter()
             .filter(|record| belongs(record.key, &arc))
             .map(|record| (record.id(), record.version))
@@ -128,9 +143,9 @@ impl Collective {
                 self.on_digest(from, arc, &lower, to.as_ref(), &entries, cx);
             }
             SyncMsg::Want { names } => {
-                let records = names.iter().filter_map(|name| self.store.records.get(name));
-                let records: Vec<Record> = records.cloned().collect();
-                send_items(from, records, cx);
+                let store = self.records.read();
+                let records = names.iter().filter_map(|name| store.records.get(name));
+                send_items(from, records.cloned().collect(), cx);
             }
             SyncMsg::Items { records } => self.on_items(from, records, cx),
         }
@@ -145,9 +160,10 @@ impl Collective {
         entries: &[(Name, Version)],
         cx: &mut Cx<'_, Self>,
     ) {
+        let store = self.records.read();
         let mut names = Vec::new();
         for (name, version) in entries {
-            let known = self.store.records.get(name).map(|record| record.version);
+            let known = store.records.get(name).map(|record| record.version);
             if known.is_none_or(|known| known < *version) {
                 names.push(name.clone());
             }
@@ -162,13 +178,13 @@ impl Collective {
             let theirs = theirs.get(id);
             inside && belongs(record.key, &arc) && theirs.is_none_or(|v| *v < record.version)
         };
-        let records = self.store.records.iter().filter(newer);
+        let records = store.records.iter().filter(newer);
         let records: Vec<Record> = records.map(|(_, record)| record.clone()).collect();
         send_items(from, records, cx);
     }
 }
 
-fn send_items(to: NodeId, records: Vec<Record>, cx: &mut Cx<'_, Collective>) {
+fn send_items(to: NodeId, records: Vec<Record>, cx: &mut Cx<'_, Persistence>) {
     let (mut batch, mut bytes) = (Vec::new(), 0);
     for record in records {
         let size = record.name.len() + record.value.as_ref().map_or(0, Vec::len) + 64;
@@ -201,8 +217,8 @@ async fn repair(asker: Asker, arc: Arc, x: u32) -> Outcome {
     let image = arc.shifted(u128::from(x) << 126);
     let mut at = image.lo.plus(1);
     for _ in 0..REPAIR_STEPS {
-        let Some(owner) = asker.ask(Ask::Find(at)).await.owner() else { break };
-        asker.ask(Ask::Digest { to: owner, arc }).await;
+        let Some(owner) = asker.find(at).await else { break };
+        asker.report(Outcome::Digest { to: owner, arc });
         let covered = image.lo.distance(owner);
         if covered == 0 || !image.contains(owner) || owner == image.hi {
             break;

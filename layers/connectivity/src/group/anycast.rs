@@ -8,6 +8,7 @@
 
 use alloc::vec::Vec;
 
+use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, NodeId, Peer};
 
 use super::directory::Policy;
@@ -73,7 +74,7 @@ impl Groups {
     pub(super) fn on_token_over(&mut self, id: MsgId, by: Option<Peer>, cx: &mut Cx<'_, Self>) {
         let waits = |out: &Out| matches!(out, Out::Token(token) if *token == id);
         if let Some(call) = self.calls.find(waits) {
-            self.answer_op(call, Reply::Taken(by), cx);
+            self.answer(call, Reply::Taken(by), cx);
         }
     }
 }

@@ -48,7 +48,7 @@ pub struct GroupRecord {
 }
 
 /// A question to whoever keeps the directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DirectoryAsk {
     Get,
     /// Write `value` (`None` deletes) if the version is still `expected`.
@@ -59,7 +59,7 @@ pub enum DirectoryAsk {
 }
 
 /// Versions count writes, deletions included; 0 is "never written".
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DirectoryAnswer {
     /// How it stands; to a `Cas`: somebody else wrote first.
     Is {
@@ -69,7 +69,7 @@ pub enum DirectoryAnswer {
     Written {
         version: u64,
     },
-    /// Nobody could say.
+    /// Nobody could say, or too many ask: nothing is promised.
     Failed,
 }
 

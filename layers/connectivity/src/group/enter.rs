@@ -2,14 +2,15 @@
 
 use alloc::vec::Vec;
 
-use dugnad_kernel::{NodeId, Peer, ops};
+use dugnad_kernel::calls::AskerOf;
+use dugnad_kernel::{NodeId, Peer};
 
 use super::directory::{DirectoryAnswer, DirectoryAsk, GroupRecord, Mode, Policy};
 use super::messages::{Answer, GroupId, Packet, Refusal, Request, Response, Welcome};
-use super::{Ask, Outcome, Reply};
+use super::{Ask, Groups, Outcome, Reply};
 use crate::config::{GROUP_CALL, GROUP_PAUSE, GROUP_SAMPLE, GROUP_TRIES};
 
-pub(crate) type Asker = ops::Asker<Ask, Reply>;
+pub(crate) type Asker = AskerOf<Groups>;
 
 /// Who does something about which group, and what makes its choices.
 #[derive(Clone, Debug)]
@@ -33,7 +34,7 @@ pub(crate) enum How {
 
 /// How somebody got in.
 #[derive(Clone, Debug)]
-pub(crate) enum Entry {
+pub enum Entry {
     /// As its first member, under this version of the record. Those were named by the record and
     /// did not answer.
     Founded {

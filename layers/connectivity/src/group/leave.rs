@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, Input};
 
 use super::messages::{Answer, Event, GroupId, Msg};

@@ -24,13 +24,13 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use dugnad_kernel::map::{Map, Set};
 
-use dugnad_kernel::calls::Calls;
+use dugnad_kernel::calls::{CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Component, Cx, Input, NodeId, Peer, Time};
 
 use crate::Overlay;
-use crate::config::{GROUP_ASKS, GROUP_OPS_MAX, GROUPS_MAX, LIFE_BITS};
+use crate::config::{GROUP_ASKS, GROUPS_MAX, LIFE_BITS};
 use directory::{GroupRecord, Mode, Policy, group_id};
 use enter::{Entry, How, Who};
 use reliable::Reliable;
@@ -95,7 +95,7 @@ pub(crate) struct Group {
 pub struct Groups {
     me: Peer,
     groups: Map<GroupId, Group>,
-    calls: Calls<Ask, Reply, Outcome, Out>,
+    calls: CallsOf<Self>,
     instances: u32,
     messages: u64,
     watched: Set<NodeId>,
@@ -125,7 +125,7 @@ impl Groups {
             instances: me.inc.wrapping_mul(64),
             me,
             groups: Map::new(),
-            calls: Calls::default(),
+            calls: CallsOf::<Self>::default(),
             watched: Set::new(),
             counters: Map::new(),
         }
@@ -173,7 +173,7 @@ impl Groups {
             ("group_streams", streams, crate::config::GROUP_STREAMS),
             ("group_kept", kept, crate::config::GROUP_KEPT),
             ("groups", self.groups.len(), GROUPS_MAX),
-            ("group_operations", self.calls.len(), GROUP_OPS_MAX),
+            ("group_operations", self.calls.len(), Self::MAX),
             ("group_members", members, crate::config::GROUP_MESH_MAX),
             ("group_lost", lost, crate::config::GROUP_LOST_MAX),
         ]
@@ -227,7 +227,7 @@ impl Groups {
                 self.send(call, &name, body, manner, cx);
             }
             Command::Directory { call, answer } => {
-                self.answer_op(call, Reply::Directory(answer), cx);
+                self.answer(call, Reply::Directory(answer), cx);
             }
             Command::LinkUp(peer) => self.on_link_up(&peer, cx),
             Command::LinkDown(id) => self.on_link_down(id, cx),
@@ -241,7 +241,7 @@ impl Groups {
             Msg::Request { call, gid, request } => self.on_request(from, call, gid, request, cx),
             Msg::Response { call, response } => {
                 if matches!(self.calls.awaited(call), Some(Out::Call(to)) if *to == from) {
-                    self.answer_op(call, Reply::Response(Some(response)), cx);
+                    self.answer(call, Reply::Response(Some(response)), cx);
                 }
             }
             Msg::Hello { gid, me, known } => self.on_hello(gid, from, &me, &known, cx),
@@ -279,7 +279,7 @@ impl Groups {
     fn on_timer(&mut self, timer: Timer, cx: &mut Cx<'_, Self>) {
         let lives = |gid, life| self.groups.get(&gid).is_some_and(|g: &Group| g.life == life);
         match timer {
-            Timer::Expire { call } => self.on_expired(call, cx),
+            Timer::Expire { call } => self.give_up(call, cx),
             Timer::Ring { gid, instance, timer } => {
                 if self.groups.get(&gid).is_some_and(|group| group.instance == instance) {
                     self.feed(gid, Input::Timer(timer), cx);
@@ -398,7 +398,7 @@ impl Groups {
     }
 
     fn on_link_down(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
-        self.fail_calls(id, cx);
+        self.give_up_on(id, cx);
         let ids: Vec<GroupId> = self.groups.keys().copied().collect();
         for gid in ids {
             self.feed(gid, Input::Command(crate::Command::LinkDown(id)), cx);
@@ -406,7 +406,7 @@ impl Groups {
     }
 
     fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
-        self.fail_calls(id, cx);
+        self.give_up_on(id, cx);
         let ids: Vec<GroupId> = self.groups.keys().copied().collect();
         for gid in ids {
             self.on_member_dead(gid, id, cx);

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, Duration, Id, NodeId};
 
 use super::directory::{Mode, Policy, group_id};

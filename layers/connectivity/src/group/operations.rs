@@ -1,18 +1,18 @@
 //! What operations of groups ask for, and how they are answered (ARCHITECTURE.md, "Operations").
 
-use dugnad_kernel::calls::Awaited;
-use dugnad_kernel::ops::{CallId, Step};
+use dugnad_kernel::calls::{Awaited, CallsOf, Operates};
+use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Duration, NodeId, Peer};
 
 use super::Groups;
 use super::directory::{self, DirectoryAnswer, DirectoryAsk, GroupRecord};
-use super::enter::{self, Entry};
+use super::enter::Entry;
 use super::messages::{Answer, Event, GroupId, Msg, MsgId, Request, Response, Timer, Token};
-use crate::config::{GROUP_DIRECTORY, GROUP_TOKEN};
+use crate::config::{GROUP_DIRECTORY, GROUP_OPS_MAX, GROUP_TOKEN, GROUPS_MAX};
 
 /// What an operation may wait for.
 #[derive(Clone, Debug)]
-pub(crate) enum Ask {
+pub enum Ask {
     Directory { gid: GroupId, ask: DirectoryAsk },
     Call { to: Peer, gid: GroupId, request: Request, limit: Duration },
     Sleep(Duration),
@@ -20,7 +20,7 @@ pub(crate) enum Ask {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum Reply {
+pub enum Reply {
     Directory(DirectoryAnswer),
     Response(Option<Response>),
     /// By whom a token was taken.
@@ -30,7 +30,7 @@ pub(crate) enum Reply {
 
 /// What an operation ends with.
 #[derive(Clone, Debug)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     Entered {
         gid: GroupId,
         life: u32,
@@ -60,7 +60,7 @@ pub(crate) enum Outcome {
 
 /// A question that is out.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Out {
+pub enum Out {
     Call(NodeId),
     Directory,
     Sleep,
@@ -76,68 +76,61 @@ impl Awaited for Out {
     }
 }
 
-impl Groups {
-    pub(super) fn on_expired(&mut self, call: CallId, cx: &mut Cx<'_, Self>) {
-        let reply = match self.calls.awaited(call) {
-            Some(Out::Call(_)) => Reply::Response(None),
-            Some(Out::Directory) => Reply::Directory(DirectoryAnswer::Failed),
-            Some(Out::Sleep) => Reply::Over,
-            Some(Out::Token(_)) => Reply::Taken(None),
-            None => return,
-        };
-        self.answer_op(call, reply, cx);
+impl Operates for Groups {
+    type Ask = Ask;
+    type Reply = Reply;
+    type Outcome = Outcome;
+    type Awaited = Out;
+    /// What people send is refused earlier; each membership has a few of its own.
+    const MAX: usize = GROUP_OPS_MAX + 4 * GROUPS_MAX;
+
+    fn calls(&mut self) -> &mut CallsOf<Self> {
+        &mut self.calls
     }
 
-    pub(super) fn fail_calls(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
-        for call in self.calls.of_node(node) {
-            self.answer_op(call, Reply::Response(None), cx);
-        }
-    }
-
-    pub(super) fn start<F>(
+    fn carry_out(
         &mut self,
-        name: &'static str,
-        op: impl FnOnce(enter::Asker) -> F,
+        call: CallId,
+        ask: Ask,
         cx: &mut Cx<'_, Self>,
-    ) where
-        F: Future<Output = Outcome> + 'static,
-    {
-        let step = self.calls.start(name, op);
-        self.carry_out(step, cx);
+    ) -> (Out, Option<Duration>) {
+        let (out, limit) = match ask {
+            Ask::Directory { gid, ask } => {
+                let key = directory::directory_key(gid);
+                cx.emit(Event::Directory { call, key, ask });
+                (Out::Directory, GROUP_DIRECTORY)
+            }
+            Ask::Call { to, gid, request, limit } => {
+                self.contact(&to, cx);
+                cx.send(to.id, Msg::Request { call, gid, request });
+                (Out::Call(to.id), limit)
+            }
+            Ask::Sleep(limit) => (Out::Sleep, limit),
+            Ask::Token { to, gid, token } => {
+                let id = token.id;
+                self.contact(&to, cx);
+                cx.send(to.id, Msg::Token { gid, token });
+                (Out::Token(id), GROUP_TOKEN)
+            }
+        };
+        (out, Some(limit))
     }
 
-    pub(super) fn answer_op(&mut self, call: CallId, reply: Reply, cx: &mut Cx<'_, Self>) {
-        let step = self.calls.answer(call, reply);
-        self.carry_out(step, cx);
+    fn no_answer(&mut self, call: CallId) -> Option<Reply> {
+        Some(match self.calls.awaited(call)? {
+            Out::Call(_) => Reply::Response(None),
+            Out::Directory => Reply::Directory(DirectoryAnswer::Failed),
+            Out::Sleep => Reply::Over,
+            Out::Token(_) => Reply::Taken(None),
+        })
     }
 
-    fn carry_out(&mut self, step: Step<Ask, Outcome>, cx: &mut Cx<'_, Self>) {
-        for (call, ask) in step.asks {
-            let (out, limit) = match ask {
-                Ask::Directory { gid, ask } => {
-                    let key = directory::directory_key(gid);
-                    cx.emit(Event::Directory { call, key, ask });
-                    (Out::Directory, GROUP_DIRECTORY)
-                }
-                Ask::Call { to, gid, request, limit } => {
-                    self.contact(&to, cx);
-                    cx.send(to.id, Msg::Request { call, gid, request });
-                    (Out::Call(to.id), limit)
-                }
-                Ask::Sleep(limit) => (Out::Sleep, limit),
-                Ask::Token { to, gid, token } => {
-                    let id = token.id;
-                    self.contact(&to, cx);
-                    cx.send(to.id, Msg::Token { gid, token });
-                    (Out::Token(id), GROUP_TOKEN)
-                }
-            };
-            self.calls.asked(call, out);
-            cx.after(limit, Timer::Expire { call });
-        }
-        for outcome in step.done {
-            self.on_outcome(outcome, cx);
-        }
+    fn expire(call: CallId) -> Timer {
+        Timer::Expire { call }
+    }
+
+    fn refused(&mut self) {
+        self.count("group_operations_overflow");
     }
 
     fn on_outcome(&mut self, outcome: Outcome, cx: &mut Cx<'_, Self>) {

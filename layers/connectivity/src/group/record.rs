@@ -7,6 +7,7 @@
 
 use alloc::vec::Vec;
 
+use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, Input, NodeId, Peer};
 
 use super::directory::{GroupRecord, Mode};

@@ -1,127 +1,169 @@
-//! Many nodes with groups; directory, links and failure detector are played.
+//! Many nodes with groups; directory and failure detector are played.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, DerefMut};
 
 use dugnad_connectivity::group::directory::{
     DirectoryAnswer, DirectoryAsk, GroupRecord, Mode, Policy, directory_key, group_id,
 };
 use dugnad_connectivity::group::{Answer, Command, Event, GroupCast, Groups, Manner, Msg};
+use dugnad_connectivity::tree::broadcast::CastMsg;
 use dugnad_kernel::map::Set;
-use dugnad_kernel::{Component, Cx, Duration, Effect, Id, Input, Key, NodeId, Peer, Time};
+use dugnad_kernel::testing::{self, Around};
+use dugnad_kernel::{Duration, Id, Key, NodeId, Peer};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const NAME: &str = "choir";
 
-pub(crate) struct Member {
-    /// `None` while it is dead.
-    pub(crate) groups: Option<Groups>,
-    pub(crate) inc: u32,
-    pub(crate) watch: Set<NodeId>,
-    /// What was delivered, in order: from whom, and what.
-    pub(crate) heard: Vec<(NodeId, Vec<u8>)>,
-}
-
-pub(crate) enum Happening {
-    Input(NodeId, u32, Input<Groups>),
-    /// The directory decides when the question reaches it.
-    Directory {
-        node: NodeId,
-        call: u32,
-        key: Key,
-        ask: DirectoryAsk,
-    },
-    /// Whoever watches `dead` finds out.
-    Detect {
-        by: NodeId,
-        dead: NodeId,
-    },
-}
-
-/// Many nodes, one honest directory.
-pub(crate) struct World {
-    pub(crate) now: Time,
-    pub(crate) members: BTreeMap<NodeId, Member>,
-    pub(crate) queue: BTreeMap<(Time, u64), Happening>,
-    pub(crate) sequence: u64,
-    /// Last arrival by pair: links are first in, first out.
-    pub(crate) last: BTreeMap<(NodeId, NodeId), u64>,
+/// One honest directory, and what the members heard and were answered.
+#[derive(Default)]
+pub(crate) struct Choir {
+    pub(crate) watch: BTreeMap<NodeId, Set<NodeId>>,
+    /// What was delivered to whom, in order: from whom, and what.
+    pub(crate) heard: BTreeMap<NodeId, Vec<(NodeId, Vec<u8>)>>,
     pub(crate) directory: BTreeMap<Key, (u64, Option<Vec<u8>>)>,
     pub(crate) answers: BTreeMap<u32, Answer>,
     pub(crate) calls: u32,
-    pub(crate) side: BTreeMap<NodeId, u32>,
-    /// One message of so many is lost.
-    pub(crate) loss: Option<u32>,
-    pub(crate) sent: usize,
     pub(crate) packets: usize,
     pub(crate) writes: usize,
-    pub(crate) rng: fastrand::Rng,
+}
+
+type Nodes = testing::World<Groups, Choir>;
+
+impl Around<Groups> for Choir {
+    fn on_event(world: &mut Nodes, at: NodeId, event: Event) {
+        match event {
+            Event::Directory { call, key, ask } => {
+                let there = Duration::from_millis(world.rng.u64(1..100));
+                let back = Duration::from_millis(world.rng.u64(1..100));
+                world.after(there, move |world| {
+                    let answer = world.around.decide(key, ask);
+                    world.command_after(back, at, Command::Directory { call, answer });
+                });
+            }
+            Event::Answer { call, answer } => {
+                assert_eq!(world.around.answers.insert(call, answer), None, "answered twice");
+            }
+            Event::Deliver { from, body, .. } => {
+                world.around.heard.entry(at).or_default().push((from, body));
+            }
+            Event::Watch(set) => {
+                for id in &set {
+                    if gone(world, at, *id) {
+                        detect(world, Duration::from_secs(9), at, *id);
+                    }
+                }
+                world.around.watch.insert(at, set);
+            }
+            Event::Contact(_) | Event::Doubt(_) => {}
+        }
+    }
+
+    fn carries(world: &mut Nodes, _: NodeId, _: NodeId, msg: &Msg) -> bool {
+        let cast = match msg {
+            Msg::Cast { cast: GroupCast::Packet(_), .. } => true,
+            Msg::Ring { msg, .. } => {
+                matches!(**msg, dugnad_connectivity::Msg::Cast(CastMsg::Down { .. }))
+            }
+            _ => false,
+        };
+        world.around.packets += usize::from(cast);
+        true
+    }
+
+    fn link_down(to: NodeId) -> Option<Command> {
+        Some(Command::LinkDown(to))
+    }
+
+    fn check(groups: &Groups) {
+        for (name, size, most) in groups.sizes() {
+            assert!(size <= most, "{size} {name}, at most {most}");
+        }
+    }
+}
+
+impl Choir {
+    fn decide(&mut self, key: Key, ask: DirectoryAsk) -> DirectoryAnswer {
+        let (version, value) = self.directory.entry(key).or_default();
+        match ask {
+            DirectoryAsk::Cas { expected, value: new } if expected == *version => {
+                (*version, *value) = (*version + 1, new);
+                self.writes += 1;
+                DirectoryAnswer::Written { version: *version }
+            }
+            DirectoryAsk::Cas { .. } | DirectoryAsk::Get => {
+                DirectoryAnswer::Is { version: *version, value: value.clone() }
+            }
+        }
+    }
+}
+
+fn gone(world: &Nodes, by: NodeId, id: NodeId) -> bool {
+    world.get(id).is_none() || !world.reach(by, id)
+}
+
+/// Whoever watches `dead` then finds out, if it still is.
+fn detect(world: &mut Nodes, after: Duration, by: NodeId, dead: NodeId) {
+    world.after(after, move |world| {
+        let watches = world.around.watch.get(&by).is_some_and(|watch| watch.contains(&dead));
+        if watches && gone(world, by, dead) {
+            world.command(by, Command::Dead(dead));
+        }
+    });
+}
+
+pub(crate) struct World(Nodes);
+
+impl Deref for World {
+    type Target = Nodes;
+
+    fn deref(&self) -> &Nodes {
+        &self.0
+    }
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Nodes {
+        &mut self.0
+    }
 }
 
 impl World {
     pub(crate) fn new(seed: u64, count: usize) -> Self {
-        let mut world = Self {
-            now: Time(0),
-            members: BTreeMap::new(),
-            queue: BTreeMap::new(),
-            sequence: 0,
-            last: BTreeMap::new(),
-            directory: BTreeMap::new(),
-            answers: BTreeMap::new(),
-            calls: 0,
-            side: BTreeMap::new(),
-            loss: None,
-            sent: 0,
-            packets: 0,
-            writes: 0,
-            rng: fastrand::Rng::with_seed(seed),
-        };
+        let mut world = Self(Nodes::new(seed, Choir::default()));
         for _ in 0..count {
             let id = Id(world.rng.u128(..));
-            let (watch, heard) = (Set::new(), Vec::new());
-            world.members.insert(id, Member { groups: None, inc: 0, watch, heard });
-            world.start(id);
+            world.begin(id);
         }
         world
     }
 
-    pub(crate) fn start(&mut self, id: NodeId) {
-        let member = self.members.get_mut(&id).unwrap();
-        member.inc += 1;
-        let peer = Peer { inc: member.inc, ..Peer::new(id) };
-        member.groups = Some(Groups::new(peer));
-        member.watch.clear();
+    pub(crate) fn begin(&mut self, id: NodeId) {
+        let inc = self.life(id) + 1;
+        self.start(id, Groups::new(Peer { inc, ..Peer::new(id) }));
+        self.around.watch.remove(&id);
     }
 
     /// Its agent is started again; the others see a session with a new life.
     pub(crate) fn restart(&mut self, id: NodeId) {
-        self.start(id);
-        let inc = self.members[&id].inc;
+        self.begin(id);
+        let inc = self.life(id);
         for other in self.ids().into_iter().filter(|other| *other != id) {
             let peer = Peer { inc, ..Peer::new(id) };
-            self.put(other, Input::Command(Command::LinkUp(peer)));
+            self.command(other, Command::LinkUp(peer));
         }
     }
 
-    pub(crate) fn ids(&self) -> Vec<NodeId> {
-        self.members.keys().copied().collect()
-    }
-
-    pub(crate) fn at(&mut self, after: Duration, happening: Happening) {
-        self.sequence += 1;
-        self.queue.insert((self.now + after, self.sequence), happening);
-    }
-
-    pub(crate) fn put(&mut self, id: NodeId, input: Input<Groups>) {
-        let inc = self.members[&id].inc;
-        self.at(Duration::ZERO, Happening::Input(id, inc, input));
+    pub(crate) fn heard(&self, id: NodeId) -> &[(NodeId, Vec<u8>)] {
+        self.around.heard.get(&id).map_or(&[], Vec::as_slice)
     }
 
     /// Asks one node for something that is answered under the number returned.
     pub(crate) fn ask(&mut self, id: NodeId, command: impl FnOnce(u32) -> Command) -> u32 {
-        self.calls += 1;
-        let command = command(self.calls);
-        self.put(id, Input::Command(command));
-        self.calls
+        self.around.calls += 1;
+        let call = self.around.calls;
+        self.command(id, command(call));
+        call
     }
 
     pub(crate) fn create(&mut self, id: NodeId) -> u32 {
@@ -148,7 +190,7 @@ impl World {
     }
 
     pub(crate) fn crash(&mut self, id: NodeId) {
-        self.members.get_mut(&id).unwrap().groups = None;
+        self.0.crash(id);
         self.lose(id);
     }
 
@@ -156,163 +198,35 @@ impl World {
     pub(crate) fn lose(&mut self, dead: NodeId) {
         for by in self.ids() {
             let after = Duration::from_millis(self.rng.u64(1_500..14_000));
-            self.at(after, Happening::Detect { by, dead });
+            detect(self, after, by, dead);
         }
     }
 
     pub(crate) fn cut(&mut self, sides: impl Fn(usize) -> u32) {
-        let ids = self.ids();
-        for (number, id) in ids.iter().enumerate() {
-            self.side.insert(*id, sides(number));
-        }
-        ids.into_iter().for_each(|id| self.lose(id));
-    }
-
-    pub(crate) fn reach(&self, a: NodeId, b: NodeId) -> bool {
-        self.side.get(&a).unwrap_or(&0) == self.side.get(&b).unwrap_or(&0)
-    }
-
-    pub(crate) fn run(&mut self, span: Duration) {
-        let end = self.now + span;
-        while self.queue.first_key_value().is_some_and(|((due, _), _)| *due <= end) {
-            let ((due, _), happening) = self.queue.pop_first().unwrap();
-            self.now = due;
-            match happening {
-                Happening::Input(id, inc, input) => self.step(id, inc, input),
-                Happening::Directory { node, call, key, ask } => {
-                    self.on_directory(node, call, key, ask);
-                }
-                Happening::Detect { by, dead } => {
-                    let gone = self.members[&dead].groups.is_none() || !self.reach(by, dead);
-                    if gone && self.members[&by].watch.contains(&dead) {
-                        self.put(by, Input::Command(Command::Dead(dead)));
-                    }
-                }
-            }
-        }
-        self.now = end;
-    }
-
-    pub(crate) fn on_directory(&mut self, node: NodeId, call: u32, key: Key, ask: DirectoryAsk) {
-        let (version, value) = self.directory.entry(key).or_default();
-        let answer = match ask {
-            DirectoryAsk::Cas { expected, value: new } if expected == *version => {
-                (*version, *value) = (*version + 1, new);
-                self.writes += 1;
-                DirectoryAnswer::Written { version: *version }
-            }
-            DirectoryAsk::Cas { .. } | DirectoryAsk::Get => {
-                DirectoryAnswer::Is { version: *version, value: value.clone() }
-            }
-        };
-        let after = Duration::from_millis(self.rng.u64(1..100));
-        let command = Input::Command(Command::Directory { call, answer });
-        let inc = self.members[&node].inc;
-        self.at(after, Happening::Input(node, inc, command));
-    }
-
-    pub(crate) fn step(&mut self, id: NodeId, inc: u32, input: Input<Groups>) {
-        let member = self.members.get_mut(&id).unwrap();
-        let Some(groups) = member.groups.as_mut().filter(|_| member.inc == inc) else { return };
-        let mut effects = Vec::new();
-        groups.handle(input, &mut Cx::new(self.now, &mut self.rng, &mut effects));
-        for (_, size, most) in groups.sizes() {
-            assert!(size <= most);
-        }
-        for effect in effects {
-            match effect {
-                Effect::Send { to, msg } => self.carry(id, to, msg),
-                Effect::After { delay, timer } => {
-                    self.at(delay, Happening::Input(id, inc, Input::<Groups>::Timer(timer)));
-                }
-                Effect::Emit(event) => self.event(id, event),
-            }
-        }
-    }
-
-    pub(crate) fn carry(&mut self, from: NodeId, to: NodeId, msg: Msg) {
-        let inc = self.members.get(&to).map_or(0, |member| member.inc);
-        if from == to {
-            self.at(Duration::ZERO, Happening::Input(to, inc, Input::Message { from, msg }));
-            return;
-        }
-        self.sent += 1;
-        let cast = match &msg {
-            Msg::Cast { cast: GroupCast::Packet(_), .. } => true,
-            Msg::Ring { msg, .. } => matches!(
-                **msg,
-                dugnad_connectivity::Msg::Cast(
-                    dugnad_connectivity::tree::broadcast::CastMsg::Down { .. }
-                )
-            ),
-            _ => false,
-        };
-        self.packets += usize::from(cast);
-        let delay = self.rng.u64(1_000..40_000);
-        let live = self.members.get(&to).is_some_and(|member| member.groups.is_some());
-        if !live || !self.reach(from, to) {
-            let sender = self.members[&from].inc;
-            let down = Input::Command(Command::LinkDown(to));
-            self.at(Duration::from_micros(delay), Happening::Input(from, sender, down));
-            return;
-        }
-        if self.loss.is_some_and(|one_of| self.rng.u32(0..one_of) == 0) {
-            return;
-        }
-        let last = self.last.entry((from, to)).or_default();
-        let at = (self.now.0 + delay).max(*last + 1);
-        *last = at;
-        let after = Duration::from_micros(at - self.now.0);
-        self.at(after, Happening::Input(to, inc, Input::Message { from, msg }));
-    }
-
-    pub(crate) fn event(&mut self, id: NodeId, event: Event) {
-        match event {
-            Event::Directory { call, key, ask } => {
-                let after = Duration::from_millis(self.rng.u64(1..100));
-                self.at(after, Happening::Directory { node: id, call, key, ask });
-            }
-            Event::Answer { call, answer } => {
-                assert_eq!(self.answers.insert(call, answer), None, "answered twice");
-            }
-            Event::Deliver { from, body, .. } => {
-                self.members.get_mut(&id).unwrap().heard.push((from, body));
-            }
-            Event::Watch(set) => {
-                for news in &set {
-                    let dead = self.members[news].groups.is_none() || !self.reach(id, *news);
-                    if dead {
-                        let after = Duration::from_secs(9);
-                        self.at(after, Happening::Detect { by: id, dead: *news });
-                    }
-                }
-                self.members.get_mut(&id).unwrap().watch = set;
-            }
-            Event::Contact(_) | Event::Doubt(_) => {}
-        }
+        self.0.cut(sides);
+        self.ids().into_iter().for_each(|id| self.lose(id));
     }
 
     pub(crate) fn record(&self) -> Option<GroupRecord> {
-        let (_, value) = self.directory.get(&directory_key(group_id(NAME)))?;
+        let (_, value) = self.around.directory.get(&directory_key(group_id(NAME)))?;
         GroupRecord::decode(value.as_ref()?)
     }
 
     /// Who is inside, as each says of itself.
     pub(crate) fn inside(&self) -> BTreeSet<NodeId> {
         let joined = |groups: &Groups| groups.views().any(|v| v.name == NAME && v.joined);
-        let of = |(id, m): (&NodeId, &Member)| m.groups.as_ref().filter(|g| joined(g)).map(|_| *id);
-        self.members.iter().filter_map(of).collect()
+        self.live().filter(|(_, groups)| joined(groups)).map(|(id, _)| id).collect()
     }
 
     pub(crate) fn modes(&self) -> BTreeSet<bool> {
-        let views = self.members.values().filter_map(|m| m.groups.as_ref());
-        views.flat_map(Groups::views).map(|view| view.mode == Mode::Ring).collect()
+        let views = self.live().flat_map(|(_, groups)| groups.views());
+        views.map(|view| view.mode == Mode::Ring).collect()
     }
 
     /// All inside have heard exactly these, each once, in any order.
     pub(crate) fn all_heard(&self, bodies: &[&[u8]]) -> Result<(), String> {
         for id in self.inside() {
-            let heard = &self.members[&id].heard;
+            let heard = self.heard(id);
             for body in bodies {
                 let count = heard.iter().filter(|(_, heard)| heard == body).count();
                 if count != 1 {
@@ -335,7 +249,7 @@ pub(crate) fn group_of(seed: u64, count: usize, nodes: usize) -> World {
     let ids = world.ids();
     let call = world.create(ids[0]);
     world.run(SECOND);
-    assert_eq!(world.answers.get(&call), Some(&Answer::Done));
+    assert_eq!(world.around.answers.get(&call), Some(&Answer::Done));
     for id in ids.into_iter().take(count).skip(1) {
         world.join(id);
         world.run(SECOND / 10);

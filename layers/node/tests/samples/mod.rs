@@ -3,13 +3,14 @@
 use dugnad_collective::cast::{CastBody, CastPart};
 use dugnad_collective::deployment::service::View;
 use dugnad_collective::deployment::service::{Desired, Failed, Plan, Service, Slot, SlotState};
-use dugnad_collective::deployment::trees::Needed;
-use dugnad_collective::persistence::directory::{Decide, Decided};
+use dugnad_collective::packages::Needed;
 use dugnad_collective::persistence::record::{Record, Version};
 use dugnad_collective::persistence::sync::SyncMsg;
-use dugnad_collective::{self as collective, Request, Response};
+use dugnad_collective::{self as collective, deployment, packages, persistence};
 use dugnad_connectivity::entry::EntryMsg;
-use dugnad_connectivity::group::directory::{GroupRecord, Mode, Policy, group_id};
+use dugnad_connectivity::group::directory::{
+    DirectoryAnswer, DirectoryAsk, GroupRecord, Mode, Policy, group_id,
+};
 use dugnad_connectivity::group::{self, GroupCast, MsgId, Packet, Place, Refusal, Stream, Welcome};
 use dugnad_connectivity::route::{Found, Hop, Purpose, RouteMsg};
 use dugnad_connectivity::tree::broadcast::{CastId, CastMsg};
@@ -74,14 +75,19 @@ variants!(Load, "load": Above, Topology, Cast);
 variants!(detector::Msg, "detect": Ping, Pong, PingReq, Reached, Gone);
 variants!(EntryMsg, "entry": Probe, ProbeRes, Merge, Hint);
 variants!(collective::Msg, "collective":
-    Request => request named, Response => response named, Sync => inner, Held, Mirror, NotHeld);
-variants!(Request, "request": Put, Copy, Get, Query, Why,
-    Decide => decide named, Recall, Claim);
-variants!(Response, "response":
-    Put, Copied, Refused, Get, NotOwner, View, Unknown, NotManager, Why,
-    Decided => inner, Recalled, Taken);
-variants!(Decide, "decide": Get, Cas);
-variants!(Decided, "decided": Is, Written, Failed);
+    Persistence => inner, Packages => inner, Deployment => inner);
+variants!(persistence::Msg, "persistence":
+    Request => request named, Response => response named, Sync => inner);
+variants!(packages::Msg, "packages": Held, Mirror, NotHeld);
+variants!(deployment::Msg, "deployment":
+    Request => request named, Response => response named);
+variants!(persistence::Request, "request": Put, Copy, Get, Decide => decide named, Claim);
+variants!(persistence::Response, "response":
+    Put, Copied, Refused, Get, NotOwner, Decided => inner, Taken);
+variants!(deployment::Request, "servicerequest": Query, Why, Recall);
+variants!(deployment::Response, "serviceresponse": View, Unknown, NotManager, Why, Recalled);
+variants!(DirectoryAsk, "decide": Get, Cas);
+variants!(DirectoryAnswer, "decided": Is, Written, Failed);
 variants!(group::Msg, "group": Request => request named, Response => response named, Hello, Members,
     Gone, Bye, Outside, Cast => cast named, Checked, Nack, Repair, Token,
     Taken, NotTaken, Ring);
@@ -132,13 +138,18 @@ pub(crate) fn all_variants() -> Vec<String> {
         detector::Msg::ALL,
         EntryMsg::ALL,
         collective::Msg::ALL,
-        Request::ALL,
-        Response::ALL,
+        persistence::Msg::ALL,
+        persistence::Request::ALL,
+        persistence::Response::ALL,
+        packages::Msg::ALL,
+        deployment::Msg::ALL,
+        deployment::Request::ALL,
+        deployment::Response::ALL,
         SyncMsg::ALL,
         ToHost::ALL,
         ToManager::ALL,
-        Decide::ALL,
-        Decided::ALL,
+        DirectoryAsk::ALL,
+        DirectoryAnswer::ALL,
         group::Msg::ALL,
         group::Request::ALL,
         group::Response::ALL,
@@ -400,32 +411,29 @@ fn route_messages() -> Vec<RouteMsg> {
     ]
 }
 
-fn collective_messages() -> Vec<collective::Msg> {
+fn persistence_messages() -> Vec<persistence::Msg> {
+    use persistence::{Request, Response};
     let requests = [
         Request::Put(record()),
         Request::Copy(Record { value: None, ..record() }),
         Request::Get((id(2), b"plan".to_vec())),
-        Request::Query { service: id(9), seen: 1 << 33 },
-        Request::Why { service: id(9) },
-        Request::Decide { key: id(9), decide: Decide::Get },
-        Request::Decide { key: id(9), decide: Decide::Cas { expected: 1, value: Some(vec![1]) } },
-        Request::Recall { key: id(9) },
+        Request::Decide { key: id(9), decide: DirectoryAsk::Get },
+        Request::Decide {
+            key: id(9),
+            decide: DirectoryAsk::Cas { expected: 1, value: Some(vec![1]) },
+        },
         Request::Claim { record: record(), expected: 300 },
     ];
+    let group = group_record().encode();
     let responses = [
         Response::Put { holders: vec![id(1), id(2)], places: 5 },
         Response::Copied,
         Response::Refused,
         Response::Get(Some(record())),
         Response::NotOwner,
-        Response::View(view()),
-        Response::Unknown,
-        Response::NotManager,
-        Response::Why(vec!["because".into()]),
-        Response::Decided(Decided::Is { version: 300, value: group_record().encode() }),
-        Response::Decided(Decided::Written { version: 300 }),
-        Response::Decided(Decided::Failed),
-        Response::Recalled(vec![record()]),
+        Response::Decided(DirectoryAnswer::Is { version: 300, value: group }),
+        Response::Decided(DirectoryAnswer::Written { version: 300 }),
+        Response::Decided(DirectoryAnswer::Failed),
         Response::Taken(Some(record())),
     ];
     let name = (id(2), b"spec".to_vec());
@@ -439,15 +447,44 @@ fn collective_messages() -> Vec<collective::Msg> {
         SyncMsg::Want { names: vec![name] },
         SyncMsg::Items { records: vec![record()] },
     ];
-    let mut all: Vec<collective::Msg> = Vec::new();
-    all.extend(requests.map(|request| collective::Msg::Request { call: 7, request }));
-    all.extend(responses.map(|response| collective::Msg::Response { call: 7, response }));
-    all.extend(syncs.map(collective::Msg::Sync));
-    all.push(collective::Msg::Held { root: Hash([7; 32]) });
-    all.push(collective::Msg::Mirror { tree: tree(), origin: id(4) });
-    let reason = "no room".to_owned();
-    all.push(collective::Msg::NotHeld { root: Hash([7; 32]), reason });
+    let mut all: Vec<persistence::Msg> = Vec::new();
+    all.extend(requests.map(|request| persistence::Msg::Request { call: 7, request }));
+    all.extend(responses.map(|response| persistence::Msg::Response { call: 7, response }));
+    all.extend(syncs.map(persistence::Msg::Sync));
     all
+}
+
+fn deployment_messages() -> Vec<deployment::Msg> {
+    use deployment::{Request, Response};
+    let requests = [
+        Request::Query { service: id(9), seen: 1 << 33 },
+        Request::Why { service: id(9) },
+        Request::Recall { service: id(9) },
+    ];
+    let responses = [
+        Response::View(view()),
+        Response::Unknown,
+        Response::NotManager,
+        Response::Why(vec!["because".into()]),
+        Response::Recalled(vec![record()]),
+    ];
+    let mut all: Vec<deployment::Msg> = Vec::new();
+    all.extend(requests.map(|request| deployment::Msg::Request { call: 7, request }));
+    all.extend(responses.map(|response| deployment::Msg::Response { call: 7, response }));
+    all
+}
+
+fn collective_messages() -> Vec<collective::Msg> {
+    let reason = "no room".to_owned();
+    let packages = [
+        packages::Msg::Held { root: Hash([7; 32]) },
+        packages::Msg::Mirror { tree: tree(), origin: id(4) },
+        packages::Msg::NotHeld { root: Hash([7; 32]), reason },
+    ];
+    let persistence = persistence_messages().into_iter().map(collective::Msg::Persistence);
+    let deployment = deployment_messages().into_iter().map(collective::Msg::Deployment);
+    let packages = packages.into_iter().map(collective::Msg::Packages);
+    persistence.chain(packages).chain(deployment).collect()
 }
 
 fn host_messages() -> Vec<Msg> {

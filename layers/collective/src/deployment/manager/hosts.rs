@@ -4,16 +4,18 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, Key, NodeId};
 use dugnad_resource::describe::clip_name;
 use dugnad_resource::execute::{Epoch, HostState, ReplicaId, ToHost, ToManager};
 use dugnad_resource::executor::{clip_log, clip_note};
 
 use super::{AVOID, AVOID_DOUBLINGS, TAKE_OVER};
+use crate::deployment::operations::Awaited;
 use crate::deployment::service::{Desired, Slot, SlotState};
-use crate::{Collective, Event, Out, Reply};
+use crate::deployment::{Deployment, Event, Reply};
 
-impl Collective {
+impl Deployment {
     /// The answer of a host to a reservation.
     pub(crate) fn on_reserved(
         &mut self,
@@ -23,8 +25,8 @@ impl Collective {
         result: Result<(), String>,
         cx: &mut Cx<'_, Self>,
     ) {
-        let asked = |out: &Out| match out {
-            Out::Reserve { to, service: s, number: n } => {
+        let asked = |out: &Awaited| match out {
+            Awaited::Reserve { to, service: s, number: n } => {
                 *to == from && *s == service && *n == number
             }
             _ => false,

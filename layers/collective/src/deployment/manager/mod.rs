@@ -19,10 +19,9 @@ pub(crate) mod reconcile;
 mod take_over;
 mod update;
 
-use super::deployer;
 use super::service::{Desired, Plan, SPEC, Service, Slot, SlotState, View};
+use super::{Deployment, Event, Response, Timer, deployer};
 use crate::cast::CastBody;
-use crate::{Collective, Event, Response};
 
 /// How long the hosts of a plan have to report to a new manager.
 const TAKE_OVER: Duration = Duration::from_millis(1_200);
@@ -32,6 +31,10 @@ const BLOCKED_DOUBLINGS: u32 = 2;
 /// A node where a replica failed is avoided this long, doubling (PROTOCOL.md 10.11).
 const AVOID: Duration = Duration::from_secs(60);
 const AVOID_DOUBLINGS: u32 = 6;
+/// A host that does not say that it stopped a replica is told again after this, doubling: it may
+/// have said so to somebody else who believed to manage the service.
+const STOP_AGAIN: Duration = Duration::from_secs(30);
+const STOP_DOUBLINGS: u32 = 4;
 /// A query that sees nothing new is answered after this.
 const POLL: Duration = Duration::from_millis(1_500);
 const WAITING_MAX: usize = 64;
@@ -43,7 +46,7 @@ const PLAN_COPIES: usize = 2;
 
 /// What came of looking for places.
 #[derive(Clone, Debug)]
-pub(crate) struct Placed {
+pub struct Placed {
     service: Key,
     term: u64,
     /// The replica a new version was to be placed beside.
@@ -79,6 +82,8 @@ pub struct Manager {
     extra: Set<u32>,
     /// Hosts that are about to leave.
     leaving: Set<NodeId>,
+    /// Whether hosts are to be told again to stop what is on its way out.
+    stopping: bool,
     /// Replicas that a new version replaced where they are.
     in_place: Set<u32>,
     /// How often a replica came to an end before it was ready.
@@ -113,6 +118,7 @@ impl Manager {
             avoid: Map::new(),
             extra: Set::new(),
             leaving: Set::new(),
+            stopping: false,
             in_place: Set::new(),
             unready: Map::new(),
             sources: Map::new(),
@@ -133,6 +139,11 @@ impl Manager {
         self.plan.slots.iter().filter(|slot| {
             matches!(slot.state, SlotState::Reserved | SlotState::Starting | SlotState::Ready)
         })
+    }
+
+    /// Whether some replica has not been said to have ended.
+    fn is_draining(&self) -> bool {
+        self.plan.slots.iter().any(|slot| slot.state == SlotState::Draining)
     }
 
     /// Live, and not on a node that is about to leave.
@@ -206,7 +217,7 @@ impl Manager {
     }
 }
 
-impl Collective {
+impl Deployment {
     pub fn managers(&self) -> impl Iterator<Item = (&Key, &Manager)> {
         self.managers.iter()
     }
@@ -220,7 +231,7 @@ impl Collective {
     }
 
     pub(crate) fn manages(&self, key: Key) -> bool {
-        self.place.range.is_some_and(|range| range.contains(key))
+        self.position.owns(key)
     }
 
     pub(crate) fn refresh_managers(&mut self, cx: &mut Cx<'_, Self>) {
@@ -234,12 +245,10 @@ impl Collective {
                 cx.emit(Event::ToHost { to: slot.node, msg });
             }
         }
-        let mine: Vec<Key> = self
-            .store
-            .iter()
-            .filter(|r| r.name == SPEC && self.manages(r.key))
-            .map(|r| r.key)
-            .collect();
+        let store = self.records.read();
+        let mine = store.iter().filter(|r| r.name == SPEC && self.manages(r.key));
+        let mine: Vec<Key> = mine.map(|r| r.key).collect();
+        drop(store);
         for key in mine {
             self.on_service_record(key, cx);
         }
@@ -268,7 +277,7 @@ impl Collective {
             // Only now, when it happens: a record of a removal that somebody kept while the service
             // was deployed anew must not delete what that has written.
             let body = CastBody::Removed { service: key };
-            cx.emit(Event::Cast { call: 0, body, feedback: false });
+            cx.emit(Event::Cast { call: None, body });
         }
         self.reconcile(key, cx);
         self.touch(key, cx);
@@ -281,7 +290,7 @@ impl Collective {
             port: manager.service.spec.port,
             removed: manager.service.desired != Desired::Running,
         };
-        cx.emit(Event::Cast { call: 0, body, feedback: false });
+        cx.emit(Event::Cast { call: None, body });
     }
 
     /// The service of this key, if this node is to manage it and its record is sound.
@@ -298,13 +307,16 @@ impl Collective {
     }
 
     pub(super) fn read<T: for<'a> Deserialize<'a>>(&self, key: Key, name: &[u8]) -> Option<T> {
-        postcard::from_bytes(self.store.get(key, name)?.value.as_ref()?).ok()
+        postcard::from_bytes(self.records.read().get(key, name)?.value.as_ref()?).ok()
     }
 
     /// Something people or waiting queries should hear of.
     fn touch(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
         let Some(manager) = self.managers.get_mut(&key) else { return };
         manager.revision += 1;
+        if manager.is_draining() && !core::mem::replace(&mut manager.stopping, true) {
+            cx.after(STOP_AGAIN, Timer::Stop { key, tries: 1 });
+        }
         let view = manager.view(key, self.me);
         for (to, call) in core::mem::take(&mut manager.waiting) {
             self.respond(to, call, Response::View(view.clone()), cx);
@@ -319,6 +331,6 @@ impl Collective {
             service: Some(manager.service.spec.name.clone()),
             text,
         };
-        cx.emit(Event::Cast { call: 0, body, feedback: false });
+        cx.emit(Event::Cast { call: None, body });
     }
 }

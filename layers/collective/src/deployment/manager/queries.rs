@@ -6,9 +6,9 @@ use alloc::vec::Vec;
 use dugnad_kernel::{Cx, Key, NodeId};
 
 use super::{POLL, WAITING_MAX};
-use crate::{Collective, Response, Timer};
+use crate::deployment::{Deployment, Response, Timer};
 
-impl Collective {
+impl Deployment {
     pub(crate) fn on_query(
         &mut self,
         from: NodeId,

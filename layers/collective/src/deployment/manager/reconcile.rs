@@ -5,6 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use dugnad_kernel::map::Set;
 
+use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::execute::{Epoch, ReplicaId, ToHost};
 use dugnad_resource::spec::Spec;
@@ -13,14 +14,13 @@ use super::{AVOID, BLOCKED, BLOCKED_DOUBLINGS, BLOCKED_LINES, PLAN_COPIES, Place
 use crate::cast::{CastBody, descriptions};
 use crate::deployment::allocator::{self, marks};
 use crate::deployment::service::{Desired, PLAN, Slot, SlotState};
-use crate::persistence::put::put;
+use crate::deployment::{Asker, AskerExt, Deployment, Event, OPS_MAX, Outcome, Timer};
 use crate::persistence::record::Record;
-use crate::{Ask, Asker, Collective, Event, OPS_MAX, Outcome, Reply, Timer};
 
 /// The bits of a plan's version below its term: writes within one term.
 pub(crate) const TERM_SHIFT: u32 = 28;
 
-impl Collective {
+impl Deployment {
     /// Looks after the service again in `delay`; an earlier appointment is void.
     pub(super) fn later(&mut self, key: Key, delay: Duration, cx: &mut Cx<'_, Self>) {
         if let Some(manager) = self.managers.get_mut(&key) {
@@ -205,7 +205,7 @@ impl Collective {
             // It would not reach everybody before this node is gone; the next manager writes.
             return;
         }
-        let mut version = self.store.next_version(key, PLAN, self.me);
+        let mut version = self.records.read().next_version(key, PLAN, self.me);
         let Some(manager) = self.managers.get_mut(&key) else { return };
         // A plan of a lower term never wins, however often it was written.
         let of_term = manager.plan.epoch.term << TERM_SHIFT;
@@ -215,9 +215,9 @@ impl Collective {
         manager.decided = manager.plan.epoch;
         let Ok(value) = postcard::to_allocvec(&manager.plan) else { return };
         let record = Record { key, name: PLAN.to_vec(), version, value: Some(value) };
-        let copies = PLAN_COPIES.min(usize::try_from(self.place.size).unwrap_or(usize::MAX));
-        let op = |asker| async move {
-            let stored = !put(asker, record, copies).await.is_empty();
+        let copies = PLAN_COPIES.min(usize::try_from(self.position.size).unwrap_or(usize::MAX));
+        let op = |asker: Asker| async move {
+            let stored = !asker.put(record, copies).await.is_empty();
             Outcome::PlanStored { service: key, term, stored }
         };
         self.start("store plan", op, cx);
@@ -298,11 +298,8 @@ struct Search {
 async fn place(asker: Asker, search: Search) -> Outcome {
     let trees = marks(&search.spec);
     let program = search.spec.host_program().map(ToString::to_string);
-    let answer = asker.ask(Ask::Cast(CastBody::Describe { trees, program })).await;
-    let nodes = match answer {
-        Reply::Parts { parts, .. } => descriptions(&parts),
-        _ => Vec::new(),
-    };
+    let (parts, _) = asker.cast(CastBody::Describe { trees, program }).await;
+    let nodes = descriptions(&parts);
     let mut rng = fastrand::Rng::with_seed(search.seed);
     let choice = allocator::choose(&search.spec, &nodes, &search.taken, &search.avoid, &mut rng);
     let mut blocked: Vec<String> = choice
@@ -324,7 +321,7 @@ async fn place(asker: Asker, search: Search) -> Outcome {
         for candidate in candidates.by_ref().take(search.need - slots.len()) {
             let id = ReplicaId { service: search.key, number };
             let msg = ToHost::Reserve { id, epoch: search.epoch, needs: search.spec.needs };
-            asked.push((number, asker.ask(Ask::Reserve { to: candidate.node, msg }), candidate));
+            asked.push((number, asker.reserve(candidate.node, msg), candidate));
             number = number.saturating_add(1);
         }
         if asked.is_empty() {
@@ -332,7 +329,7 @@ async fn place(asker: Asker, search: Search) -> Outcome {
         }
         for (number, answer, candidate) in asked {
             match answer.await {
-                Reply::Reserved(Ok(())) => {
+                Ok(()) => {
                     let sources = holders(&search.spec, &nodes, candidate.node);
                     let slot = Slot {
                         number,
@@ -344,10 +341,7 @@ async fn place(asker: Asker, search: Search) -> Outcome {
                     };
                     slots.push((slot, sources));
                 }
-                Reply::Reserved(Err(reason)) => {
-                    blocked.push(format!("{}: {reason}", candidate.name));
-                }
-                _ => {}
+                Err(reason) => blocked.push(format!("{}: {reason}", candidate.name)),
             }
         }
     }

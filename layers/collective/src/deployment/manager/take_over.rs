@@ -5,14 +5,18 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use dugnad_kernel::map::Set;
 
+use dugnad_kernel::calls::Operates;
 use dugnad_kernel::ops::first;
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::execute::{Epoch, ReplicaId, ToHost};
 
-use super::{Manager, TAKE_OVER};
+use super::{Manager, STOP_AGAIN, STOP_DOUBLINGS, TAKE_OVER};
 use crate::deployment::service::{PLAN, Plan, SPEC, Service, SlotState};
+use crate::deployment::{
+    Ask, Asker, AskerExt, Deployment, Event, Outcome, Reply, Request, Response, Timer,
+};
+use crate::persistence::Question;
 use crate::persistence::record::{DEGREE, Record, class};
-use crate::{Ask, Asker, AskerExt, Collective, Event, Outcome, Reply, Request, Response};
 
 /// How long the other holders have to be found, and as long again to answer: the same order as
 /// the check of a closed connection, because services wait meanwhile when a manager died.
@@ -20,7 +24,7 @@ const RECALL: Duration = Duration::from_millis(500);
 /// Records of one service that one answer carries at most, in bytes.
 const RECALL_BYTES: usize = 48 * 1024;
 
-impl Collective {
+impl Deployment {
     /// The records of a service this node answers for are here; it may be the first to know.
     pub(super) fn begin_take_over(&mut self, key: Key, service: Service, cx: &mut Cx<'_, Self>) {
         if !self.recalling.contains(&key) && !self.recall(key, cx) {
@@ -30,7 +34,7 @@ impl Collective {
 
     /// Asks the other holders what they know of a service; whether there is anybody to ask.
     pub(super) fn recall(&mut self, key: Key, cx: &mut Cx<'_, Self>) -> bool {
-        let (me, others) = (self.me, self.copy_holders());
+        let (me, others) = (self.me, self.position.copy_holders(self.me));
         if others.is_empty() || !self.recalling.insert(key) {
             return false;
         }
@@ -42,10 +46,26 @@ impl Collective {
     }
 
     /// What the other holders know; the newest counts from now on.
-    pub(crate) fn on_recalled(&mut self, key: Key, records: &[Record], cx: &mut Cx<'_, Self>) {
-        let own: Vec<Record> = records.iter().filter(|r| r.key == key).cloned().collect();
-        // While it still counts as asking: what is news here must not make it ask again.
-        self.take_in(&own, cx);
+    pub(crate) fn on_recalled(
+        &mut self,
+        key: Key,
+        mut records: Vec<Record>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        records.retain(|record| record.key == key);
+        // It counts as asking until they are taken in: what is news here must not make it ask
+        // again.
+        let op = |asker: Asker| async move {
+            asker.records(Question::TakeIn(records)).await;
+            Outcome::TakenIn { service: key }
+        };
+        if !self.start("take in records", op, cx) {
+            self.on_taken_in(key, cx);
+        }
+    }
+
+    /// What the others knew is here now.
+    pub(crate) fn on_taken_in(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
         self.recalling.remove(&key);
         if !self.managers.contains_key(&key) {
             if let Some(service) = self.managed_service(key) {
@@ -58,7 +78,8 @@ impl Collective {
     pub(crate) fn on_recall(&self, from: NodeId, call: u32, key: Key, cx: &mut Cx<'_, Self>) {
         let mut bytes = 0;
         let names = [PLAN, SPEC];
-        let held = names.iter().filter_map(|name| self.store.get(key, name));
+        let store = self.records.read();
+        let held = names.iter().filter_map(|name| store.get(key, name));
         let small = held.filter(|record| {
             bytes += record.bytes();
             bytes <= RECALL_BYTES
@@ -120,6 +141,18 @@ impl Collective {
         }
     }
 
+    /// Replicas on their way out that nobody has said to have ended: their hosts are told once
+    /// more, until they say so or die.
+    pub(crate) fn on_stop_due(&mut self, key: Key, tries: u32, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        manager.stopping = manager.is_draining() && !self.ending;
+        if manager.stopping {
+            self.stop_again(key, cx);
+            let doubled = tries.min(STOP_DOUBLINGS);
+            cx.after(STOP_AGAIN * (1 << doubled), Timer::Stop { key, tries: doubled + 1 });
+        }
+    }
+
     /// Another manager wrote a plan. One of a higher term was decided later, by somebody who knew
     /// more: it counts from now on, and what this node had started is taken in or stopped.
     pub(crate) fn on_plan_record(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
@@ -157,11 +190,13 @@ async fn recall(asker: Asker, key: Key, me: NodeId, successors: Vec<NodeId>) -> 
     while found.len() > 1 {
         match first(&mut found).await {
             Reply::Over => break,
-            reply => holders.extend(reply.owner()),
+            Reply::Found(owner) => holders.extend(owner),
+            _ => {}
         }
     }
     holders.remove(&me);
-    let calls = holders.into_iter().map(|node| asker.call(node, Request::Recall { key }));
+    let request = |to| Ask::Call { to, request: Request::Recall { service: key } };
+    let calls = holders.into_iter().map(|node| asker.ask(request(node)));
     let mut answers: Vec<_> = calls.chain([asker.ask(Ask::Sleep(RECALL))]).collect();
     let mut records = Vec::new();
     while answers.len() > 1 {
@@ -171,5 +206,5 @@ async fn recall(asker: Asker, key: Key, me: NodeId, successors: Vec<NodeId>) -> 
             _ => {}
         }
     }
-    Outcome::Recalled { key, records }
+    Outcome::Recalled { service: key, records }
 }

@@ -4,23 +4,24 @@
 use alloc::format;
 use alloc::vec::Vec;
 
+use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, Key, NodeId};
 use dugnad_resource::execute::{ReplicaId, ToHost};
 use dugnad_resource::executor::{clip_log, clip_note};
 
+use crate::deployment::client::forget_packages;
 use crate::deployment::service::{
     Desired, FAILED, Failed, PREVIOUS, SPEC, Service, Slot, SlotState,
 };
-use crate::deployment::trees::forget_trees;
-use crate::persistence::put::put;
-use crate::persistence::record::{Record, Version};
-use crate::{Collective, Event, Outcome};
+use crate::deployment::{Asker, AskerExt, Deployment, Event, Outcome};
+use crate::persistence::Question;
+use crate::persistence::record::Record;
 
 /// A replica of a new version that comes to an end so often before it was ever ready will not get
 /// ready.
 const UNREADY_MAX: u32 = 2;
 
-impl Collective {
+impl Deployment {
     /// Stops what is too much, and only what others already serve for.
     pub(super) fn drop_surplus(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
         let Some(manager) = self.managers.get_mut(&key) else { return };
@@ -170,13 +171,13 @@ impl Collective {
             "version {bad} did not get ready and is withdrawn, version {good} stays: {}",
             clip_note(note)
         );
-        let (spec, kept, me) = (manager.service.spec.clone(), previous.spec.clone(), self.me);
+        let (spec, kept) = (manager.service.spec.clone(), previous.spec.clone());
         manager.set_service(previous.clone());
         manager.note(text.clone());
         self.count("versions_withdrawn");
         self.write(key, SPEC, postcard::to_allocvec(&previous).ok(), cx);
-        let forget = move |asker| async move {
-            forget_trees(&asker, &spec, &[&kept], me).await;
+        let forget = move |asker: Asker| async move {
+            forget_packages(&asker, &spec, &[&kept]).await;
             Outcome::Nothing
         };
         self.start("forget a version", forget, cx);
@@ -187,13 +188,13 @@ impl Collective {
 
     /// Writes a record of a service this node manages, as its newest version.
     fn write(&mut self, key: Key, name: &[u8], value: Option<Vec<u8>>, cx: &mut Cx<'_, Self>) {
-        let Version { counter, author } = self.store.next_version(key, name, self.me);
-        let version = Version { counter, author };
+        let version = self.records.read().next_version(key, name, self.me);
         let record = Record { key, name: name.to_vec(), version, value };
         // It counts here at once: what follows must not be decided on the one before.
-        self.take_in(core::slice::from_ref(&record), cx);
-        let op = |asker| async move {
-            put(asker, record, 1).await;
+        let question = Question::TakeIn(Vec::from([record.clone()]));
+        cx.emit(Event::Records { call: None, question });
+        let op = |asker: Asker| async move {
+            asker.put(record, 1).await;
             Outcome::Nothing
         };
         self.start("write", op, cx);

@@ -246,6 +246,32 @@ fn what_was_acknowledged_stays() {
     }
 }
 
+/// Power fails everywhere the moment a write is acknowledged: it is on the disks.
+#[test]
+fn what_was_acknowledged_was_on_disk() {
+    for seed in 0..300 {
+        let count = 1 + seed as usize % 5;
+        let mut world = world(seed, count);
+        world.run(SECOND);
+        let (key, at) = (Id(world.rng.u128(..)), any(&mut world));
+        let put = record(key, 1, at, "value");
+        let version = put.version;
+        let call = ask(&mut world, at, Question::Put { record: put, enough: count.min(3) });
+        let end = world.now + MINUTE;
+        assert!(world.run_until(end, |world| world.around.answers.contains_key(&call)));
+        assert!(matches!(&world.around.answers[&call], Answer::Stored(on) if !on.is_empty()));
+        for id in world.ids() {
+            world.crash(id);
+        }
+        for id in world.ids() {
+            begin(&mut world, id);
+        }
+        tell(&mut world);
+        world.run(MINUTE);
+        all_find(&mut world, &BTreeMap::from([(key, version)]));
+    }
+}
+
 /// Of two that claim a name at once, one has it, and the other is told whose it is.
 #[test]
 fn one_of_two_claims_wins() {

@@ -287,6 +287,9 @@ fn a_service_from_its_first_day_to_its_last() {
             world.run(SECOND * 60);
             assert_eq!(running(&world, key).len(), want, "seed {seed}: after its manager died");
             assert_eq!(world.around.started - started, hosted, "only what died is started anew");
+            let next = world.around.played.owner(key).unwrap();
+            let views = world.get(next).unwrap().views();
+            assert_eq!(usize::from(views[0].ready), want, "the next one knows who serves");
         }
         let sent = world.sent;
         world.run(SECOND * 3_600);

@@ -7,7 +7,7 @@ use dugnad_kernel::NodeId;
 use dugnad_kernel::map::Map;
 use dugnad_node::{
     Answer, GroupMode, GroupPolicy, GroupView, Happened, NodeState, NodeView, PlanView,
-    ReplicaState, ReplicaView, ServiceView, Status,
+    ReplicaState, ServiceView, Slot, Status,
 };
 use dugnad_resource::spec::{Arch, Port, Tree};
 use serde_json::{Value, json};
@@ -165,13 +165,13 @@ const fn replica_state(state: ReplicaState) -> &'static str {
     }
 }
 
-fn replica(view: &ReplicaView) -> Value {
+fn replica(slot: &Slot) -> Value {
     json!({
-        "replica": view.id.number,
-        "node": view.node.to_string(),
-        "node_name": view.node_name,
-        "state": replica_state(view.state),
-        "note": view.note,
+        "replica": slot.number,
+        "node": slot.node.to_string(),
+        "node_name": slot.node_name,
+        "state": replica_state(slot.state),
+        "note": slot.note,
     })
 }
 
@@ -180,12 +180,12 @@ fn replica(view: &ReplicaView) -> Value {
 pub(crate) fn service(view: &ServiceView) -> Value {
     json!({
         "service": view.name,
-        "version": view.version,
+        "version": view.generation,
         "want": view.want,
         "ready": view.ready,
-        "replicas": view.replicas.iter().map(replica).collect::<Vec<_>>(),
-        "stopped": view.stopped,
-        "kind": if view.is_static { "static" } else { "process" },
+        "replicas": view.slots.iter().map(replica).collect::<Vec<_>>(),
+        "stopped": view.is_stopped(),
+        "kind": if view.is_static() { "static" } else { "process" },
         "port": match view.port {
             Port::None => Value::Null,
             Port::Http => json!("http"),

@@ -7,12 +7,11 @@ use std::rc::Rc;
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Hash, Id, NodeId, Peer};
 use dugnad_node::{
-    GroupMode, GroupPolicy, GroupQuestion, GroupView, NodeState, NodeView, PlanView, ReplicaState,
-    ReplicaView, ServiceView, Status,
+    Desired, GroupMode, GroupPolicy, GroupQuestion, GroupView, NodeState, NodeView, PlanView,
+    ReplicaState, ServiceView, Slot, Status,
 };
 use dugnad_resource::describe::Profile;
-use dugnad_resource::execute::ReplicaId;
-use dugnad_resource::spec::{self, Arch, Port};
+use dugnad_resource::spec::{self, Arch, Kind, Port};
 use serde_json::json;
 use smol::LocalExecutor;
 use smol::channel::Sender;
@@ -36,28 +35,43 @@ pub(crate) struct FakeAgent {
 const AMOUNTS: Amounts = Amounts { memory: 128 << 20, cpu: 500, disk: 2 << 30, processes: 64 };
 
 pub(crate) fn wiki(ready: u8) -> ServiceView {
-    let replica = |number: u32, state| ReplicaView {
-        id: ReplicaId { service: spec::key_of("wiki"), number },
+    let slot = |number: u32, state| Slot {
+        number,
         node: Id(u128::from(number) + 1),
         node_name: ["attic", "kjøkken", "garage"][number as usize].to_owned(),
+        generation: 7,
         state,
         note: String::new(),
     };
     ServiceView {
         name: "wiki".to_owned(),
-        key: spec::key_of("wiki"),
-        version: 7,
-        stopped: false,
+        service: spec::key_of("wiki"),
+        generation: 7,
+        desired: Desired::Running,
         port: Port::Http,
-        is_static: false,
+        kind: Kind::Process,
         want: 3,
+        because: String::new(),
         ready,
         manager: Id(2),
-        replicas: vec![
-            replica(0, ReplicaState::Ready),
-            replica(1, ReplicaState::Reserved),
-            replica(2, ReplicaState::Lost),
+        revision: 1,
+        slots: vec![
+            slot(0, ReplicaState::Ready),
+            slot(1, ReplicaState::Reserved),
+            slot(2, ReplicaState::Lost),
         ],
+        blocked: Vec::new(),
+    }
+}
+
+fn plan() -> PlanView {
+    let place = |id: u128, name: &str, why: &str| (Id(id << 120), name.to_owned(), why.to_owned());
+    PlanView {
+        want: 2,
+        because: "availability 99.0%".to_owned(),
+        chosen: vec![place(1, "attic", "has data, 64M free"), place(2, "kjøkken", "other home")],
+        refused: vec![place(3, "zero", "memory: needs 64M, free 32M")],
+        notes: vec!["one home only".to_owned()],
     }
 }
 
@@ -113,20 +127,7 @@ impl FakeAgent {
                 node(2, Some("kjøkken"), NodeState::Suspect),
                 node(3, None, NodeState::Gone),
             ]),
-            Question::Plan(_) => Answer::Plan(PlanView {
-                want: 2,
-                because: "availability 99.0%".to_owned(),
-                chosen: vec![
-                    (Id(1 << 120), "attic".to_owned(), "has data, 64M free".to_owned()),
-                    (Id(2 << 120), "kjøkken".to_owned(), "other home".to_owned()),
-                ],
-                refused: vec![(
-                    Id(3 << 120),
-                    "zero".to_owned(),
-                    "memory: needs 64M, free 32M".to_owned(),
-                )],
-                notes: vec!["one home only".to_owned()],
-            }),
+            Question::Plan(_) => Answer::Plan(plan()),
             Question::Deploy(spec) => {
                 self.tell("replica 0 started");
                 assert!(spec.check().is_ok());

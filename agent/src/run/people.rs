@@ -251,7 +251,7 @@ impl AgentApi for Api {
             let key = key_of(&service);
             let nodes: Vec<NodeId> =
                 match Rc::clone(&agent).ask(Question::Resolve(service.clone())).await {
-                    Answer::Resolved(view) => view.replicas.iter().map(|r| r.node).collect(),
+                    Answer::Resolved(view) => view.slots.iter().map(|slot| slot.node).collect(),
                     // The line may be down: what ran here can still be read.
                     _ if !agent.host.local(key).is_empty() => vec![agent.me.id],
                     Answer::Unknown => {

@@ -145,17 +145,18 @@ impl Agent {
 
     async fn resolve(self: Rc<Self>, name: String) -> Known {
         match Rc::clone(&self).ask(Question::Resolve(name.clone())).await {
-            Answer::Resolved(view) if view.stopped => {
+            Answer::Resolved(view) if view.is_stopped() => {
                 self.routes.forget(Some(&name));
                 Known::Stopped
             }
             Answer::Resolved(view) => {
-                let ready = view.replicas.into_iter().filter(|r| r.state == ReplicaState::Ready);
-                let route = Route {
-                    port: view.port,
-                    is_static: view.is_static,
-                    replicas: ready.map(|r| (r.id, r.node, r.node_name)).collect(),
-                };
+                let is_static = view.is_static();
+                let ready = view.slots.into_iter().filter(|r| r.state == ReplicaState::Ready);
+                let replicas = ready.map(|slot| {
+                    let id = ReplicaId { service: view.service, number: slot.number };
+                    (id, slot.node, slot.node_name)
+                });
+                let route = Route { port: view.port, is_static, replicas: replicas.collect() };
                 self.routes.put(name, route.clone());
                 Known::At(route)
             }
@@ -263,6 +264,6 @@ fn listed(view: &ServiceView) -> Listed {
         port: view.port,
         ready: view.ready as usize,
         want: view.want as usize,
-        stopped: view.stopped,
+        stopped: view.is_stopped(),
     }
 }

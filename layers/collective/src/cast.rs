@@ -9,7 +9,7 @@ use dugnad_resource::describe::{Description, clip_name};
 use dugnad_resource::spec::Port;
 use serde::{Deserialize, Serialize};
 
-use crate::deployment::service::View;
+use crate::deployment::service::ServiceView;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CastBody {
@@ -31,7 +31,7 @@ pub enum CastBody {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CastPart {
     Node(Box<Description>),
-    Services(Vec<View>),
+    Services(Vec<ServiceView>),
     Ports(Vec<(String, u16)>),
 }
 

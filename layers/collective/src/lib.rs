@@ -32,7 +32,7 @@ use cast::CastBody;
 use deployment::Deployment;
 use deployment::client::{ClientQuestion, ClientReply};
 use deployment::manager::Manager;
-use deployment::service::View;
+use deployment::service::ServiceView;
 use packages::Packages;
 use persistence::record::{COUNTER_STEP, Name, Record};
 use persistence::store::Store;
@@ -273,7 +273,7 @@ impl Collective {
 
     /// What this node manages, as it says it in a broadcast.
     #[must_use]
-    pub fn views(&self) -> Vec<View> {
+    pub fn views(&self) -> Vec<ServiceView> {
         self.deployment.views()
     }
 

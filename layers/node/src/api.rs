@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use dugnad_kernel::map::Set;
 
+pub use dugnad_collective::deployment::service::{Desired, ReplicaState, ServiceView, Slot};
 pub use dugnad_connectivity::group::Manner as GroupManner;
 pub use dugnad_connectivity::group::directory::{Mode as GroupMode, Policy as GroupPolicy};
 use dugnad_fabric::{Amounts, Ceilings};
@@ -12,7 +13,7 @@ use dugnad_kernel::{Duration, Hash, Key, NodeId, Peer};
 use dugnad_resource::describe::Profile;
 use dugnad_resource::execute::{Order, ReplicaId, Report};
 pub use dugnad_resource::spec::state_mark;
-use dugnad_resource::spec::{Port, Spec, Tree};
+use dugnad_resource::spec::{Spec, Tree};
 use serde::{Deserialize, Serialize};
 
 /// Names a question of a person; the answer carries it back.
@@ -211,40 +212,6 @@ pub struct NodeView {
     pub gives: Amounts,
     pub up_secs: u32,
     pub replicas: u16,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ReplicaState {
-    Reserved,
-    Starting,
-    Ready,
-    Draining,
-    Lost,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplicaView {
-    pub id: ReplicaId,
-    pub node: NodeId,
-    pub node_name: String,
-    pub state: ReplicaState,
-    /// Why it is in this state, if there is more to say.
-    pub note: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServiceView {
-    pub name: String,
-    pub key: Key,
-    /// Grows with every deploy.
-    pub version: u64,
-    pub stopped: bool,
-    pub port: Port,
-    pub is_static: bool,
-    pub want: u8,
-    pub ready: u8,
-    pub manager: NodeId,
-    pub replicas: Vec<ReplicaView>,
 }
 
 /// Where a service would run.

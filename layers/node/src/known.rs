@@ -62,7 +62,7 @@ impl Node {
 
     pub(crate) fn answer_known(&mut self, ask: AskId, answer: Answer, cx: &mut Cx<'_, Self>) {
         let missing = match &answer {
-            Answer::Resolved(view) => self.unknown(view.replicas.iter().map(|r| r.node)),
+            Answer::Resolved(view) => self.unknown(view.slots.iter().map(|slot| slot.node)),
             _ => Set::new(),
         };
         self.defer(missing, What::Answer(ask, answer), cx);

@@ -5,17 +5,14 @@ use alloc::vec::Vec;
 use dugnad_kernel::map::Set;
 
 use dugnad_collective::deployment::client::{ClientQuestion, ClientReply};
-use dugnad_collective::deployment::service::View;
-use dugnad_collective::deployment::service::{Desired, SlotState};
 use dugnad_fabric::Amounts;
 use dugnad_kernel::{Cx, Key, NodeId};
 use dugnad_resource::describe::Description;
 use dugnad_resource::execute::{HostState, ReplicaId};
-use dugnad_resource::spec::Kind;
 
 use crate::{
     Answer, AskId, GroupQuestion, Node, NodeState, NodeView, PlanView, Question, ReplicaState,
-    ReplicaView, ServiceView, Status,
+    Status,
 };
 
 /// The node's own question after it joined; no person waits for it.
@@ -64,14 +61,10 @@ impl Node {
                 let (chosen, refused) = (chosen.collect(), choice.refused);
                 Answer::Plan(PlanView { want, because, chosen, refused, notes })
             }
-            ClientReply::Deployed { view, missing } => {
-                Answer::Deployed { service: service_view(view), missing }
-            }
-            ClientReply::Ps { views, complete } => {
-                Answer::Ps { services: views.into_iter().map(service_view).collect(), complete }
-            }
+            ClientReply::Deployed { view, missing } => Answer::Deployed { service: view, missing },
+            ClientReply::Ps { views, complete } => Answer::Ps { services: views, complete },
             ClientReply::Why(lines) => Answer::Why(lines),
-            ClientReply::Resolved(view) => Answer::Resolved(service_view(view)),
+            ClientReply::Resolved(view) => Answer::Resolved(view),
             ClientReply::Done => Answer::Done,
             ClientReply::Unmet(reasons) => Answer::Unmet(reasons),
             ClientReply::Unknown => Answer::Unknown,
@@ -148,7 +141,7 @@ impl Node {
             _ => "member",
         };
         let replica = |(id, name, state): (ReplicaId, &str, HostState)| {
-            (id, String::from(name), replica_state(SlotState::of_host(state)))
+            (id, String::from(name), ReplicaState::of_host(state))
         };
         let mut counters: Vec<(&'static str, u64)> = self.overlay.counters().collect();
         counters.extend(self.collective.counters());
@@ -171,37 +164,5 @@ impl Node {
             operations: self.collective.operations().collect(),
             counters,
         }
-    }
-}
-
-const fn replica_state(state: SlotState) -> ReplicaState {
-    match state {
-        SlotState::Reserved => ReplicaState::Reserved,
-        SlotState::Starting => ReplicaState::Starting,
-        SlotState::Ready => ReplicaState::Ready,
-        SlotState::Draining => ReplicaState::Draining,
-        SlotState::Lost => ReplicaState::Lost,
-    }
-}
-
-fn service_view(view: View) -> ServiceView {
-    let replicas = view.slots.into_iter().map(|slot| ReplicaView {
-        id: ReplicaId { service: view.service, number: slot.number },
-        node: slot.node,
-        node_name: slot.node_name,
-        state: replica_state(slot.state),
-        note: slot.note,
-    });
-    ServiceView {
-        replicas: replicas.collect(),
-        name: view.name,
-        key: view.service,
-        version: view.generation,
-        stopped: view.desired != Desired::Running,
-        port: view.port,
-        is_static: view.kind == Kind::Static,
-        want: view.want,
-        ready: view.ready,
-        manager: view.manager,
     }
 }

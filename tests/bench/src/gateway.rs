@@ -1,7 +1,7 @@
 //! The way in, beside caddy on the same two cores: requests a second and the slowest of a hundred,
 //! to the same nginx behind both, and to the same folder. `caddy`, `nginx` and `wrk` are Debian's.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -115,13 +115,8 @@ fn seconds(url: &str) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-pub(crate) fn rows() -> Vec<Row> {
-    for program in ["/usr/bin/caddy", "/usr/sbin/nginx", "/usr/bin/wrk", "/usr/bin/curl"] {
-        if installed(&[program]).is_none() {
-            return vec![Row::new("gateway", "", format!("not measured: no {program}"))];
-        }
-    }
-    let community = Community::new("bench-gateway", 2);
+/// nginx as a service.
+fn deploy_web(community: &Community) {
     let package = community.folder("nginx");
     write(&package.join("nginx.conf"), NGINX);
     let start = "sed s/PORT/$PORT/ nginx.conf > $STATE_DIRECTORY/conf && \
@@ -139,6 +134,10 @@ pub(crate) fn rows() -> Vec<Row> {
             ),
         ),
     );
+}
+
+/// A folder of a small, a medium and a large file.
+fn deploy_files(community: &Community) -> PathBuf {
     let folder = community.folder("files");
     write(&folder.join("index.html"), "<h1>a small page</h1>\n");
     write(&folder.join("page.bin"), vec![b'x'; PAGE]);
@@ -148,6 +147,18 @@ pub(crate) fn rows() -> Vec<Row> {
         0,
         &community.service_file("files", &file.replace("files/", &folder.display().to_string())),
     );
+    folder
+}
+
+pub(crate) fn rows() -> Vec<Row> {
+    for program in ["/usr/bin/caddy", "/usr/sbin/nginx", "/usr/bin/wrk", "/usr/bin/curl"] {
+        if installed(&[program]).is_none() {
+            return vec![Row::new("gateway", "", format!("not measured: no {program}"))];
+        }
+    }
+    let community = Community::new("bench-gateway", 2);
+    deploy_web(&community);
+    let folder = deploy_files(&community);
     let on = |service: &str| community.ready_on(0, service).expect("it is ready")[0];
     let url = |node: usize, path: &str| format!("http://{}/{path}", community.nodes[node].gateway);
     let (web, files) = (on("web"), on("files"));

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -123,7 +123,11 @@ fn who_may_not_join_is_told_why() {
     // A folder that has a node already keeps it.
     fails(&community, 1, &["join", &token], 1, &["already"]);
     fails(&community, 1, &["init", "--community", "other"], 1, &["already"]);
-    // A token with the secret of another community: members refuse the session, and it is told.
+    a_foreigner_is_refused_and_told(&community);
+}
+
+/// A token with the secret of another community: members refuse the session, and it is told.
+fn a_foreigner_is_refused_and_told(community: &Community) {
     let other = Community::found("other", 1, Options::default());
     let foreign = other.token();
     let seeds = community.nodes[0].overlay.to_string();
@@ -279,6 +283,40 @@ fn a_spoilt_database_is_replaced_from_the_others() {
     assert_eq!(get_text(community.nodes[1].gateway, "/page/").unwrap(), "the page");
 }
 
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        // Lazily, as the agent may still be there when a test fails.
+        let _: std::io::Result<_> = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+/// Moves a node's folder to a disk of 32 MB.
+fn on_a_small_disk(community: &Community, dir: &Path) -> Unmount {
+    let aside = community.folder("aside");
+    run(&["cp", "-a", &format!("{}/.", dir.display()), aside.to_str().unwrap()]);
+    run(&["mount", "-t", "tmpfs", "-o", "size=32m", "none", dir.to_str().unwrap()]);
+    let unmount = Unmount(dir.to_owned());
+    run(&["cp", "-a", &format!("{}/.", aside.display()), dir.to_str().unwrap()]);
+    unmount
+}
+
+/// A service of 60 MB, of which no two chunks are the same: those would be stored once.
+fn large(community: &Community) -> String {
+    let folder = community.folder("files-large/www");
+    write(&folder.join("index.html"), "large");
+    let mut state = 1_u64;
+    let noise = std::iter::repeat_with(|| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32) as u8
+    });
+    let noise: Vec<u8> = noise.take(60 << 20).collect();
+    write(&folder.join("large.bin"), noise);
+    community.service_file("large", &format!("name = \"large\"\nreplicas = 2\n{FOLDER}"))
+}
+
 #[test]
 fn a_full_disk_is_said_and_survived() {
     let test = "a_full_disk_is_said_and_survived";
@@ -287,33 +325,11 @@ fn a_full_disk_is_said_and_survived() {
     }
     let mut community = Community::found("full", 2, Options::default());
     let small = community.nodes[1].dir.clone();
-    let aside = community.folder("aside");
-    run(&["cp", "-a", &format!("{}/.", small.display()), aside.to_str().unwrap()]);
-    run(&["mount", "-t", "tmpfs", "-o", "size=32m", "none", small.to_str().unwrap()]);
-    struct Unmount(std::path::PathBuf);
-    impl Drop for Unmount {
-        fn drop(&mut self) {
-            // Lazily, as the agent may still be there when a test fails.
-            let _: std::io::Result<_> = Command::new("umount").arg("-l").arg(&self.0).output();
-        }
-    }
-    let _unmount = Unmount(small.clone());
-    run(&["cp", "-a", &format!("{}/.", aside.display()), small.to_str().unwrap()]);
+    let _unmount = on_a_small_disk(&community, &small);
     community.start(0);
     community.start(1);
     community.wait_whole();
-    let folder = community.folder("files-large/www");
-    write(&folder.join("index.html"), "large");
-    let mut state = 1_u64;
-    // No two chunks are the same: those would be stored once.
-    let noise = std::iter::repeat_with(|| {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 32) as u8
-    });
-    let noise: Vec<u8> = noise.take(60 << 20).collect();
-    write(&folder.join("large.bin"), noise);
-    let f = community.service_file("large", &format!("name = \"large\"\nreplicas = 2\n{FOLDER}"));
+    let f = large(&community);
     // Through the small node: no room for the package.
     fails(&community, 1, &["deploy", &f, "--timeout", "30s"], 1, &["No space left"]);
     let staging = fs::read_dir(small.join("staging")).map_or(0, Iterator::count);

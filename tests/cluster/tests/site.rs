@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -125,6 +126,29 @@ fn check_curl(base: &str) {
     assert!(output.status.success() && told.contains("Re-using existing connection"), "{told}");
 }
 
+/// Asks these gateways for the page, one after the other, as long as `work` takes; how often, and
+/// how often in vain.
+fn visited_meanwhile(gateways: &[SocketAddr], work: impl FnOnce()) -> (usize, usize) {
+    let (stop, asked, failed) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for gateway in gateways {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = http::get_text(*gateway, "/site/");
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    if !answer.as_ref().is_ok_and(|text| text.contains("page")) {
+                        eprintln!("failed: {answer:?}");
+                        failed.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        work();
+        stop.store(true, Ordering::Relaxed);
+    });
+    (asked.into_inner(), failed.into_inner())
+}
+
 #[test]
 fn a_site_is_the_same_everywhere_and_changes_without_a_gap() {
     let community = Community::new("site", 5);
@@ -155,21 +179,8 @@ fn a_site_is_the_same_everywhere_and_changes_without_a_gap() {
         write(&v2.join(path), bytes);
     }
     let v2 = file(&community, "v2");
-    let (stop, asked, failed) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        for gateway in [community.nodes[without].gateway, community.nodes[on[0]].gateway] {
-            let (stop, asked, failed) = (&stop, &asked, &failed);
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let answer = http::get_text(gateway, "/site/");
-                    asked.fetch_add(1, Ordering::Relaxed);
-                    if !answer.as_ref().is_ok_and(|text| text.contains("page")) {
-                        eprintln!("failed: {answer:?}");
-                        failed.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            });
-        }
+    let gateways = [community.nodes[without].gateway, community.nodes[on[0]].gateway];
+    let (asked, failed) = visited_meanwhile(&gateways, || {
         community.deploy(1, &v2);
         until("every gateway has version 2", PATIENCE, || {
             for node in &community.nodes {
@@ -178,15 +189,13 @@ fn a_site_is_the_same_everywhere_and_changes_without_a_gap() {
             }
             Ok(())
         });
-        stop.store(true, Ordering::Relaxed);
     });
     let update = moved(&community, &on) - before;
     let text = format!(
-        "version 2 moved {update} bytes to the replicas; {asked:?} visits meanwhile, \
-         {failed:?} failed"
+        "version 2 moved {update} bytes to the replicas; {asked} visits meanwhile, {failed} failed"
     );
     say(community.start, &text);
-    assert_eq!(failed.load(Ordering::Relaxed), 0);
+    assert_eq!(failed, 0);
     // Three replicas of a 50 MB file with one byte changed: single chunks, not files. (A node that
     // is to keep version 2 and had nothing of version 1 gets all of it.)
     assert!(update < 20 << 20, "{update} bytes moved");

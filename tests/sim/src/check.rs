@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dugnad_collective::deployment::service::SlotState;
+use dugnad_collective::deployment::service::ReplicaState;
 use dugnad_collective::persistence::record::{COPIES, DEGREE, Version, class};
 use dugnad_connectivity::ring::Status;
 use dugnad_kernel::{ArcSet, Key, NodeId};
@@ -96,7 +96,7 @@ pub fn services(world: &World, wanted: &BTreeMap<Key, usize>) -> Result<(), Stri
             return Err(format!("{}: {} managers", key.short(), views.len()));
         };
         // A lost one stays in the plan until there is another place.
-        let placed = view.slots.iter().filter(|slot| slot.state != SlotState::Lost);
+        let placed = view.slots.iter().filter(|slot| slot.state != ReplicaState::Lost);
         let known: BTreeSet<(NodeId, u32)> = placed.map(|s| (s.node, s.number)).collect();
         let real: BTreeSet<(NodeId, u32)> =
             running.get(key).into_iter().flatten().copied().collect();

@@ -394,7 +394,7 @@ fn versions_roll_and_repeats_do_nothing() {
         }
         match &world.answers[&ask] {
             Answer::Deployed { service, missing } if missing.is_empty() => {
-                versions.push(service.version);
+                versions.push(service.generation);
             }
             other => panic!("{other:?}"),
         }

@@ -63,7 +63,7 @@ fn all_still_run(world: &World, key: Key, serves: &[(NodeId, u32)], what: &str) 
 
 fn ready(told: &Answer, what: &str) -> u64 {
     match told {
-        Answer::Deployed { service, missing } if missing.is_empty() => service.version,
+        Answer::Deployed { service, missing } if missing.is_empty() => service.generation,
         other => panic!("{what}: {other:?}"),
     }
 }

@@ -12,7 +12,9 @@ use dugnad_resource::spec::{Port, Spec, Tree, key_of};
 
 use super::allocator::{self, Candidate, Choice};
 use super::deployer;
-use super::service::{Desired, FAILED, Failed, PREVIOUS, SPEC, Service, Slot, SlotState, View};
+use super::service::{
+    Desired, FAILED, Failed, PREVIOUS, ReplicaState, SPEC, Service, ServiceView, Slot,
+};
 use super::{Asker, AskerExt, Deployment, Event, Outcome, Request, Response};
 use crate::cast::{CastBody, CastPart, descriptions};
 use crate::packages;
@@ -57,15 +59,15 @@ pub enum ClientReply {
         notes: Vec<String>,
     },
     Deployed {
-        view: View,
+        view: ServiceView,
         missing: Vec<String>,
     },
     Ps {
-        views: Vec<View>,
+        views: Vec<ServiceView>,
         complete: bool,
     },
     Why(Vec<String>),
-    Resolved(View),
+    Resolved(ServiceView),
     Done,
     Unmet(Vec<String>),
     Unknown,
@@ -166,8 +168,8 @@ async fn answer(
 }
 
 /// Two nodes may both claim a service while the ring moves: the higher term counts.
-fn newest(views: Vec<View>) -> Vec<View> {
-    let mut out: Vec<View> = Vec::new();
+fn newest(views: Vec<ServiceView>) -> Vec<ServiceView> {
+    let mut out: Vec<ServiceView> = Vec::new();
     for view in views {
         match out.iter_mut().find(|known| known.service == view.service) {
             Some(known) if known.revision < view.revision => *known = view,
@@ -244,11 +246,11 @@ async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ClientReply {
 }
 
 /// Where a service runs now.
-fn places(view: Option<View>) -> Vec<Candidate> {
+fn places(view: Option<ServiceView>) -> Vec<Candidate> {
     let running = view.filter(|view| view.desired == Desired::Running);
     let slots = running.into_iter().flat_map(|view| view.slots);
     let live = slots.filter(|slot| {
-        matches!(slot.state, SlotState::Reserved | SlotState::Starting | SlotState::Ready)
+        matches!(slot.state, ReplicaState::Reserved | ReplicaState::Starting | ReplicaState::Ready)
     });
     live.map(|slot| Candidate {
         node: slot.node,
@@ -468,9 +470,9 @@ async fn store(
 /// Why the manager was not followed any longer.
 enum Ended {
     /// Nothing changes any more; what was seen last.
-    Quiet(Option<View>),
+    Quiet(Option<ServiceView>),
     /// The version was given up.
-    Failed { view: View, failed: Failed },
+    Failed { view: ServiceView, failed: Failed },
 }
 
 /// Follows the manager until `done` says so, nothing changes any more, or the version that is
@@ -479,10 +481,10 @@ async fn follow(
     asker: &Asker,
     service: Key,
     waits_for: Option<u64>,
-    done: impl Fn(&View) -> bool,
-) -> Result<View, Ended> {
+    done: impl Fn(&ServiceView) -> bool,
+) -> Result<ServiceView, Ended> {
     let (mut seen, mut quiet, mut again) = (0, 0, 0);
-    let mut last: Option<View> = None;
+    let mut last: Option<ServiceView> = None;
     while quiet < QUIET_POLLS && again < AGAIN_MAX {
         let Some(view) = view_of(asker, service, seen).await else {
             again += 1;
@@ -502,7 +504,8 @@ async fn follow(
         }
         quiet = if view.revision == seen { quiet + 1 } else { 0 };
         seen = view.revision;
-        let starting = |s: SlotState| matches!(s, SlotState::Reserved | SlotState::Starting);
+        let starting =
+            |s: ReplicaState| matches!(s, ReplicaState::Reserved | ReplicaState::Starting);
         let moving = view.slots.iter().any(|slot| starting(slot.state));
         if !view.blocked.is_empty() && !moving && quiet >= BLOCKED_POLLS {
             return Err(Ended::Quiet(Some(view)));
@@ -513,7 +516,7 @@ async fn follow(
 }
 
 /// What the manager says, as soon as it differs from revision `seen`.
-async fn view_of(asker: &Asker, service: Key, seen: u64) -> Option<View> {
+async fn view_of(asker: &Asker, service: Key, seen: u64) -> Option<ServiceView> {
     let owner = asker.find(service).await?;
     match asker.call(owner, Request::Query { service, seen }).await {
         Some(Response::View(view)) => Some(view),
@@ -529,18 +532,18 @@ async fn given_up(asker: &Asker, service: Key, generation: u64) -> Option<Failed
 }
 
 async fn wait_ready(asker: &Asker, service: Key, generation: u64) -> ClientReply {
-    let current = |view: &View| {
+    let current = |view: &ServiceView| {
         let of =
-            |slot: &&Slot| slot.state == SlotState::Ready && slot.generation == view.generation;
+            |slot: &&Slot| slot.state == ReplicaState::Ready && slot.generation == view.generation;
         view.slots.iter().filter(of).count() >= usize::from(view.want)
     };
-    let ready = |view: &View| view.generation >= generation && current(view);
+    let ready = |view: &ServiceView| view.generation >= generation && current(view);
     match follow(asker, service, Some(generation), ready).await {
         Ok(view) => ClientReply::Deployed { view, missing: Vec::new() },
         Err(Ended::Failed { view, failed }) => ClientReply::Failed(gave_up(&view, &failed)),
         Err(Ended::Quiet(Some(view))) => {
             let mut missing = view.blocked.clone();
-            for slot in view.slots.iter().filter(|slot| slot.state != SlotState::Ready) {
+            for slot in view.slots.iter().filter(|slot| slot.state != ReplicaState::Ready) {
                 let (number, name, note) = (slot.number, &slot.node_name, &slot.note);
                 missing.push(format!("replica {number} on {name} is not ready {note}"));
             }
@@ -553,7 +556,7 @@ async fn wait_ready(asker: &Asker, service: Key, generation: u64) -> ClientReply
     }
 }
 
-fn gave_up(view: &View, failed: &Failed) -> String {
+fn gave_up(view: &ServiceView, failed: &Failed) -> String {
     let (name, version, why) = (&view.name, failed.generation, failed.told());
     if view.generation == failed.generation {
         return format!(
@@ -587,7 +590,7 @@ async fn end(asker: &Asker, name: &str, desired: Desired, size: u64, me: NodeId)
             forget_packages(asker, &before.spec, &[]).await;
         }
     }
-    let over = |view: &View| view.generation >= generation && view.slots.is_empty();
+    let over = |view: &ServiceView| view.generation >= generation && view.slots.is_empty();
     match follow(asker, service, None, over).await {
         Ok(_) => ClientReply::Done,
         Err(_) => ClientReply::Failed(

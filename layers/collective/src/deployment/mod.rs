@@ -28,7 +28,7 @@ use crate::{packages, persistence};
 use client::{ClientQuestion, ClientReply};
 use manager::Manager;
 use operations::Awaited;
-use service::View;
+use service::ServiceView;
 
 pub(crate) use operations::{Ask, Asker, AskerExt, Outcome, Reply};
 
@@ -54,7 +54,7 @@ pub enum Request {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
-    View(View),
+    View(ServiceView),
     /// It owns the key and knows no such service.
     Unknown,
     NotManager,

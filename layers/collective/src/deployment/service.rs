@@ -81,7 +81,7 @@ impl Failed {
 
 /// What a manager says about its service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct View {
+pub struct ServiceView {
     pub name: String,
     pub service: Key,
     pub generation: u64,
@@ -97,6 +97,19 @@ pub struct View {
     pub slots: Vec<Slot>,
     /// Why it is not (yet) as wanted, one line a reason.
     pub blocked: Vec<String>,
+}
+
+impl ServiceView {
+    /// Whether nothing of it is wanted now.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.desired != Desired::Running
+    }
+
+    #[must_use]
+    pub fn is_static(&self) -> bool {
+        self.kind == Kind::Static
+    }
 }
 
 /// Deploys of one service; a generation beyond this was not reached by deploying.
@@ -130,12 +143,12 @@ pub struct Slot {
     pub node: NodeId,
     pub node_name: String,
     pub generation: u64,
-    pub state: SlotState,
+    pub state: ReplicaState,
     pub note: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SlotState {
+pub enum ReplicaState {
     Reserved,
     Starting,
     Ready,
@@ -144,7 +157,7 @@ pub enum SlotState {
     Lost,
 }
 
-impl SlotState {
+impl ReplicaState {
     /// What a host's report means for the plan.
     #[must_use]
     pub const fn of_host(state: HostState) -> Self {

@@ -1,8 +1,8 @@
 //! One instance of every variant of every message, and of every stored format.
 
 use dugnad_collective::cast::{CastBody, CastPart};
-use dugnad_collective::deployment::service::View;
-use dugnad_collective::deployment::service::{Desired, Failed, Plan, Service, Slot, SlotState};
+use dugnad_collective::deployment::service::ServiceView;
+use dugnad_collective::deployment::service::{Desired, Failed, Plan, ReplicaState, Service, Slot};
 use dugnad_collective::packages::Needed;
 use dugnad_collective::persistence::record::{Record, Version};
 use dugnad_collective::persistence::sync::SyncMsg;
@@ -101,7 +101,7 @@ variants!(ToManager, "tomanager": Reserved, Refused, Beat, Nothing, Deposed,
 variants!(CastBody, "body": Describe, Services, Ports, Changed, Happened, Removed);
 variants!(CastPart, "part": Node, Services, Ports);
 variants!(Desired, "desired": Running, Stopped, Removed, RemovedButState);
-variants!(SlotState, "slot": Reserved, Starting, Ready, Draining, Lost);
+variants!(ReplicaState, "slot": Reserved, Starting, Ready, Draining, Lost);
 variants!(HostState, "state":
     Reserved, Fetching, Starting, Ready, Unready, Failed, Stopping, Gone);
 variants!(Kind, "kind": Static, Process);
@@ -212,13 +212,13 @@ fn record() -> Record {
     Record { key: id(2), name: b"spec".to_vec(), version, value: Some(vec![1, 2, 3]) }
 }
 
-fn slot(state: SlotState) -> Slot {
+fn slot(state: ReplicaState) -> Slot {
     let (node_name, note) = ("pi".into(), "its note".into());
     Slot { number: 4, node: id(8), node_name, generation: 2, state, note }
 }
 
-fn view() -> View {
-    View {
+fn view() -> ServiceView {
+    ServiceView {
         name: "wiki".into(),
         service: id(9),
         generation: 2,
@@ -230,7 +230,7 @@ fn view() -> View {
         ready: 1,
         manager: id(6),
         revision: 77,
-        slots: vec![slot(SlotState::Ready)],
+        slots: vec![slot(ReplicaState::Ready)],
         blocked: vec!["no room".into()],
     }
 }
@@ -523,11 +523,11 @@ pub(crate) fn stored(lines: &mut Lines) {
     lines.stored("needed", &Needed { tree: tree(), origin: id(1) });
     lines.stored("run", &Run { id: replica(), generation: 2, spec: spec(), package: Some(tree()) });
     let states = [
-        SlotState::Reserved,
-        SlotState::Starting,
-        SlotState::Ready,
-        SlotState::Draining,
-        SlotState::Lost,
+        ReplicaState::Reserved,
+        ReplicaState::Starting,
+        ReplicaState::Ready,
+        ReplicaState::Draining,
+        ReplicaState::Lost,
     ];
     let slots: Vec<Slot> = states.into_iter().map(slot).collect();
     lines.stored("plan", &Plan { epoch: epoch(), next_number: 9, slots });

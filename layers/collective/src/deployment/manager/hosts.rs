@@ -12,7 +12,7 @@ use dugnad_resource::executor::{clip_log, clip_note};
 
 use super::{AVOID, AVOID_DOUBLINGS, TAKE_OVER};
 use crate::deployment::operations::Awaited;
-use crate::deployment::service::{Desired, Slot, SlotState};
+use crate::deployment::service::{Desired, ReplicaState, Slot};
 use crate::deployment::{Deployment, Event, Reply};
 
 impl Deployment {
@@ -38,18 +38,18 @@ impl Deployment {
 
     pub(crate) fn watch_hosts(&self, cx: &mut Cx<'_, Self>) {
         let hosts = self.managers.values().flat_map(|m| m.plan.slots.iter());
-        let live = hosts.filter(|slot| slot.state != SlotState::Lost).map(|slot| slot.node);
+        let live = hosts.filter(|slot| slot.state != ReplicaState::Lost).map(|slot| slot.node);
         cx.emit(Event::Watch(live.filter(|node| *node != self.me).collect()));
     }
 
     /// Its services may have outlived its agent, or start again: it is asked, not given up.
     pub(crate) fn on_node_restarted(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
-        self.ask_again(node, |state| state != SlotState::Draining, cx);
+        self.ask_again(node, |state| state != ReplicaState::Draining, cx);
     }
 
     /// A node given up too early is reached again: what it runs counts, if it runs.
     pub(crate) fn on_node_back(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
-        self.ask_again(node, |state| state == SlotState::Lost, cx);
+        self.ask_again(node, |state| state == ReplicaState::Lost, cx);
         for (key, manager) in &mut self.managers {
             if manager.unheard.remove(&node) {
                 let msg = ToHost::Probe { service: *key, epoch: manager.plan.epoch };
@@ -58,13 +58,13 @@ impl Deployment {
         }
     }
 
-    fn ask_again(&mut self, node: NodeId, which: fn(SlotState) -> bool, cx: &mut Cx<'_, Self>) {
+    fn ask_again(&mut self, node: NodeId, which: fn(ReplicaState) -> bool, cx: &mut Cx<'_, Self>) {
         for (key, manager) in &mut self.managers {
             let mut runs = false;
             let slots = manager.plan.slots.iter_mut().filter(|slot| slot.node == node);
             for slot in slots.filter(|slot| which(slot.state)) {
                 runs = true;
-                slot.state = SlotState::Starting;
+                slot.state = ReplicaState::Starting;
                 slot.note = "its node started again".to_string();
             }
             if runs {
@@ -87,7 +87,7 @@ impl Deployment {
             manager.unheard.remove(&node);
             let mut name = String::new();
             for slot in manager.plan.slots.iter_mut().filter(|slot| slot.node == node) {
-                slot.state = SlotState::Lost;
+                slot.state = ReplicaState::Lost;
                 slot.note = "its node is gone".to_string();
                 name.clone_from(&slot.node_name);
             }
@@ -136,7 +136,7 @@ impl Deployment {
             return;
         }
         // Reserved under the old term, and never started under it: these lapse by themselves.
-        manager.plan.slots.retain(|slot| slot.state != SlotState::Reserved);
+        manager.plan.slots.retain(|slot| slot.state != ReplicaState::Reserved);
         // Whoever spoke in it decided something: that is found out before anything is done.
         if epoch.manager != me {
             self.recall(key, cx);
@@ -196,11 +196,11 @@ impl Deployment {
             // and says that there is nothing, if so.
             let ghost = |slot: &&mut Slot| {
                 slot.node == from
-                    && matches!(slot.state, SlotState::Starting | SlotState::Lost)
+                    && matches!(slot.state, ReplicaState::Starting | ReplicaState::Lost)
                     && !manager.sources.contains_key(&slot.number)
             };
             for slot in manager.plan.slots.iter_mut().filter(ghost) {
-                slot.state = SlotState::Draining;
+                slot.state = ReplicaState::Draining;
                 let id = ReplicaId { service: key, number: slot.number };
                 let msg = ToHost::Stop { id, epoch, forget: false };
                 cx.emit(Event::ToHost { to: from, msg });
@@ -269,10 +269,10 @@ impl Deployment {
         if generation < slot.generation {
             return;
         }
-        let new = SlotState::of_host(state);
+        let new = ReplicaState::of_host(state);
         let log = note;
         let note = clip_note(&log);
-        if slot.state == SlotState::Draining && new != SlotState::Draining {
+        if slot.state == ReplicaState::Draining && new != ReplicaState::Draining {
             // It was away when it was told to stop.
             let (node, epoch) = (slot.node, manager.plan.epoch);
             let forget = manager.service.forgets();
@@ -282,7 +282,7 @@ impl Deployment {
         if slot.state == new && slot.note == note && slot.generation == generation {
             return;
         }
-        let known = manager.known_before.remove(&number) && new == SlotState::Ready;
+        let known = manager.known_before.remove(&number) && new == ReplicaState::Ready;
         let Some(slot) = manager.slot(number) else { return };
         let was = slot.state;
         slot.state = new;
@@ -290,14 +290,16 @@ impl Deployment {
         slot.note = note;
         let text = match (was, new) {
             _ if known => None,
-            (SlotState::Ready, SlotState::Ready) => None,
-            (_, SlotState::Ready) => Some(format!("replica {number} ready on {}", slot.node_name)),
-            (SlotState::Ready, _) => {
+            (ReplicaState::Ready, ReplicaState::Ready) => None,
+            (_, ReplicaState::Ready) => {
+                Some(format!("replica {number} ready on {}", slot.node_name))
+            }
+            (ReplicaState::Ready, _) => {
                 Some(format!("replica {number} on {}: {}", slot.node_name, slot.note))
             }
             _ => None,
         };
-        if new == SlotState::Ready {
+        if new == ReplicaState::Ready {
             manager.unready.remove(&number);
             manager.in_place.remove(&number);
         }
@@ -305,7 +307,7 @@ impl Deployment {
             manager.note(text.clone());
             self.tell_people(key, text, cx);
         }
-        if state == HostState::Unready && was == SlotState::Starting {
+        if state == HostState::Unready && was == ReplicaState::Starting {
             self.on_unready(key, number, &log, false, cx);
         }
         self.reconcile(key, cx);
@@ -323,7 +325,7 @@ impl Deployment {
         let here = manager.live().any(|slot| slot.node == from);
         let taken = manager.slot(id.number).is_some();
         // One that serves is worth more than one that may: it stays until that one is ready.
-        let serving = manager.live().filter(|slot| slot.state == SlotState::Ready).count();
+        let serving = manager.live().filter(|slot| slot.state == ReplicaState::Ready).count();
         let serves = state == HostState::Ready && serving < usize::from(manager.want);
         let wanted = serves || manager.live().count() < usize::from(manager.want);
         let undecided =
@@ -340,7 +342,7 @@ impl Deployment {
                 node: from,
                 node_name,
                 generation,
-                state: SlotState::of_host(state),
+                state: ReplicaState::of_host(state),
                 note: "came back".to_string(),
             };
             manager.plan.next_number = manager.plan.next_number.max(id.number.saturating_add(1));

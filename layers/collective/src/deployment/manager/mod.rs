@@ -19,7 +19,7 @@ pub(crate) mod reconcile;
 mod take_over;
 mod update;
 
-use super::service::{Desired, Plan, SPEC, Service, Slot, SlotState, View};
+use super::service::{Desired, Plan, ReplicaState, SPEC, Service, ServiceView, Slot};
 use super::{Deployment, Event, Response, Timer, deployer};
 use crate::cast::CastBody;
 
@@ -137,13 +137,16 @@ impl Manager {
 
     fn live(&self) -> impl Iterator<Item = &Slot> {
         self.plan.slots.iter().filter(|slot| {
-            matches!(slot.state, SlotState::Reserved | SlotState::Starting | SlotState::Ready)
+            matches!(
+                slot.state,
+                ReplicaState::Reserved | ReplicaState::Starting | ReplicaState::Ready
+            )
         })
     }
 
     /// Whether some replica has not been said to have ended.
     fn is_draining(&self) -> bool {
-        self.plan.slots.iter().any(|slot| slot.state == SlotState::Draining)
+        self.plan.slots.iter().any(|slot| slot.state == ReplicaState::Draining)
     }
 
     /// Live, and not on a node that is about to leave.
@@ -153,16 +156,17 @@ impl Manager {
 
     /// Replicas that serve, of whatever version; never more than are wanted.
     fn ready(&self) -> usize {
-        let ready = self.plan.slots.iter().filter(|slot| slot.state == SlotState::Ready).count();
+        let ready = self.plan.slots.iter().filter(|slot| slot.state == ReplicaState::Ready).count();
         ready.min(usize::from(self.want))
     }
 
     /// Marks a replica as on its way out; where it is, its number, the name of the node.
     fn drain(&mut self, number: u32) -> Option<(NodeId, u32, String)> {
         // After a merge an old plan may name another replica by the same number.
-        let live = |slot: &&mut Slot| slot.number == number && slot.state != SlotState::Draining;
-        let slot = self.plan.slots.iter_mut().filter(|s| s.state != SlotState::Lost).find(live)?;
-        slot.state = SlotState::Draining;
+        let live = |slot: &&mut Slot| slot.number == number && slot.state != ReplicaState::Draining;
+        let slot =
+            self.plan.slots.iter_mut().filter(|s| s.state != ReplicaState::Lost).find(live)?;
+        slot.state = ReplicaState::Draining;
         let out = (slot.node, number, slot.node_name.clone());
         self.forget_number(number);
         Some(out)
@@ -185,8 +189,8 @@ impl Manager {
     }
 
     #[must_use]
-    pub fn view(&self, key: Key, me: NodeId) -> View {
-        View {
+    pub fn view(&self, key: Key, me: NodeId) -> ServiceView {
+        ServiceView {
             name: self.service.spec.name.clone(),
             service: key,
             generation: self.service.generation,
@@ -224,7 +228,7 @@ impl Deployment {
 
     /// What this node manages, as it says it in a broadcast.
     #[must_use]
-    pub fn views(&self) -> Vec<View> {
+    pub fn views(&self) -> Vec<ServiceView> {
         let known =
             |(_, m): &(&Key, &Manager)| !m.service.desired.is_removed() || !m.plan.slots.is_empty();
         self.managers.iter().filter(known).map(|(key, m)| m.view(*key, self.me)).collect()

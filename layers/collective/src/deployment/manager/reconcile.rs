@@ -13,7 +13,7 @@ use dugnad_resource::spec::Spec;
 use super::{AVOID, BLOCKED, BLOCKED_DOUBLINGS, BLOCKED_LINES, PLAN_COPIES, Placed, TAKE_OVER};
 use crate::cast::{CastBody, descriptions};
 use crate::deployment::allocator::{self, marks};
-use crate::deployment::service::{Desired, PLAN, Slot, SlotState};
+use crate::deployment::service::{Desired, PLAN, ReplicaState, Slot};
 use crate::deployment::{Asker, AskerExt, Deployment, Event, OPS_MAX, Outcome, Timer};
 use crate::persistence::record::Record;
 
@@ -74,7 +74,8 @@ impl Deployment {
         let restarted = self.hold_until.is_some_and(|until| until > cx.now);
         let unsaid = manager.decided < manager.plan.epoch && !restarted;
         // A host that was not seen since this node started may just be starting, too.
-        let missing = |slot: &Slot| slot.state == SlotState::Lost && !self.met.contains(&slot.node);
+        let missing =
+            |slot: &Slot| slot.state == ReplicaState::Lost && !self.met.contains(&slot.node);
         let starting = manager.plan.slots.iter().any(missing);
         if let Some(until) =
             self.hold_until.filter(|until| starting && live < want && *until > cx.now)
@@ -89,7 +90,7 @@ impl Deployment {
         manager.blocked.clear();
         manager.blocked_times = 0;
         let before = manager.plan.slots.len();
-        manager.plan.slots.retain(|slot| slot.state != SlotState::Lost);
+        manager.plan.slots.retain(|slot| slot.state != ReplicaState::Lost);
         let replaced = manager.plan.slots.len() != before;
         // Whoever manages it after a merge must see in which term this was decided; but not of one
         // that may just have been away: see `take_over`.
@@ -105,10 +106,10 @@ impl Deployment {
         manager.blocked.clear();
         let forget = manager.service.desired.is_removed() && manager.service.forgets();
         let epoch = manager.plan.epoch;
-        manager.plan.slots.retain(|slot| slot.state != SlotState::Lost);
+        manager.plan.slots.retain(|slot| slot.state != ReplicaState::Lost);
         for slot in &mut manager.plan.slots {
-            if slot.state != SlotState::Draining {
-                slot.state = SlotState::Draining;
+            if slot.state != ReplicaState::Draining {
+                slot.state = ReplicaState::Draining;
                 let id = ReplicaId { service: key, number: slot.number };
                 cx.emit(Event::ToHost { to: slot.node, msg: ToHost::Stop { id, epoch, forget } });
             }
@@ -135,7 +136,7 @@ impl Deployment {
         manager.placing = true;
         manager.avoid.retain(|_, (_, until)| *until + AVOID > now);
         let elsewhere = |slot: &&Slot| {
-            slot.state != SlotState::Lost && beside.is_none_or(|(_, node)| node != slot.node)
+            slot.state != ReplicaState::Lost && beside.is_none_or(|(_, node)| node != slot.node)
         };
         let search = Search {
             key,
@@ -236,7 +237,7 @@ impl Deployment {
             return;
         };
         if !stored {
-            manager.plan.slots.retain(|slot| slot.state != SlotState::Reserved);
+            manager.plan.slots.retain(|slot| slot.state != ReplicaState::Reserved);
             manager.sources.clear();
             manager.blocked = Vec::from(["the plan could not be written to disk".to_string()]);
             self.later(key, BLOCKED, cx);
@@ -247,12 +248,12 @@ impl Deployment {
             .plan
             .slots
             .iter()
-            .filter(|slot| slot.state == SlotState::Reserved)
+            .filter(|slot| slot.state == ReplicaState::Reserved)
             .map(|slot| slot.number)
             .collect();
         for number in reserved {
             if let Some(slot) = manager.plan.slots.iter_mut().find(|s| s.number == number) {
-                slot.state = SlotState::Starting;
+                slot.state = ReplicaState::Starting;
             }
         }
         let starting: Vec<u32> = manager.sources.keys().copied().collect();
@@ -336,7 +337,7 @@ async fn place(asker: Asker, search: Search) -> Outcome {
                         node: candidate.node,
                         node_name: candidate.name,
                         generation: search.generation,
-                        state: SlotState::Reserved,
+                        state: ReplicaState::Reserved,
                         note: String::new(),
                     };
                     slots.push((slot, sources));

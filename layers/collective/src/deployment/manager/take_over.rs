@@ -11,7 +11,7 @@ use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::execute::{Epoch, ReplicaId, ToHost};
 
 use super::{Manager, STOP_AGAIN, STOP_DOUBLINGS, TAKE_OVER};
-use crate::deployment::service::{PLAN, Plan, SPEC, Service, SlotState};
+use crate::deployment::service::{PLAN, Plan, ReplicaState, SPEC, Service};
 use crate::deployment::{
     Ask, Asker, AskerExt, Deployment, Event, Outcome, Reply, Request, Response, Timer,
 };
@@ -100,12 +100,12 @@ impl Deployment {
         let mut manager = Manager::new(service, plan);
         for slot in &mut manager.plan.slots {
             if self.dead.contains_key(&slot.node) {
-                slot.state = SlotState::Lost;
-            } else if slot.state != SlotState::Lost {
+                slot.state = ReplicaState::Lost;
+            } else if slot.state != ReplicaState::Lost {
                 manager.taking_over.insert(slot.node);
                 // Reserved when the plan was written; what came after only its host knows.
-                if slot.state == SlotState::Reserved {
-                    slot.state = SlotState::Starting;
+                if slot.state == ReplicaState::Reserved {
+                    slot.state = ReplicaState::Starting;
                 }
             }
         }
@@ -135,7 +135,7 @@ impl Deployment {
         let Some(manager) = self.managers.get(&key) else { return };
         let forget = manager.service.forgets();
         let epoch = manager.plan.epoch;
-        for slot in manager.plan.slots.iter().filter(|slot| slot.state == SlotState::Draining) {
+        for slot in manager.plan.slots.iter().filter(|slot| slot.state == ReplicaState::Draining) {
             let id = ReplicaId { service: key, number: slot.number };
             cx.emit(Event::ToHost { to: slot.node, msg: ToHost::Stop { id, epoch, forget } });
         }
@@ -167,8 +167,9 @@ impl Deployment {
             manager.plan.next_number = manager.plan.next_number.max(plan.next_number);
             manager.plan.slots = plan.slots;
             manager.decided = plan.epoch;
-            for slot in manager.plan.slots.iter_mut().filter(|s| s.state == SlotState::Reserved) {
-                slot.state = SlotState::Starting;
+            for slot in manager.plan.slots.iter_mut().filter(|s| s.state == ReplicaState::Reserved)
+            {
+                slot.state = ReplicaState::Starting;
             }
             self.speak_above(key, plan.epoch, mine, cx);
             self.watch_hosts(cx);

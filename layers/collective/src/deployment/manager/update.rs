@@ -11,7 +11,7 @@ use dugnad_resource::executor::{clip_log, clip_note};
 
 use crate::deployment::client::forget_packages;
 use crate::deployment::service::{
-    Desired, FAILED, Failed, PREVIOUS, SPEC, Service, Slot, SlotState,
+    Desired, FAILED, Failed, PREVIOUS, ReplicaState, SPEC, Service, Slot,
 };
 use crate::deployment::{Asker, AskerExt, Deployment, Event, Outcome};
 use crate::persistence::Question;
@@ -29,9 +29,9 @@ impl Deployment {
         let mut stopped = Vec::new();
         loop {
             let staying: Vec<&Slot> = manager.staying().collect();
-            let ready = staying.iter().filter(|slot| slot.state == SlotState::Ready).count();
+            let ready = staying.iter().filter(|slot| slot.state == ReplicaState::Ready).count();
             let current = |slot: &&&Slot| slot.generation == generation;
-            let pending = staying.iter().filter(current).any(|s| s.state != SlotState::Ready);
+            let pending = staying.iter().filter(current).any(|s| s.state != ReplicaState::Ready);
             let old = staying.iter().any(|slot| slot.generation != generation);
             // A successor that is not ready yet stands beside the one it comes for.
             let room = want + usize::from(old && pending);
@@ -41,7 +41,7 @@ impl Deployment {
             let rank = |slot: &&&Slot| {
                 let planned = !manager.extra.contains(&slot.number);
                 let (serves, current) =
-                    (slot.state == SlotState::Ready, slot.generation == generation);
+                    (slot.state == ReplicaState::Ready, slot.generation == generation);
                 let on_its_node =
                     |other: &&Slot| other.node == slot.node && other.generation == generation;
                 let alone = !staying.iter().copied().any(|other| on_its_node(&other));
@@ -77,7 +77,7 @@ impl Deployment {
         let generation = manager.service.generation;
         let busy = manager
             .staying()
-            .any(|slot| slot.generation == generation && slot.state != SlotState::Ready);
+            .any(|slot| slot.generation == generation && slot.state != ReplicaState::Ready);
         let old = manager.staying().find(|slot| slot.generation != generation);
         let Some((number, node)) = old.map(|slot| (slot.number, slot.node)).filter(|_| !busy)
         else {
@@ -111,7 +111,7 @@ impl Deployment {
             return;
         }
         slot.generation = generation;
-        slot.state = SlotState::Starting;
+        slot.state = ReplicaState::Starting;
         manager.in_place.insert(number);
         let mut sources = Vec::from([manager.service.deployed_from]);
         sources.extend(manager.plan.slots.iter().filter(|s| s.node != node).map(|s| s.node));
@@ -149,7 +149,7 @@ impl Deployment {
         let known = previous.filter(|previous| previous.spec.key() == key && previous.fits());
         let serves = |previous: &Service| {
             let of = |slot: &Slot| slot.generation == previous.generation;
-            let serves = |slot: &Slot| of(slot) && slot.state == SlotState::Ready;
+            let serves = |slot: &Slot| of(slot) && slot.state == ReplicaState::Ready;
             previous.generation < generation
                 && (in_place || self.managers.get(&key).is_some_and(|m| m.staying().any(serves)))
         };

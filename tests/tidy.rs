@@ -27,9 +27,9 @@ const CIRCLES: [&str; 13] = [
     "agent/src/link/book",
     "agent/src/link/inner",
     "agent/src/link/session",
-    "layers/connectivity/src/tree/broadcast",
-    "layers/connectivity/src/tree/bulk",
-    "layers/connectivity/src/tree/feedback",
+    "layers/connectivity/src/overlay/tree/broadcast",
+    "layers/connectivity/src/overlay/tree/bulk",
+    "layers/connectivity/src/overlay/tree/feedback",
 ];
 /// What the code refers to by section.
 const PROTOCOL: &str = "layers/PROTOCOL.md";

@@ -67,7 +67,7 @@ impl Around<Persistence> for Ring {
         }
     }
 
-    fn link_down(to: NodeId) -> Option<Command> {
+    fn link_down(_: &World, to: NodeId) -> Option<Command> {
         Some(Command::LinkDown(to))
     }
 

@@ -17,30 +17,24 @@ use crate::config::{
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
+    /// Answered with `Pong` at once.
     Ping,
+    /// To whoever pinged.
     Pong,
     /// Please ping `target` for me.
-    PingReq {
-        target: NodeId,
-    },
+    PingReq { target: NodeId },
     /// `target` answered me.
-    Reached {
-        target: NodeId,
-    },
+    Reached { target: NodeId },
     /// I am sure that `target` is dead. A hint: whoever watches it checks for itself, at once.
-    Gone {
-        target: NodeId,
-    },
+    Gone { target: NodeId },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Timer {
+    /// Look who was silent for too long.
     Tick,
     /// The check that began as number `check` must be over.
-    Confirm {
-        target: NodeId,
-        check: u32,
-    },
+    Confirm { target: NodeId, check: u32 },
 }
 
 #[derive(Clone, Debug)]
@@ -50,7 +44,7 @@ pub enum Command {
     /// Any message came from this peer, or a session with it stands.
     Heard(NodeId),
     /// The session ended or the peer could not be dialled.
-    Closed(NodeId),
+    LinkDown(NodeId),
     /// The peer did not do what it should have done by now.
     Doubt(NodeId),
 }
@@ -105,7 +99,7 @@ impl Component for Detector {
         match input {
             Input::Command(Command::Watch { near, far }) => self.watch(&near, &far, cx),
             Input::Command(Command::Heard(id)) => self.heard(id, cx),
-            Input::Command(Command::Closed(id)) => self.on_closed(id, cx),
+            Input::Command(Command::LinkDown(id)) => self.on_closed(id, cx),
             Input::Command(Command::Doubt(id)) => self.on_doubt(id, cx),
             Input::Message { from, msg: Msg::Ping } => cx.send(from, Msg::Pong),
             // That it came was already counted as `Heard`.
@@ -141,9 +135,14 @@ impl Detector {
         self.linked.keys().copied()
     }
 
-    /// Peers watched, linked, and asked for by others.
-    pub(crate) fn sizes(&self) -> (usize, usize, usize) {
-        (self.watched.len(), self.linked.len(), self.for_others.len())
+    /// What grows with what others say: name, how many there are, how many at most.
+    pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        [
+            ("watched", self.watched.len(), WATCHED_MAX),
+            ("heard", self.linked.len(), LINKED_MAX),
+            ("probes", self.for_others.len(), WATCHED_MAX),
+        ]
+        .into_iter()
     }
 
     fn watch(&mut self, near: &Set<NodeId>, far: &Set<NodeId>, cx: &mut Cx<'_, Self>) {
@@ -301,11 +300,11 @@ mod tests {
     #[test]
     fn a_closed_connection_is_checked_at_once_and_only_once() {
         let mut detector = watching(Id(7));
-        let effects = step(&mut detector, Time(1), Input::Command(Command::Closed(Id(7))));
+        let effects = step(&mut detector, Time(1), Input::Command(Command::LinkDown(Id(7))));
         assert_eq!(events(&effects), [Event::Suspect(Id(7))]);
         let pings = effects.iter().filter(|e| matches!(e, Effect::Send { msg: Msg::Ping, .. }));
         assert_eq!(pings.count(), 1);
-        let again = step(&mut detector, Time(2), Input::Command(Command::Closed(Id(7))));
+        let again = step(&mut detector, Time(2), Input::Command(Command::LinkDown(Id(7))));
         assert!(again.is_empty());
         let confirm = Timer::Confirm { target: Id(7), check: 1 };
         let dead = step(&mut detector, Time(9), Input::Timer(confirm));
@@ -315,7 +314,7 @@ mod tests {
     #[test]
     fn any_sign_of_life_refutes_and_makes_the_check_stale() {
         let mut detector = watching(Id(7));
-        step(&mut detector, Time(1), Input::Command(Command::Closed(Id(7))));
+        step(&mut detector, Time(1), Input::Command(Command::LinkDown(Id(7))));
         let heard = step(&mut detector, Time(2), Input::Command(Command::Heard(Id(7))));
         assert_eq!(events(&heard), [Event::Refuted(Id(7))]);
         let confirm = Timer::Confirm { target: Id(7), check: 1 };

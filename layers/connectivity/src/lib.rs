@@ -1,11 +1,8 @@
-//! Connectivity (paper 3.2): the DKS ring. One component a node, [`Overlay`]; its parts are one
-//! file each, named as in the literature.
+//! Connectivity (paper 3.2): the DKS ring, and groups of its members.
 //!
-//! - [`ring`]: atomic join and leave, ownership, stabilisation. - [`table`]: k-ary table.
-//! - [`route`]: forwarding rule and lookups. - [`tree`]: telling all, or all in some arcs, and
-//!   collecting answers. - [`detector`]: who is dead. - [`entry`]: the way in, and merging.
-//!
-//! Beside it stands [`group::Groups`]: members under a name, and for large groups an overlay each.
+//! [`Connectivity`] composes and decides nothing but whom to watch: the [`detector`] says who is
+//! dead, the [`overlay`] is the ring of the whole community, [`group`] has the groups this node is
+//! in.
 
 #![cfg_attr(not(test), no_std)]
 
@@ -13,227 +10,176 @@ extern crate alloc;
 
 pub mod config;
 pub mod detector;
-pub mod entry;
 pub mod group;
-mod nested;
-mod planted;
-pub mod ring;
-pub mod route;
-pub mod table;
-pub mod tree;
+pub mod overlay;
 
-use alloc::boxed::Box;
+pub use overlay::{entry, ring, route, table, tree};
+
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use dugnad_kernel::map::{Map, Set};
+use dugnad_kernel::map::Set;
 
 use dugnad_kernel::peer::Addrs;
-use dugnad_kernel::{Arc, ArcSet, Component, Cx, Duration, Input, Key, NodeId, Peer};
+use dugnad_kernel::{Component, Cx, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
-use config::{SLOT_REFRESH, SUCCESSORS, SUCCESSORS_WATCHED};
 use detector::Detector;
-use entry::{Entry, EntryMsg, EntryTimer};
-use ring::{Ring, Status};
-use route::{Found, LookupFor, RouteMsg, RouteTimer, Routes};
-use table::Table;
-use tree::broadcast::{CastId, CastMsg, Casts};
-use tree::bulk::{BulkMsg, Bulks, Load, Reach};
-use tree::feedback::{Branches, Feedback};
+use group::Groups;
+use group::directory::DirectoryAsk;
+use overlay::Overlay;
+use overlay::ring::Ring;
+use overlay::table::Table;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
-    Ring(ring::Msg),
-    Route(RouteMsg),
-    Cast(CastMsg),
+    Overlay(overlay::Msg),
     Detect(detector::Msg),
-    Entry(EntryMsg),
-    Bulk(BulkMsg),
+    Group(group::Msg),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Timer {
-    Ring(ring::Timer),
-    Route(RouteTimer),
-    /// Look after one branch of a tree.
-    Cast(u32),
+    Overlay(overlay::Timer),
     Detect(detector::Timer),
-    Entry(EntryTimer),
-    /// Look up one slot of the table again.
-    Refresh,
+    Group(group::Timer),
 }
 
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Once, first. `alone`: there is nobody to join, start a ring.
-    Boot {
-        alone: bool,
-    },
+    /// A session with a peer stands.
     LinkUp(Peer),
+    /// It ended, or the peer could not be dialled.
     LinkDown(NodeId),
-    /// Find the owner of `key`; [`Event::Found`] follows under `call`.
-    Lookup {
-        call: u32,
-        key: Key,
-    },
-    /// Reach everybody; with feedback, [`Event::Feedback`] follows under `call`.
-    Cast {
-        call: u32,
-        body: Vec<u8>,
-        feedback: bool,
-    },
-    /// As `Cast` with feedback, by somebody with a patience of its own, a minute at most.
-    AskAll {
-        call: u32,
-        body: Vec<u8>,
-        patience: Duration,
-    },
-    /// Reach the nodes in `arcs`, or the owners of the ids in them; [`Event::Bulk`] there.
-    Bulk {
-        arcs: Vec<Arc>,
-        reach: Reach,
-        body: Vec<u8>,
-        /// Whether [`Event::Feedback`] is to follow, and under which number.
-        call: Option<u32>,
-    },
-    /// This node's answer to an [`Event::Cast`] or [`Event::Bulk`] with feedback, in the same
-    /// step.
-    AnswerCast {
-        id: CastId,
-        part: Option<Vec<u8>>,
-    },
-    /// Watch these, too, besides the neighbours.
+    /// The layers above want to know when one of these dies.
     Watch(Set<NodeId>),
-    Leave,
-    /// Where a peer can be dialled.
-    Learn(Peer),
     /// It did not do what it should have done by now.
     Doubt(NodeId),
-    /// To a nested overlay: the main one found it dead.
-    Dead(NodeId),
-    /// It says that it is in no ring with me.
-    Outside(NodeId),
-    /// A peer that may come back, or lives on the other side of a cut.
-    Remember(Peer),
+    /// Leave all groups, then the ring; [`overlay::Event::Left`] follows.
+    Leave,
+    /// For the ring of the community: to begin, to look up, to tell all.
+    Overlay(overlay::Command),
+    Group(group::Command),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    Contact(Peer),
-    Joined,
-    /// What this node owns changed.
-    RangeChanged,
-    NeighboursChanged,
-    Found {
-        call: u32,
-        found: Option<Found>,
-    },
-    Cast {
-        id: CastId,
-        body: Vec<u8>,
-        feedback: bool,
-    },
-    Feedback {
-        call: u32,
-        feedback: Feedback,
-    },
-    /// A bulk operation; `mine` are the ids of it that are this node's.
-    Bulk {
-        id: CastId,
-        body: Vec<u8>,
-        mine: Box<ArcSet>,
-        feedback: bool,
-    },
+    /// What the ring of the community says; whom to watch and whom it doubts stays here.
+    Overlay(overlay::Event),
     Suspect(NodeId),
+    /// A suspect lives after all.
     Refuted(NodeId),
     Dead(NodeId),
-    /// It lives, but not the life that was known: what it promised it may have forgotten.
-    Restarted(NodeId),
-    Left,
-    /// From a nested overlay: it did not do what it should have done by now.
-    Doubt(NodeId),
+    /// A question to whoever keeps the directory of groups.
+    Directory {
+        call: u32,
+        key: Key,
+        ask: DirectoryAsk,
+    },
+    /// How a command to the groups ended.
+    Answer {
+        call: u32,
+        answer: group::Answer,
+    },
+    /// Somebody said something in a group.
+    Deliver {
+        name: alloc::string::String,
+        from: NodeId,
+        body: Vec<u8>,
+    },
 }
 
-/// Peers remembered with their addresses (PROTOCOL.md 11.4).
-pub const BOOK_MAX: usize = 384;
-/// Lookups for the table started in one step.
-const FILL: usize = 8;
-
-pub struct Overlay {
-    pub(crate) ring: Ring,
-    pub(crate) table: Table,
-    pub(crate) routes: Routes,
-    pub(crate) casts: Casts,
-    pub(crate) bulks: Bulks,
-    pub(crate) branches: Branches,
-    pub(crate) detector: Detector,
-    pub(crate) entry: Entry,
-    pub(crate) book: Map<NodeId, Peer>,
-    /// Watched for the layers above.
-    watch: Set<NodeId>,
-    stranded: Set<NodeId>,
-    refreshing: bool,
-    refreshed: usize,
-    counters: Map<&'static str, u64>,
-    pub(crate) nested: Option<nested::Nested>,
+/// What one of the components is to handle next, or what is to be said when those before are done.
+enum Work {
+    Overlay(Input<Overlay>),
+    Detector(Input<Detector>),
+    Groups(Input<Groups>),
+    Say(Event),
 }
 
-impl Component for Overlay {
+/// First in, first out.
+type Queue = VecDeque<Work>;
+
+pub struct Connectivity {
+    detector: Detector,
+    overlay: Overlay,
+    groups: Groups,
+    /// Neighbours on the ring of the community, watched closely.
+    near: Set<NodeId>,
+    /// Whom the groups want watched, and whom the layers above.
+    of_groups: Set<NodeId>,
+    of_above: Set<NodeId>,
+}
+
+impl Component for Connectivity {
     type Command = Command;
     type Msg = Msg;
     type Timer = Timer;
     type Event = Event;
 
     fn handle(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
+        let mut queue = Queue::new();
         match input {
-            Input::Command(command) => self.on_command(command, cx),
-            Input::Message { from, msg } => self.on_message(from, msg, cx),
-            Input::Timer(timer) => self.on_timer(timer, cx),
+            Input::Command(command) => self.on_command(command, &mut queue),
+            Input::Message { from, msg } => {
+                // Whatever it says, it lives; that comes first.
+                if from != self.ring().me().id && !matches!(msg, Msg::Group(_)) {
+                    queue.push_back(heard(from));
+                    self.work_off(&mut queue, cx);
+                }
+                queue.push_back(match msg {
+                    Msg::Overlay(msg) => Work::Overlay(Input::Message { from, msg }),
+                    Msg::Detect(msg) => Work::Detector(Input::Message { from, msg }),
+                    Msg::Group(msg) => Work::Groups(Input::Message { from, msg }),
+                });
+            }
+            Input::Timer(timer) => queue.push_back(match timer {
+                Timer::Overlay(timer) => Work::Overlay(Input::Timer(timer)),
+                Timer::Detect(timer) => Work::Detector(Input::Timer(timer)),
+                Timer::Group(timer) => Work::Groups(Input::Timer(timer)),
+            }),
+        }
+        self.work_off(&mut queue, cx);
+    }
+}
+
+const fn heard(from: NodeId) -> Work {
+    Work::Detector(Input::Command(detector::Command::Heard(from)))
+}
+
+impl From<Overlay> for Connectivity {
+    fn from(overlay: Overlay) -> Self {
+        Self {
+            groups: Groups::new(overlay.ring().me().clone()),
+            detector: Detector::default(),
+            overlay,
+            near: Set::new(),
+            of_groups: Set::new(),
+            of_above: Set::new(),
         }
     }
 }
 
-impl Overlay {
+impl Connectivity {
     #[must_use]
     pub fn new(me: Peer) -> Self {
-        Self::with_ring(Ring::new(me))
+        Self::from(Overlay::new(me))
     }
 
     /// Around a ring that was not entered yet.
     #[must_use]
     pub fn with_ring(ring: Ring) -> Self {
-        let me = ring.me().clone();
-        Self {
-            table: Table::new(me.id),
-            routes: Routes::of_life(me.inc),
-            casts: Casts::of_life(me.inc),
-            bulks: Bulks::default(),
-            branches: Branches::default(),
-            ring,
-            detector: Detector::default(),
-            entry: Entry::default(),
-            book: Map::new(),
-            watch: Set::new(),
-            stranded: Set::new(),
-            refreshing: false,
-            refreshed: 0,
-            counters: Map::new(),
-            nested: None,
-        }
+        Self::from(Overlay::with_ring(ring))
+    }
+
+    /// In a ring that stands, for simulations and tests: [`Overlay::planted`].
+    #[must_use]
+    pub fn planted(me: Peer, pred: Peer, succs: Vec<Peer>, owner: impl Fn(Key) -> Peer) -> Self {
+        Self::from(Overlay::planted(me, pred, succs, owner))
     }
 
     #[must_use]
-    pub const fn ring(&self) -> &Ring {
-        &self.ring
-    }
-
-    /// Where this node can be dialled now; others learn it from its next sessions.
-    pub fn set_addrs(&mut self, addrs: Addrs) {
-        self.ring.set_addrs(addrs);
-    }
-
-    #[must_use]
-    pub const fn table(&self) -> &Table {
-        &self.table
+    pub const fn overlay(&self) -> &Overlay {
+        &self.overlay
     }
 
     #[must_use]
@@ -241,356 +187,147 @@ impl Overlay {
         &self.detector
     }
 
-    pub fn book(&self) -> impl Iterator<Item = &Peer> {
-        self.book.values()
+    #[must_use]
+    pub const fn groups(&self) -> &Groups {
+        &self.groups
     }
 
     #[must_use]
-    pub fn peer(&self, id: NodeId) -> Option<&Peer> {
-        self.book.get(&id)
+    pub const fn ring(&self) -> &Ring {
+        self.overlay.ring()
     }
 
+    #[must_use]
+    pub const fn table(&self) -> &Table {
+        self.overlay.table()
+    }
+
+    /// Where this node can be dialled now; others learn it from its next sessions.
+    pub fn set_addrs(&mut self, addrs: Addrs) {
+        self.groups.set_addrs(addrs.clone());
+        self.overlay.set_addrs(addrs);
+    }
+
+    /// What happened how often.
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.counters.iter().map(|(name, count)| (*name, *count)).chain(self.ring.counters())
-    }
-
-    /// How many nodes there are: exact while the successor list reaches around the ring, else
-    /// from its density (PROTOCOL.md 1.4). Never used for safety.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        let (me, succs) = (self.ring.me().id, self.ring.succs());
-        if self.ring.alone() {
-            return 1;
-        }
-        let count = u64::try_from(succs.len()).unwrap_or(u64::MAX);
-        if !self.ring.list_full() {
-            return count + 1;
-        }
-        let span = succs.last().map_or(u128::MAX, |last| me.distance(last.id)).max(1);
-        let estimate = u64::try_from(u128::MAX / span).unwrap_or(u64::MAX);
-        estimate.saturating_mul(count - 1).max(count + 1)
+        self.overlay.counters().chain(self.groups.counters())
     }
 
     /// What grows with what others say: name, how many there are, how many at most.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
-        let (pending, lookups) = self.routes.sizes();
-        let (seen, sources) = self.casts.sizes();
-        let (branches, done, silent) = self.branches.sizes();
-        let (moved, served) = self.bulks.sizes();
-        let (watched, linked, for_others) = self.detector.sizes();
-        [
-            ("book", self.book.len(), BOOK_MAX),
-            ("successors", self.ring.succs().len(), SUCCESSORS),
-            ("slots", self.table.len(), config::SLOTS),
-            ("hops", pending, config::PENDING_MAX),
-            ("lookups", lookups, config::PENDING_MAX),
-            ("casts", branches, config::CASTS_MAX),
-            ("casts_done", done, config::DONE_MAX),
-            ("casts_seen", seen, config::SEEN_MAX),
-            ("cast_sources", sources, config::SOURCES_MAX),
-            ("silent", silent, config::SILENT_MAX),
-            ("moved", moved, config::MOVED_MAX),
-            ("served", served, config::SERVED_MAX),
-            ("watched", watched, config::WATCHED_MAX),
-            ("linked", linked, config::LINKED_MAX),
-            ("probes", for_others, config::WATCHED_MAX),
-        ]
-        .into_iter()
+        self.overlay.sizes().chain(self.detector.sizes()).chain(self.groups.sizes())
     }
 
-    pub(crate) fn count(&mut self, what: &'static str) {
-        *self.counters.entry(what).or_default() += 1;
-    }
-
-    fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {
+    fn on_command(&mut self, command: Command, queue: &mut Queue) {
+        use detector::Command as D;
+        use group::Command as G;
+        use overlay::Command as O;
         match command {
-            Command::Boot { alone } => self.boot(alone, cx),
-            Command::LinkUp(peer) => self.on_link_up(&peer, cx),
+            Command::LinkUp(peer) => {
+                queue.push_back(heard(peer.id));
+                queue.push_back(Work::Overlay(Input::Command(O::LinkUp(peer.clone()))));
+                queue.push_back(Work::Groups(Input::Command(G::LinkUp(peer))));
+            }
             Command::LinkDown(id) => {
-                self.detect(Input::Command(detector::Command::Closed(id)), cx);
-                self.ring_input(ring::Command::Closed(id), cx);
-                self.on_way_in_closed(id, cx);
-                self.child_closed(id, cx);
+                queue.push_back(Work::Detector(Input::Command(D::LinkDown(id))));
+                queue.push_back(Work::Overlay(Input::Command(O::LinkDown(id))));
+                queue.push_back(Work::Groups(Input::Command(G::LinkDown(id))));
             }
-            Command::Lookup { call, key } => self.lookup(key, LookupFor::Above(call), cx),
-            Command::Cast { call, body, feedback } => {
-                self.cast(body, feedback.then_some((call, config::CAST_PATIENCE)), cx);
-            }
-            Command::AskAll { call, body, patience } => {
-                self.cast(body, Some((call, patience.min(config::BULK_PATIENCE))), cx);
-            }
-            Command::Bulk { arcs, reach, body, call: None } => {
-                self.bulk(reach, arcs, &Load::Above(body), cx);
-            }
-            Command::Bulk { arcs, reach, body, call } => {
-                self.start_bulk(reach, arcs, &Load::Above(body), call, cx);
-            }
-            Command::AnswerCast { id, part } => self.answer_cast(id, part, cx),
             Command::Watch(set) => {
-                self.watch = set;
-                self.update_watch(cx);
+                self.of_above = set;
+                self.count_on(queue);
             }
-            Command::Leave => self.ring_input(ring::Command::Leave, cx),
-            Command::Learn(peer) => self.contact(&peer, cx),
-            Command::Doubt(id) => {
-                self.detect(Input::Command(detector::Command::Doubt(id)), cx);
+            Command::Doubt(id) => queue.push_back(Work::Detector(Input::Command(D::Doubt(id)))),
+            Command::Leave => {
+                queue.push_back(Work::Groups(Input::Command(G::Depart)));
+                queue.push_back(Work::Overlay(Input::Command(O::Leave)));
             }
-            Command::Dead(id) => self.on_told_dead(id, cx),
-            Command::Outside(id) => self.on_outside(id, cx),
-            Command::Remember(peer) => {
-                self.contact(&peer, cx);
-                self.remember_dead(peer.id, cx);
+            Command::Overlay(command) => queue.push_back(Work::Overlay(Input::Command(command))),
+            Command::Group(command) => queue.push_back(Work::Groups(Input::Command(command))),
+        }
+    }
+
+    fn work_off(&mut self, queue: &mut Queue, cx: &mut Cx<'_, Self>) {
+        while let Some(work) = queue.pop_front() {
+            match work {
+                Work::Overlay(input) => self.feed_overlay(input, queue, cx),
+                Work::Detector(input) => self.feed_detector(input, queue, cx),
+                Work::Groups(input) => self.feed_groups(input, queue, cx),
+                Work::Say(event) => cx.emit(event),
             }
         }
     }
 
-    fn on_link_up(&mut self, peer: &Peer, cx: &mut Cx<'_, Self>) {
-        // A higher incarnation means that the life the ring counts on is over.
-        let earlier = |known: &Peer| known.inc != 0 && known.inc < peer.inc;
-        let restarted = self.book.get(&peer.id).is_some_and(earlier);
-        if self.ring.holds_earlier_life_of(peer) {
-            self.leave_out(peer.id, cx);
-        }
-        if restarted {
-            cx.emit(Event::Restarted(peer.id));
-        }
-        // It says itself where it is, whatever others still remember of this life.
-        let moved = |known: &Peer| known.inc == peer.inc && known.addrs != peer.addrs;
-        if self.book.get(&peer.id).is_some_and(moved) {
-            self.book.insert(peer.id, peer.clone());
-        }
-        self.contact(peer, cx);
-        self.ring.lives(peer.id);
-        self.ring.refresh(peer);
-        self.detect(Input::Command(detector::Command::Heard(peer.id)), cx);
-        self.entry_link_up(peer, cx);
-        // Who began a ring alone and knew nobody then asks those it meets.
-        self.probe_later(cx);
+    /// Whom the groups or the layers above count on, this node not among them.
+    fn far(&self) -> Set<NodeId> {
+        let mut far: Set<NodeId> = self.of_groups.iter().chain(&self.of_above).copied().collect();
+        far.remove(&self.ring().me().id);
+        far
     }
 
-    fn on_message(&mut self, from: NodeId, msg: Msg, cx: &mut Cx<'_, Self>) {
-        if from != self.ring.me().id {
-            self.ring.lives(from);
-            self.branches.heard(from);
-            self.detect(Input::Command(detector::Command::Heard(from)), cx);
-        }
-        match msg {
-            Msg::Ring(msg) => {
-                for peer in msg.peers() {
-                    self.contact(peer, cx);
-                }
-                if matches!(msg, ring::Msg::JoinRetry { .. }) && from != self.ring.me().id {
-                    self.saw_ring(cx.now);
-                }
-                if matches!(msg, ring::Msg::LeaveGrant { .. }) {
-                    self.tell_served(from, cx);
-                }
-                self.ring_step(Input::Message { from, msg }, cx);
-            }
-            Msg::Route(msg) => self.on_route(from, msg, cx),
-            Msg::Cast(msg) => self.on_cast(from, msg, cx),
-            Msg::Detect(msg) => self.detect(Input::Message { from, msg }, cx),
-            Msg::Entry(msg) => self.on_entry(from, msg, cx),
-            Msg::Bulk(msg) => self.on_bulk(from, msg, cx),
-        }
+    /// That changed.
+    fn count_on(&self, queue: &mut Queue) {
+        let remembered = overlay::Command::Remembered(self.far());
+        queue.push_back(Work::Overlay(Input::Command(remembered)));
+        self.watch(queue);
     }
 
-    fn on_timer(&mut self, timer: Timer, cx: &mut Cx<'_, Self>) {
-        match timer {
-            Timer::Ring(timer) => self.ring_step(Input::Timer(timer), cx),
-            Timer::Route(timer) => self.on_route_timer(timer, cx),
-            Timer::Cast(branch) => self.on_branch_timer(branch, cx),
-            Timer::Detect(timer) => self.detect(Input::Timer(timer), cx),
-            Timer::Entry(timer) => self.on_entry_timer(timer, cx),
-            Timer::Refresh => self.on_refresh(cx),
-        }
+    /// Neighbours closely, the others as well as others watch them, too.
+    fn watch(&self, queue: &mut Queue) {
+        let watch = detector::Command::Watch { near: self.near.clone(), far: self.far() };
+        queue.push_back(Work::Detector(Input::Command(watch)));
     }
 
-    pub(crate) fn ring_input(&mut self, command: ring::Command, cx: &mut Cx<'_, Self>) {
-        if let ring::Command::JoinReq { joiner, .. } = &command {
-            self.tell_served(joiner.id, cx);
-        }
-        self.ring_step(Input::Command(command), cx);
-    }
-
-    fn ring_step(&mut self, input: Input<Ring>, cx: &mut Cx<'_, Self>) {
-        for event in cx.child(&mut self.ring, input, Msg::Ring, Timer::Ring) {
+    fn feed_overlay(&mut self, input: Input<Overlay>, queue: &mut Queue, cx: &mut Cx<'_, Self>) {
+        for event in cx.child(&mut self.overlay, input, Msg::Overlay, Timer::Overlay) {
             match event {
-                ring::Event::RouteJoin { via, op } => self.route_join(via, op, cx),
-                ring::Event::Joined => {
-                    self.fill(cx);
-                    cx.emit(Event::Joined);
+                overlay::Event::Watch(near) => {
+                    self.near = near;
+                    self.watch(queue);
                 }
-                ring::Event::JoinFailed => self.on_join_failed(cx),
-                ring::Event::RangeChanged => {
-                    self.bulk_range_changed(cx);
-                    cx.emit(Event::RangeChanged);
+                overlay::Event::Doubt(id) => {
+                    queue.push_back(Work::Detector(Input::Command(detector::Command::Doubt(id))));
                 }
-                ring::Event::NeighboursChanged => {
-                    self.update_watch(cx);
-                    self.fill(cx);
-                    self.probe_later(cx);
-                    cx.emit(Event::NeighboursChanged);
-                }
-                ring::Event::Displaced { old, by } => self.merge(old, Some(by), cx),
-                ring::Event::Stranded => self.on_stranded(cx),
-                ring::Event::Doubt(id) => {
-                    self.detect(Input::Command(detector::Command::Doubt(id)), cx);
-                }
-                ring::Event::Left => cx.emit(Event::Left),
+                event => cx.emit(Event::Overlay(event)),
             }
         }
     }
 
-    pub(crate) fn detect(&mut self, input: Input<Detector>, cx: &mut Cx<'_, Self>) {
-        let Some(input) = self.judged_here(input, cx) else { return };
+    fn feed_detector(&mut self, input: Input<Detector>, queue: &mut Queue, cx: &mut Cx<'_, Self>) {
+        use overlay::Command as O;
         for event in cx.child(&mut self.detector, input, Msg::Detect, Timer::Detect) {
+            let (command, said) = match event {
+                detector::Event::Suspect(id) => (O::Suspect(id), Event::Suspect(id)),
+                detector::Event::Refuted(id) => (O::Refuted(id), Event::Refuted(id)),
+                detector::Event::Dead(id) => (O::Dead(id), Event::Dead(id)),
+            };
+            queue.push_back(Work::Overlay(Input::Command(command)));
+            queue.push_back(Work::Say(said));
+            if let detector::Event::Dead(id) = event {
+                queue.push_back(Work::Groups(Input::Command(group::Command::Dead(id))));
+            }
+        }
+    }
+
+    fn feed_groups(&mut self, input: Input<Groups>, queue: &mut Queue, cx: &mut Cx<'_, Self>) {
+        use group::Event as E;
+        for event in cx.child(&mut self.groups, input, Msg::Group, Timer::Group) {
             match event {
-                detector::Event::Suspect(id) => {
-                    self.forget_child(id, cx);
-                    cx.emit(Event::Suspect(id));
+                E::Directory { call, key, ask } => cx.emit(Event::Directory { call, key, ask }),
+                E::Answer { call, answer } => cx.emit(Event::Answer { call, answer }),
+                E::Deliver { name, from, body } => cx.emit(Event::Deliver { name, from, body }),
+                E::Watch(set) => {
+                    self.of_groups = set;
+                    self.count_on(queue);
                 }
-                detector::Event::Refuted(id) => cx.emit(Event::Refuted(id)),
-                detector::Event::Dead(id) => self.on_dead(id, cx),
-            }
-        }
-    }
-
-    pub(crate) fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
-        self.count("deaths");
-        self.remember_dead(id, cx);
-        self.leave_out(id, cx);
-        cx.emit(Event::Dead(id));
-    }
-
-    /// The ring goes on without this node, or without its earlier life.
-    pub(crate) fn leave_out(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
-        let was_pred = self.ring.pred().id == id;
-        self.table.remove(id);
-        self.ring_input(ring::Command::Dead(id), cx);
-        self.reroute(id, cx);
-        self.forget_child(id, cx);
-        self.update_watch(cx);
-        self.fill(cx);
-        if was_pred && !self.ring.alone() {
-            self.lookup(id, LookupFor::Probe, cx);
-        }
-    }
-
-    /// Every successor is dead: any live node will do, stabilisation finds the right one from it.
-    fn on_stranded(&mut self, cx: &mut Cx<'_, Self>) {
-        let me = self.ring.me().id;
-        let live = |id: NodeId| !self.stranded.contains(&id) && !self.detector.is_suspect(id);
-        let contacts = self.table.contacts().filter(|p| live(p.id));
-        let linked = self.detector.linked().filter(|id| live(*id) && *id != me);
-        let linked = linked.filter_map(|id| self.book.get(&id));
-        let next = contacts.chain(linked).min_by_key(|p| me.distance(p.id)).cloned();
-        match next {
-            Some(peer) => {
-                self.stranded.insert(peer.id);
-                self.count("stranded");
-                self.ring_input(ring::Command::Candidate(peer), cx);
-            }
-            None => {
-                self.stranded.clear();
-                self.ring_input(ring::Command::Alone, cx);
-            }
-        }
-    }
-
-    /// Neighbours that matter at once, and what the layers above asked for.
-    fn update_watch(&mut self, cx: &mut Cx<'_, Self>) {
-        let me = self.ring.me().id;
-        let (mut near, mut far) = (Set::new(), self.watch.clone());
-        if self.ring.is_member() {
-            near.extend(self.ring.succs().iter().take(SUCCESSORS_WATCHED).map(|p| p.id));
-            if !self.ring.pred_suspect() {
-                near.insert(self.ring.pred().id);
-            }
-        }
-        near.remove(&me);
-        far.remove(&me);
-        if self.ring.succ().id != me {
-            self.stranded.clear();
-        }
-        self.detect(Input::Command(detector::Command::Watch { near, far }), cx);
-    }
-
-    /// Looks up the slots that miss a contact, if the successor list does not reach around.
-    fn fill(&mut self, cx: &mut Cx<'_, Self>) {
-        let succs = self.ring.succs();
-        let beyond = self.ring.status() == Status::Inside && self.ring.list_full();
-        let Some(last) = succs.last().filter(|_| beyond).map(|p| p.id) else { return };
-        let wanted = self.table.wanted(last);
-        let missing = self.table.retain(&wanted);
-        let busy = self.routes.slots_busy();
-        for start in missing.into_iter().filter(|s| !busy.contains(s)).take(FILL) {
-            self.lookup(start, LookupFor::Slot, cx);
-        }
-        if !self.refreshing {
-            self.refreshing = true;
-            cx.after(SLOT_REFRESH, Timer::Refresh);
-        }
-    }
-
-    fn on_refresh(&mut self, cx: &mut Cx<'_, Self>) {
-        self.refreshing = false;
-        let succs = self.ring.succs();
-        if self.ring.list_full() {
-            let wanted = succs.last().map(|p| self.table.wanted(p.id)).unwrap_or_default();
-            self.refreshed = self.refreshed.wrapping_add(1);
-            if let Some(start) = wanted.get(self.refreshed % wanted.len().max(1)) {
-                self.lookup(*start, LookupFor::Slot, cx);
-            }
-            self.fill(cx);
-        }
-    }
-
-    /// Learns where a peer can be dialled; tells the driver if that is news.
-    pub(crate) fn contact(&mut self, peer: &Peer, cx: &mut Cx<'_, Self>) {
-        if peer.id == self.ring.me().id {
-            return;
-        }
-        self.table.offer(peer);
-        let known = self.book.get(&peer.id);
-        let news = known.is_none_or(|old| old.inc < peer.inc);
-        let mut peer = peer.clone();
-        if let Some(old) = known.filter(|_| !news) {
-            // It moved, or others know it by another way. Where there is a session, the known one
-            // is right; else what is new is tried first.
-            let more = peer.addrs.iter().any(|addr| !old.addrs.contains(addr));
-            if old.inc > peer.inc || !more || self.detector.is_linked(peer.id) {
-                return;
-            }
-            for addr in &old.addrs {
-                // More than four are not kept.
-                if !peer.addrs.contains(addr) && peer.addrs.push(*addr).is_err() {
-                    break;
+                E::Contact(peer) => {
+                    let learn = overlay::Command::Learn(peer);
+                    queue.push_back(Work::Overlay(Input::Command(learn)));
+                }
+                E::Doubt(id) => {
+                    queue.push_back(Work::Detector(Input::Command(detector::Command::Doubt(id))));
                 }
             }
-        }
-        if self.book.len() >= BOOK_MAX && !self.book.contains_key(&peer.id) {
-            self.forget_some(cx);
-        }
-        self.book.insert(peer.id, peer.clone());
-        cx.emit(Event::Contact(peer));
-    }
-
-    /// Makes room in the book: a random peer that nothing here counts on.
-    fn forget_some(&mut self, cx: &mut Cx<'_, Self>) {
-        let needed: Set<NodeId> = self
-            .ring
-            .succs()
-            .iter()
-            .chain(core::iter::once(self.ring.pred()))
-            .chain(self.table.contacts())
-            .map(|p| p.id)
-            .chain(self.watch.iter().copied())
-            .collect();
-        let free: Vec<NodeId> =
-            self.book.keys().filter(|id| !needed.contains(id)).copied().collect();
-        if let Some(id) = cx.rng.choice(&free) {
-            self.book.remove(id);
         }
     }
 }

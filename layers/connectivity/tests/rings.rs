@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dugnad_connectivity::route::Found;
 use dugnad_connectivity::tree::broadcast::CastMsg;
-use dugnad_connectivity::{Command, Event, Msg, Overlay, Timer};
+use dugnad_connectivity::{Command, Connectivity, Event, Msg, Timer, overlay};
 use dugnad_kernel::{Component, Cx, Duration, Effect, Id, Input, NodeId, Peer, Time};
 
 /// Overlays with a network that delivers at once and in order.
 struct Ring {
-    nodes: BTreeMap<NodeId, Overlay>,
-    queue: VecDeque<(NodeId, Input<Overlay>)>,
+    nodes: BTreeMap<NodeId, Connectivity>,
+    queue: VecDeque<(NodeId, Input<Connectivity>)>,
     timers: BTreeMap<(Time, u64), (NodeId, Timer)>,
     linked: BTreeSet<(NodeId, NodeId)>,
     silent: BTreeSet<NodeId>,
@@ -45,8 +45,8 @@ impl Ring {
         let mut first = None;
         for _ in 0..count {
             let id = Id(ring.rng.u128(..));
-            ring.nodes.insert(id, Overlay::new(Peer::new(id)));
-            ring.put(id, Command::Boot { alone: first.is_none() });
+            ring.nodes.insert(id, Connectivity::new(Peer::new(id)));
+            ring.put(id, Command::Overlay(overlay::Command::Boot { alone: first.is_none() }));
             if let Some(first) = first {
                 ring.link(id, first);
             }
@@ -84,7 +84,7 @@ impl Ring {
         self.now = end;
     }
 
-    fn step(&mut self, id: NodeId, input: Input<Overlay>) {
+    fn step(&mut self, id: NodeId, input: Input<Connectivity>) {
         if self.silent.contains(&id) {
             return;
         }
@@ -105,18 +105,21 @@ impl Ring {
 
     fn event(&mut self, id: NodeId, event: Event) {
         match event {
-            Event::Found { call, found } => {
+            Event::Overlay(overlay::Event::Found { call, found }) => {
                 self.found.insert((id, call), found);
             }
-            Event::Cast { id: cast, feedback, .. } => {
+            Event::Overlay(overlay::Event::Cast { id: cast, feedback, .. }) => {
                 self.casts.push(id);
                 if feedback {
                     // In the same step, before anything else.
-                    let answer = Command::AnswerCast { id: cast, part: Some(vec![1]) };
+                    let answer = Command::Overlay(overlay::Command::AnswerCast {
+                        id: cast,
+                        part: Some(vec![1]),
+                    });
                     self.queue.push_front((id, Input::Command(answer)));
                 }
             }
-            Event::Feedback { feedback, .. } => {
+            Event::Overlay(overlay::Event::Feedback { feedback, .. }) => {
                 let everybody = feedback.parts.len() == self.nodes.len();
                 self.complete = Some(feedback.complete && everybody);
             }
@@ -125,7 +128,8 @@ impl Ring {
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, msg: Msg) {
-        self.downs += usize::from(matches!(msg, Msg::Cast(CastMsg::Down { .. })));
+        self.downs +=
+            usize::from(matches!(msg, Msg::Overlay(overlay::Msg::Cast(CastMsg::Down { .. }))));
         if to != from && !self.silent.contains(&to) {
             self.link(from, to);
         }
@@ -151,7 +155,7 @@ impl Ring {
             let owner = *live.iter().min_by_key(|id| key.distance(**id)).unwrap();
             for id in &live {
                 let call = u32::try_from(asked.len()).unwrap();
-                self.put(*id, Command::Lookup { call, key });
+                self.put(*id, Command::Overlay(overlay::Command::Lookup { call, key }));
                 asked.push((*id, call, owner));
             }
             self.run(Duration::from_millis(10));
@@ -199,7 +203,10 @@ fn a_broadcast_reaches_everybody_once() {
             let from = ids[ring.rng.usize(0..ids.len())];
             (ring.downs, ring.complete) = (0, None);
             ring.casts.clear();
-            ring.put(from, Command::Cast { call: 1, body: vec![1], feedback: true });
+            ring.put(
+                from,
+                Command::Overlay(overlay::Command::Cast { call: 1, body: vec![1], feedback: true }),
+            );
             ring.run(Duration::ZERO);
             assert_eq!(ring.downs, count - 1, "{count} nodes");
             ring.casts.sort_unstable();

@@ -4,31 +4,23 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, DerefMut};
 
 use dugnad_connectivity::config::SUCCESSORS;
+use dugnad_connectivity::overlay::{self, Command};
 use dugnad_connectivity::ring::Status;
 use dugnad_connectivity::tree::broadcast::{CastId, CastMsg};
 use dugnad_connectivity::tree::bulk::{BulkMsg, Load, Reach};
 use dugnad_connectivity::tree::feedback::Feedback;
-use dugnad_connectivity::{Command, Event, Msg, Overlay, Timer};
-use dugnad_kernel::{Arc, ArcSet, Component, Cx, Duration, Effect, Id, Input, NodeId, Peer, Time};
-use fastrand::Rng;
+use dugnad_connectivity::{self as connectivity, Connectivity, Event, Msg};
+use dugnad_kernel::testing::{self, Around};
+use dugnad_kernel::{Arc, ArcSet, Duration, Id, NodeId, Peer, Time};
 
-enum Todo {
-    Command(Command),
-    Message { from: NodeId, msg: Msg },
-    Timer(Timer),
-}
-
-/// Overlays with a network that delays, keeps the order of each pair, and may lose.
-struct World {
-    nodes: BTreeMap<NodeId, Overlay>,
-    queue: BTreeMap<(Time, u64), (NodeId, Todo)>,
-    /// When the last message of a pair arrives: none overtakes another.
-    last: BTreeMap<(NodeId, NodeId), Time>,
-    dead: BTreeSet<NodeId>,
-    /// Messages of the layer under test lost, of a thousand.
-    loss: u32,
+/// What the messages of trees did.
+#[derive(Default)]
+struct Trees {
+    /// Messages of trees lost, of a thousand.
+    lost: u32,
     /// Whether a message to the dead closes the connection, as a process that ended does.
     closes: bool,
     told: BTreeMap<CastId, Vec<NodeId>>,
@@ -39,45 +31,101 @@ struct World {
     /// Who was delegated which share of the ring, of the last broadcast.
     shares: Vec<(NodeId, NodeId, f64)>,
     downs: usize,
-    /// Copies that reached a node which had the message.
+    /// Copies that were sent to a node which had the message.
     redundant: usize,
     others: usize,
-    now: Time,
-    sequence: u64,
-    rng: Rng,
+}
+
+type Nodes = testing::World<Connectivity, Trees>;
+
+impl Around<Connectivity> for Trees {
+    /// Every node answers with its id.
+    fn on_event(world: &mut Nodes, at: NodeId, event: Event) {
+        let Event::Overlay(event) = event else { return };
+        let (id, feedback) = match event {
+            overlay::Event::Cast { id, feedback, .. } => {
+                world.around.told.entry(id).or_default().push(at);
+                (id, feedback)
+            }
+            overlay::Event::Bulk { id, mine, feedback, body } => {
+                world.around.bulks.entry(body[0]).or_default().push((at, *mine));
+                (id, feedback)
+            }
+            overlay::Event::Left => return world.crash(at),
+            overlay::Event::Feedback { call, feedback } => {
+                world.around.feedback.insert(call, (feedback, world.now));
+                return;
+            }
+            _ => return,
+        };
+        if feedback {
+            let part = Some(at.0.to_be_bytes().to_vec());
+            let answer = Command::AnswerCast { id, part };
+            world.command_now(at, connectivity::Command::Overlay(answer));
+        }
+    }
+
+    fn carries(world: &mut Nodes, from: NodeId, to: NodeId, msg: &Msg) -> bool {
+        let Msg::Overlay(msg @ (overlay::Msg::Cast(_) | overlay::Msg::Bulk(_))) = msg else {
+            return true;
+        };
+        let trees = &mut world.around;
+        trees.served += usize::from(matches!(msg, overlay::Msg::Bulk(BulkMsg::Served { .. })));
+        if let overlay::Msg::Cast(CastMsg::Down { limit, .. }) = msg {
+            let share = to.distance(*limit) as f64 / u128::MAX as f64;
+            trees.shares.push((from, to, share));
+        }
+        let carried = match msg {
+            overlay::Msg::Cast(CastMsg::Down { id, .. }) => Some(*id),
+            overlay::Msg::Bulk(BulkMsg::Down(bulk)) if matches!(bulk.load, Load::Cast(_)) => {
+                Some(bulk.id)
+            }
+            _ => None,
+        };
+        let told = carried.and_then(|id| trees.told.get(&id));
+        trees.redundant += usize::from(told.is_some_and(|told| told.contains(&to)));
+        match msg {
+            overlay::Msg::Cast(CastMsg::Down { .. }) | overlay::Msg::Bulk(BulkMsg::Down(_)) => {
+                trees.downs += 1;
+            }
+            _ => trees.others += 1,
+        }
+        let lost = trees.lost;
+        world.rng.u32(0..1_000) >= lost
+    }
+
+    fn link_down(world: &Nodes, to: NodeId) -> Option<connectivity::Command> {
+        world.around.closes.then_some(connectivity::Command::LinkDown(to))
+    }
+}
+
+struct World(Nodes);
+
+impl Deref for World {
+    type Target = Nodes;
+
+    fn deref(&self) -> &Nodes {
+        &self.0
+    }
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Nodes {
+        &mut self.0
+    }
 }
 
 impl World {
     fn planted(count: usize, seed: u64) -> Self {
-        let mut rng = Rng::with_seed(seed);
-        let mut ids: Vec<NodeId> = (0..count).map(|_| Id(rng.u128(..))).collect();
+        let mut world = Self(Nodes::new(seed, Trees::default()));
+        world.delay = 10_000..60_000;
+        let mut ids: Vec<NodeId> = (0..count).map(|_| Id(world.rng.u128(..))).collect();
         ids.sort_unstable();
         let owner = |key: Id| Peer::new(ids[ids.partition_point(|id| *id < key) % ids.len()]);
-        let overlay = |place: usize| {
+        for (place, id) in ids.iter().enumerate() {
             let at = |i: usize| Peer::new(ids[(place + i) % count]);
             let succs = (1..=SUCCESSORS.min(count - 1)).map(at).collect();
-            (ids[place], Overlay::planted(at(0), at(count - 1), succs, owner))
-        };
-        let mut world = Self {
-            nodes: (0..count).map(overlay).collect(),
-            queue: BTreeMap::new(),
-            last: BTreeMap::new(),
-            dead: BTreeSet::new(),
-            loss: 0,
-            closes: false,
-            told: BTreeMap::new(),
-            bulks: BTreeMap::new(),
-            served: 0,
-            feedback: BTreeMap::new(),
-            shares: Vec::new(),
-            downs: 0,
-            redundant: 0,
-            others: 0,
-            now: Time(0),
-            sequence: 0,
-            rng,
-        };
-        for id in &ids {
+            world.start(*id, Connectivity::planted(at(0), at(count - 1), succs, owner));
             world.put(*id, Command::Boot { alone: false });
         }
         world.run(Duration::from_secs(30));
@@ -85,140 +133,30 @@ impl World {
     }
 
     fn put(&mut self, id: NodeId, command: Command) {
-        self.later(self.now, id, Todo::Command(command));
+        self.command(id, connectivity::Command::Overlay(command));
     }
 
-    fn later(&mut self, at: Time, id: NodeId, todo: Todo) {
-        self.sequence += 1;
-        self.queue.insert((at, self.sequence), (id, todo));
-    }
-
-    fn live(&self) -> Vec<NodeId> {
-        self.nodes.keys().filter(|id| !self.dead.contains(id)).copied().collect()
+    fn running(&self) -> Vec<NodeId> {
+        self.live().map(|(id, _)| id).collect()
     }
 
     fn inside(&self) -> BTreeSet<NodeId> {
-        let inside = |id: &NodeId| self.nodes[id].ring().status() == Status::Inside;
-        self.live().into_iter().filter(inside).collect()
+        let inside = |node: &Connectivity| node.ring().status() == Status::Inside;
+        self.live().filter(|(_, node)| inside(node)).map(|(id, _)| id).collect()
     }
 
     /// A new node asks somebody inside to let it in.
     fn join(&mut self) {
         let (id, via) = (Id(self.rng.u128(..)), self.any());
-        self.nodes.insert(id, Overlay::new(Peer::new(id)));
+        self.start(id, Connectivity::new(Peer::new(id)));
         self.put(id, Command::Boot { alone: false });
-        self.put(id, Command::LinkUp(Peer::new(via)));
-        self.put(via, Command::LinkUp(Peer::new(id)));
+        self.command(id, connectivity::Command::LinkUp(Peer::new(via)));
+        self.command(via, connectivity::Command::LinkUp(Peer::new(id)));
     }
 
     fn any(&mut self) -> NodeId {
-        let live = self.live();
-        live[self.rng.usize(0..live.len())]
-    }
-
-    fn run(&mut self, span: Duration) {
-        self.run_until(self.now + span, |_| false);
-    }
-
-    fn run_until(&mut self, end: Time, stop: impl Fn(&Self) -> bool) {
-        while self.queue.first_key_value().is_some_and(|((at, _), _)| *at <= end) && !stop(self) {
-            let ((at, _), (id, todo)) = self.queue.pop_first().unwrap();
-            self.now = at;
-            if !self.dead.contains(&id) {
-                self.step(id, todo);
-            }
-        }
-        if !stop(self) {
-            self.now = end;
-        }
-    }
-
-    fn step(&mut self, id: NodeId, todo: Todo) {
-        let input = match todo {
-            Todo::Command(command) => Input::Command(command),
-            Todo::Timer(timer) => Input::Timer(timer),
-            Todo::Message { from, msg } => {
-                self.note(id, &msg);
-                Input::Message { from, msg }
-            }
-        };
-        let mut inputs = vec![input];
-        while let Some(input) = inputs.pop() {
-            let mut effects = Vec::new();
-            let node = self.nodes.get_mut(&id).unwrap();
-            node.handle(input, &mut Cx::new(self.now, &mut self.rng, &mut effects));
-            for effect in effects {
-                match effect {
-                    Effect::Send { to, msg } => self.send(id, to, msg),
-                    Effect::After { delay, timer } => {
-                        self.later(self.now + delay, id, Todo::Timer(timer));
-                    }
-                    Effect::Emit(event) => inputs.extend(self.event(id, event)),
-                }
-            }
-        }
-    }
-
-    /// Every node answers with its id.
-    fn event(&mut self, node: NodeId, event: Event) -> Option<Input<Overlay>> {
-        let (id, feedback) = match event {
-            Event::Cast { id, feedback, .. } => {
-                self.told.entry(id).or_default().push(node);
-                (id, feedback)
-            }
-            Event::Bulk { id, mine, feedback, body } => {
-                self.bulks.entry(body[0]).or_default().push((node, *mine));
-                (id, feedback)
-            }
-            Event::Left => {
-                self.dead.insert(node);
-                return None;
-            }
-            Event::Feedback { call, feedback } => {
-                self.feedback.insert(call, (feedback, self.now));
-                return None;
-            }
-            _ => return None,
-        };
-        let part = Some(node.0.to_be_bytes().to_vec());
-        feedback.then_some(Input::Command(Command::AnswerCast { id, part }))
-    }
-
-    fn note(&mut self, to: NodeId, msg: &Msg) {
-        self.served += usize::from(matches!(msg, Msg::Bulk(BulkMsg::Served { .. })));
-        let id = match msg {
-            Msg::Cast(CastMsg::Down { id, .. }) => *id,
-            Msg::Bulk(BulkMsg::Down(bulk)) if matches!(bulk.load, Load::Cast(_)) => bulk.id,
-            _ => return,
-        };
-        let told = self.told.get(&id).is_some_and(|told| told.contains(&to));
-        self.redundant += usize::from(told);
-    }
-
-    fn send(&mut self, from: NodeId, to: NodeId, msg: Msg) {
-        let tree = matches!(msg, Msg::Cast(_) | Msg::Bulk(_));
-        if let Msg::Cast(CastMsg::Down { limit, .. }) = &msg {
-            let share = to.distance(*limit) as f64 / u128::MAX as f64;
-            self.shares.push((from, to, share));
-        }
-        match &msg {
-            Msg::Cast(CastMsg::Down { .. }) | Msg::Bulk(BulkMsg::Down(_)) => self.downs += 1,
-            Msg::Cast(_) | Msg::Bulk(_) => self.others += 1,
-            _ => {}
-        }
-        if tree && self.rng.u32(0..1_000) < self.loss {
-            return;
-        }
-        let delay = Duration::from_millis(u64::from(self.rng.u32(10..60)));
-        if self.dead.contains(&to) && self.closes {
-            self.later(self.now + delay, from, Todo::Command(Command::LinkDown(to)));
-        }
-        let last = self.last.get(&(from, to)).copied().unwrap_or_default();
-        let at = (self.now + delay).max(last);
-        self.last.insert((from, to), at);
-        if self.nodes.contains_key(&to) {
-            self.later(at, to, Todo::Message { from, msg });
-        }
+        let running = self.running();
+        running[self.rng.usize(0..running.len())]
     }
 
     fn ask(&mut self, call: u32, patience: u64) -> NodeId {
@@ -229,13 +167,14 @@ impl World {
     }
 
     fn counter(&self, name: &str) -> u64 {
-        let of = |node: &Overlay| node.counters().find(|(n, _)| *n == name).map_or(0, |(_, n)| n);
-        self.nodes.values().map(of).sum()
+        let of =
+            |node: &Connectivity| node.counters().find(|(n, _)| *n == name).map_or(0, |(_, n)| n);
+        self.live().map(|(_, node)| of(node)).sum()
     }
 
     /// What was answered under `call`: the ids of the nodes, sorted, and whether that is all.
     fn answers(&self, call: u32) -> (Vec<NodeId>, bool) {
-        let (feedback, _) = self.feedback.get(&call).expect("no answer at all");
+        let (feedback, _) = self.around.feedback.get(&call).expect("no answer at all");
         let id = |part: &Vec<u8>| Id(u128::from_be_bytes(part.as_slice().try_into().unwrap()));
         let mut ids: Vec<NodeId> = feedback.parts.iter().map(id).collect();
         ids.sort_unstable();
@@ -250,13 +189,13 @@ fn feedback_is_the_sum_over_all_nodes() {
     for (count, seed) in [(1, 1), (2, 2), (3, 3), (20, 4), (64, 5), (300, 6)] {
         let mut world = World::planted(count, seed);
         for call in 1..=10 {
-            (world.downs, world.others) = (0, 0);
+            (world.around.downs, world.around.others) = (0, 0);
             world.ask(call, 4);
             world.run(Duration::from_secs(3));
-            assert_eq!(world.answers(call), (world.live(), true), "{count} nodes");
-            assert_eq!((world.downs, world.others), (count - 1, count - 1));
+            assert_eq!(world.answers(call), (world.running(), true), "{count} nodes");
+            assert_eq!((world.around.downs, world.around.others), (count - 1, count - 1));
         }
-        assert!(world.told.values().all(|told| told.len() == count));
+        assert!(world.around.told.values().all(|told| told.len() == count));
         assert_eq!(world.counter("cover_overlap"), 0);
     }
 }
@@ -268,13 +207,13 @@ fn feedback_is_exact_in_spite_of_loss() {
     let mut lossy = 0;
     for seed in 1..=6 {
         let mut world = World::planted(100, seed);
-        world.loss = 10;
+        world.around.lost = 10;
         for call in 1..=10 {
             world.ask(call, 60);
             world.run(Duration::from_secs(61));
-            assert_eq!(world.answers(call), (world.live(), true), "seed {seed}, {call}");
+            assert_eq!(world.answers(call), (world.running(), true), "seed {seed}, {call}");
         }
-        for (id, told) in &world.told {
+        for (id, told) in &world.around.told {
             let once: BTreeSet<_> = told.iter().collect();
             assert_eq!((told.len(), once.len()), (100, 100), "{id:?}");
         }
@@ -290,30 +229,33 @@ fn a_child_that_dies_in_mid_flight_is_gone_around() {
     let (mut redundant, mut messages, mut runs) = (0, 0, 0);
     for seed in 1..=12 {
         let mut world = World::planted(400, seed);
-        world.closes = seed % 2 == 0;
+        world.around.closes = seed % 2 == 0;
         let from = world.ask(1, 60);
         world.run(Duration::from_millis(1));
         let held = |(parent, _, share): &&(NodeId, NodeId, f64)| {
             *parent == from && (0.25 / 1.5..=0.5).contains(share)
         };
-        let Some((_, victim, _)) = world.shares.iter().find(held).copied() else { continue };
+        let Some((_, victim, _)) = world.around.shares.iter().find(held).copied() else { continue };
         let after = Duration::from_millis(world.rng.u64(0..200));
         world.run(after);
-        world.dead.insert(victim);
+        world.crash(victim);
         world.run(Duration::from_secs(61));
-        let told = world.told.values().next().unwrap();
+        let told = world.around.told.values().next().unwrap();
         let once: BTreeSet<NodeId> = told.iter().copied().collect();
         assert_eq!(once.len(), told.len(), "seed {seed}: delivered twice");
-        let live = world.live();
+        let live = world.running();
         assert!(live.iter().all(|id| once.contains(id)), "seed {seed}: not everybody");
         let (answers, _) = world.answers(1);
         assert!(live.iter().all(|id| answers.contains(id)), "seed {seed}: not all answers");
         println!(
             "seed {seed} closes {} after {after:?}: {} redundant of {}, answer at {:?}",
-            world.closes, world.redundant, world.downs, world.feedback[&1].1
+            world.around.closes,
+            world.around.redundant,
+            world.around.downs,
+            world.around.feedback[&1].1
         );
-        redundant += world.redundant;
-        messages += world.downs;
+        redundant += world.around.redundant;
+        messages += world.around.downs;
         runs += 1;
     }
     assert!(runs >= 8, "{runs} runs");
@@ -328,26 +270,32 @@ fn an_undetected_death_costs_no_more_than_the_patience() {
         let mut world = World::planted(40, seed);
         let from = world.ask(1, 4);
         world.run(Duration::from_millis(1));
-        let victim =
-            *world.shares.iter().find(|(parent, ..)| *parent == from).map(|(_, c, _)| c).unwrap();
+        let victim = *world
+            .around
+            .shares
+            .iter()
+            .find(|(parent, ..)| *parent == from)
+            .map(|(_, c, _)| c)
+            .unwrap();
         let start = world.now;
-        world.dead.insert(victim);
+        world.crash(victim);
         world.run(Duration::from_secs(5));
         let (answers, complete) = world.answers(1);
-        let (feedback, at) = &world.feedback[&1];
+        let (feedback, at) = &world.around.feedback[&1];
         assert!(at.since(start) <= Duration::from_secs(4), "seed {seed}");
         assert!(!complete && feedback.missing.contains(victim), "seed {seed}");
-        assert_eq!(answers, world.live(), "seed {seed}");
+        assert_eq!(answers, world.running(), "seed {seed}");
     }
 }
 
-/// T4.4: nodes join and leave during a hundred broadcasts; who is there throughout gets each once
-/// where feedback shows what is missing. Without, an arc is lost with a pointer to a node that
-/// left, as best effort says.
+/// T4.4: nodes join and leave during a hundred broadcasts. Nobody gets one twice, and where
+/// feedback says that it is complete, everybody got it who was there throughout. It is complete
+/// nearly always: while a join and a leave beside each other are made good by stabilisation, an
+/// arc is missing, and is said to be. Best effort loses an arc with a pointer to a node that left.
 #[test]
 fn joins_and_leaves_lose_no_broadcast() {
-    let (mut missed, mut all) = (0, 0);
-    for (seed, feedback) in [(1, false), (2, true), (3, false), (4, true)] {
+    let (mut missed, mut all, mut incomplete) = (0, 0, 0);
+    for (seed, feedback) in (1..=10).map(|seed| (seed, seed > 2)) {
         let mut world = World::planted(60, seed);
         for call in 0..100 {
             let before = world.inside();
@@ -356,41 +304,39 @@ fn joins_and_leaves_lose_no_broadcast() {
                     world.join();
                 } else {
                     let leaver = world.any();
-                    world.put(leaver, Command::Leave);
+                    world.command(leaver, connectivity::Command::Leave);
                 }
             }
             let span = Duration::from_millis(world.rng.u64(0..400));
             world.run(span);
             let from = *before.iter().find(|id| world.inside().contains(id)).unwrap();
-            let known = world.told.len();
+            let known = world.around.told.len();
             let patience = Duration::from_secs(15);
-            world.put(
-                from,
-                match feedback {
-                    true => Command::AskAll { call, body: vec![7], patience },
-                    false => Command::Cast { call, body: vec![7], feedback },
-                },
-            );
+            let command = match feedback {
+                true => Command::AskAll { call, body: vec![7], patience },
+                false => Command::Cast { call, body: vec![7], feedback },
+            };
+            world.put(from, command);
             world.run(Duration::from_secs(16));
-            assert_eq!(world.told.len(), known + 1);
+            assert_eq!(world.around.told.len(), known + 1);
             let after = world.inside();
-            let told = world.told.values().find(|told| told.first() == Some(&from));
+            let told = world.around.told.values().find(|told| told.first() == Some(&from));
             let told = told.unwrap().clone();
-            world.told.clear();
+            world.around.told.clear();
             let once: BTreeSet<NodeId> = told.iter().copied().collect();
             assert_eq!(once.len(), told.len(), "broadcast {call}: twice");
             for id in before.intersection(&after) {
                 let got = once.contains(id);
-                assert!(got || !feedback, "broadcast {call}, seed {seed}: {id} missed it");
+                let complete = feedback && world.answers(call).1;
+                assert!(got || !complete, "broadcast {call}, seed {seed}: {id} missed it");
                 missed += usize::from(!got);
                 all += usize::from(!feedback);
             }
-            if feedback {
-                assert!(world.answers(call).1, "broadcast {call}: not complete");
-            }
+            incomplete += usize::from(feedback && !world.answers(call).1);
         }
     }
-    println!("best effort missed {missed} of {all}");
+    println!("best effort missed {missed} of {all}; {incomplete} of 800 were not complete");
+    assert!(incomplete <= 16, "{incomplete} of 800 broadcasts were not complete");
 }
 
 /// T4.7: an arc moves by a join or a leave while a bulk operation runs over it: every id is told
@@ -402,7 +348,7 @@ fn a_range_that_moves_is_told_once() {
         let mut world = World::planted(12, seed);
         if seed % 3 == 0 {
             let leaver = world.any();
-            world.put(leaver, Command::Leave);
+            world.command(leaver, connectivity::Command::Leave);
         } else {
             world.join();
         }
@@ -423,8 +369,8 @@ fn a_range_that_moves_is_told_once() {
             world.put(from, command);
         }
         world.run(Duration::from_secs(10));
-        assert_eq!(world.bulks.len(), 25);
-        for (call, told) in &world.bulks {
+        assert_eq!(world.around.bulks.len(), 25);
+        for (call, told) in &world.around.bulks {
             let mut all = ArcSet::empty();
             for (node, mine) in told {
                 assert!(all.and(mine).unwrap().is_empty(), "seed {seed} {call}: {node} again");
@@ -433,7 +379,7 @@ fn a_range_that_moves_is_told_once() {
             assert_eq!(all, asked[call], "seed {seed} {call}");
         }
         handed += world.counter("bulk_handed_on");
-        served += world.served;
+        served += world.around.served;
     }
     assert!(handed > 0, "nothing was handed on");
     assert!(served > 0, "nobody was told what was served");

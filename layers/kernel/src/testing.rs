@@ -24,7 +24,7 @@ pub trait Around<C: Component>: Sized {
     }
 
     /// What the sender hears when `to` cannot be reached, one delay later.
-    fn link_down(_to: NodeId) -> Option<C::Command> {
+    fn link_down(_: &World<C, Self>, _to: NodeId) -> Option<C::Command> {
         None
     }
 
@@ -142,6 +142,11 @@ impl<C: Component, A: Around<C>> World<C, A> {
         self.input(self.now + after, id, Input::Command(command));
     }
 
+    /// In the same step, before anything else happens: for an event that must be answered so.
+    pub fn command_now(&mut self, id: NodeId, command: C::Command) {
+        self.step(id, self.life(id), Input::Command(command));
+    }
+
     /// As if `from` had sent it, whether there is such a node or not.
     pub fn message(&mut self, from: NodeId, to: NodeId, msg: C::Msg) {
         self.input(self.now, to, Input::Message { from, msg });
@@ -214,7 +219,7 @@ impl<C: Component, A: Around<C>> World<C, A> {
         let carried = A::carries(self, from, to, &msg);
         let arrives = self.now + Duration::from_micros(self.rng.u64(self.delay.clone()));
         if self.get(to).is_none() || !self.reach(from, to) {
-            if let Some(command) = A::link_down(to) {
+            if let Some(command) = A::link_down(self, to) {
                 self.input(arrives, from, Input::Command(command));
             }
             return;
@@ -258,7 +263,7 @@ mod tests {
             world.around.push(event);
         }
 
-        fn link_down(_: NodeId) -> Option<u32> {
+        fn link_down(_: &World<Counter, Self>, _: NodeId) -> Option<u32> {
             Some(0)
         }
     }

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use dugnad_kernel::map::Map;
 
 use dugnad_collective::{self as collective, Seeker};
-use dugnad_connectivity as connectivity;
+use dugnad_connectivity::overlay;
 use dugnad_connectivity::route::Found;
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Key, NodeId, Time};
@@ -98,7 +98,7 @@ impl Node {
             return;
         }
         let call = self.asked.call(why);
-        self.ring(connectivity::Command::Lookup { call, key }, cx);
+        self.ring(overlay::Command::Lookup { call, key }, cx);
     }
 
     pub(crate) fn on_found(&mut self, call: u32, found: Option<Found>, cx: &mut Cx<'_, Self>) {
@@ -149,7 +149,7 @@ impl Node {
         if let Own::Group(question) = question {
             return self.ask_group(ask, question, cx);
         }
-        let refused = if !self.overlay.ring().is_member() {
+        let refused = if !self.connectivity.ring().is_member() {
             "this node is not in the ring yet; see `dugnad status`"
         } else if self.asked.of_people() >= PEOPLE_MAX {
             "too many lookups at a time; try again"

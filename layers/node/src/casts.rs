@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use dugnad_collective::cast::{CastBody, CastPart};
-use dugnad_connectivity as connectivity;
+use dugnad_connectivity::overlay;
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Hash};
 use dugnad_resource::describe::{Description, clip_name};
@@ -26,7 +26,7 @@ impl Node {
         if let Ok(body) = postcard::to_allocvec(&body) {
             let feedback = call.is_some();
             let call = call.map_or(0, |call| self.asked.call(Why::Feedback(call)));
-            self.ring(connectivity::Command::Cast { call, body, feedback }, cx);
+            self.ring(overlay::Command::Cast { call, body, feedback }, cx);
         }
     }
 
@@ -36,7 +36,7 @@ impl Node {
         text: String,
         cx: &mut Cx<'_, Self>,
     ) {
-        let (by, by_name) = (self.overlay.ring().me().id, String::new());
+        let (by, by_name) = (self.connectivity.ring().me().id, String::new());
         self.cast(None, CastBody::Happened { by, by_name, service, text }, cx);
     }
 
@@ -87,7 +87,7 @@ impl Node {
         let has = |program: &&str| self.programs.binary_search(&program_hash(program)).is_ok();
         let up = self.started.map_or(0, |started| cx.now.since(started).as_secs());
         Description {
-            peer: self.overlay.ring().me().clone(),
+            peer: self.connectivity.ring().me().clone(),
             profile: self.profile.clone(),
             free: self.executor.ledger().free(),
             gives: self.executor.ledger().ceilings().amounts,

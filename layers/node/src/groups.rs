@@ -5,16 +5,15 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use dugnad_kernel::map::{Map, Set};
 
-use dugnad_collective as collective;
 use dugnad_connectivity as connectivity;
 use dugnad_connectivity::config::GROUPS_MAX;
-use dugnad_connectivity::group::{self, Groups};
-use dugnad_kernel::{Cx, Duration, Input, NodeId, Peer};
+use dugnad_connectivity::group;
+use dugnad_kernel::{Cx, Duration};
 use dugnad_resource::spec::valid_name;
 
 use crate::asked::Writer;
 use crate::disk::DiskKey;
-use crate::{Answer, AskId, Event, GroupQuestion, GroupView, Msg, Node, Timer};
+use crate::{Answer, AskId, Event, GroupQuestion, GroupView, Node, Timer};
 
 /// Questions about groups under way.
 const ASKED_MAX: usize = 256;
@@ -47,31 +46,17 @@ enum About {
     },
 }
 
+/// What this node's people and services hold.
+#[derive(Default)]
 pub(crate) struct GroupState {
-    pub(crate) groups: Groups,
     held: Map<String, Held>,
     /// Kept memberships found on disk, until this node is on the ring.
     found: Set<String>,
     asked: Map<u32, About>,
     next: u32,
-    /// Whom groups and whom managers want watched.
-    watched: Set<NodeId>,
-    pub(crate) watched_above: Set<NodeId>,
 }
 
 impl GroupState {
-    pub(crate) fn new(me: Peer) -> Self {
-        Self {
-            groups: Groups::new(me),
-            held: Map::new(),
-            found: Set::new(),
-            asked: Map::new(),
-            next: 0,
-            watched: Set::new(),
-            watched_above: Set::new(),
-        }
-    }
-
     /// A kept membership of an earlier life.
     pub(crate) fn restore(&mut self, name: &str) -> bool {
         let valid = valid_name(name).is_ok() && self.found.len() < GROUPS_MAX;
@@ -84,7 +69,7 @@ impl GroupState {
             ("groups_held", self.held.len(), GROUPS_MAX),
             ("groups_asked", self.asked.len(), ASKED_MAX),
         ];
-        own.into_iter().chain(self.groups.sizes())
+        own.into_iter()
     }
 }
 
@@ -128,7 +113,7 @@ impl Node {
         self.groups.next = self.groups.next.wrapping_add(1);
         let call = self.groups.next;
         self.groups.asked.insert(call, asked);
-        self.feed_groups(Input::Command(command(call)), cx);
+        self.connect(connectivity::Command::Group(command(call)), cx);
     }
 
     /// Somebody needs the membership no more; the last one ends it.
@@ -176,37 +161,12 @@ impl Node {
         }
     }
 
-    pub(crate) fn feed_groups(&mut self, input: Input<Groups>, cx: &mut Cx<'_, Self>) {
-        let events = cx.child(&mut self.groups.groups, input, Msg::Group, Timer::Group);
-        for event in events {
-            match event {
-                group::Event::Directory { call, key, ask } => {
-                    self.community(collective::Command::Directory { call, key, ask }, cx);
-                }
-                group::Event::Answer { call, answer } => self.on_group_answer(call, answer, cx),
-                group::Event::Deliver { name, from, body } => {
-                    let from_name = self.name_of(from);
-                    cx.emit(Event::GroupMessage { group: name, from, from_name, body });
-                }
-                group::Event::Watch(set) => {
-                    self.groups.watched = set;
-                    self.watch_all(cx);
-                }
-                group::Event::Contact(peer) => {
-                    self.ring(connectivity::Command::Learn(peer), cx);
-                }
-                group::Event::Doubt(id) => self.ring(connectivity::Command::Doubt(id), cx),
-            }
-        }
-    }
-
-    /// The overlay watches what any layer above it counts on.
-    pub(crate) fn watch_all(&mut self, cx: &mut Cx<'_, Self>) {
-        let both = self.groups.watched.iter().chain(&self.groups.watched_above).copied().collect();
-        self.ring(connectivity::Command::Watch(both), cx);
-    }
-
-    fn on_group_answer(&mut self, call: u32, answer: group::Answer, cx: &mut Cx<'_, Self>) {
+    pub(crate) fn on_group_answer(
+        &mut self,
+        call: u32,
+        answer: group::Answer,
+        cx: &mut Cx<'_, Self>,
+    ) {
         let Some(asked) = self.groups.asked.remove(&call) else { return };
         match asked {
             About::Again { name } => {
@@ -215,7 +175,7 @@ impl Node {
                 }
             }
             About::Plain { ask, name } => {
-                cx.emit(Event::Answer(ask, told(answer, &name)));
+                cx.emit(Event::Answer(ask, to_answer(answer, &name)));
             }
             About::Join { ask, name, keep } => {
                 if answer == group::Answer::Done {
@@ -226,7 +186,7 @@ impl Node {
                         self.write_kept(&name, true, cx);
                     }
                 }
-                cx.emit(Event::Answer(ask, told(answer, &name)));
+                cx.emit(Event::Answer(ask, to_answer(answer, &name)));
             }
         }
     }
@@ -246,11 +206,11 @@ impl Node {
                 name: view.name,
             }
         };
-        self.groups.groups.views().map(view).collect()
+        self.connectivity.groups().views().map(view).collect()
     }
 }
 
-fn told(answer: group::Answer, name: &str) -> Answer {
+fn to_answer(answer: group::Answer, name: &str) -> Answer {
     use group::Answer as A;
     let text = match answer {
         A::Done => return Answer::Done,

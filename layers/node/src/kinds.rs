@@ -8,7 +8,7 @@ use dugnad_connectivity::group::directory::DirectoryAsk;
 use dugnad_connectivity::route::RouteMsg;
 use dugnad_connectivity::tree::broadcast::CastMsg;
 use dugnad_connectivity::tree::bulk::BulkMsg;
-use dugnad_connectivity::{detector, group, ring};
+use dugnad_connectivity::{detector, group, overlay, ring};
 use dugnad_resource::execute::{ToHost, ToManager};
 
 use crate::Msg;
@@ -19,38 +19,45 @@ impl Msg {
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::Overlay(msg) => overlay(msg),
+            Self::Connectivity(msg) => connected(msg),
             Self::Collective(msg) => community(msg),
             Self::ToHost(msg) => to_host(msg),
             Self::ToManager(msg) => to_manager(msg),
-            Self::Group(msg) => in_group(msg),
         }
     }
 }
 
-const fn overlay(msg: &connectivity::Msg) -> &'static str {
+const fn connected(msg: &connectivity::Msg) -> &'static str {
     match msg {
-        connectivity::Msg::Ring(msg) => in_ring(msg),
-        connectivity::Msg::Route(RouteMsg::Hop(_)) => "route_hop",
-        connectivity::Msg::Route(RouteMsg::Ack { .. }) => "route_ack",
-        connectivity::Msg::Route(RouteMsg::Found { .. }) => "route_found",
-        connectivity::Msg::Route(RouteMsg::NotInside { .. }) => "route_not_inside",
-        connectivity::Msg::Route(RouteMsg::SuccHint { .. }) => "route_succ_hint",
-        connectivity::Msg::Cast(CastMsg::Down { .. }) => "cast_down",
-        connectivity::Msg::Cast(CastMsg::Up { .. }) => "cast_up",
-        connectivity::Msg::Cast(CastMsg::Alive { .. }) => "cast_alive",
-        connectivity::Msg::Cast(CastMsg::Unknown { .. }) => "cast_unknown",
+        connectivity::Msg::Overlay(msg) => in_overlay(msg),
         connectivity::Msg::Detect(detector::Msg::Ping) => "ping",
         connectivity::Msg::Detect(detector::Msg::Pong) => "pong",
         connectivity::Msg::Detect(detector::Msg::PingReq { .. }) => "ping_req",
         connectivity::Msg::Detect(detector::Msg::Reached { .. }) => "reached",
         connectivity::Msg::Detect(detector::Msg::Gone { .. }) => "gone",
-        connectivity::Msg::Entry(EntryMsg::Probe) => "probe",
-        connectivity::Msg::Entry(EntryMsg::ProbeRes { .. }) => "probe_res",
-        connectivity::Msg::Entry(EntryMsg::Merge { .. }) => "merge",
-        connectivity::Msg::Entry(EntryMsg::Hint { .. }) => "merge_hint",
-        connectivity::Msg::Bulk(BulkMsg::Down(_)) => "bulk_down",
-        connectivity::Msg::Bulk(BulkMsg::Served { .. }) => "bulk_served",
+        connectivity::Msg::Group(msg) => in_group(msg),
+    }
+}
+
+const fn in_overlay(msg: &overlay::Msg) -> &'static str {
+    use overlay::Msg;
+    match msg {
+        Msg::Ring(msg) => in_ring(msg),
+        Msg::Route(RouteMsg::Hop(_)) => "route_hop",
+        Msg::Route(RouteMsg::Ack { .. }) => "route_ack",
+        Msg::Route(RouteMsg::Found { .. }) => "route_found",
+        Msg::Route(RouteMsg::NotInside { .. }) => "route_not_inside",
+        Msg::Route(RouteMsg::SuccHint { .. }) => "route_succ_hint",
+        Msg::Cast(CastMsg::Down { .. }) => "cast_down",
+        Msg::Cast(CastMsg::Up { .. }) => "cast_up",
+        Msg::Cast(CastMsg::Alive { .. }) => "cast_alive",
+        Msg::Cast(CastMsg::Unknown { .. }) => "cast_unknown",
+        Msg::Entry(EntryMsg::Probe) => "probe",
+        Msg::Entry(EntryMsg::ProbeRes { .. }) => "probe_res",
+        Msg::Entry(EntryMsg::Merge { .. }) => "merge",
+        Msg::Entry(EntryMsg::Hint { .. }) => "merge_hint",
+        Msg::Bulk(BulkMsg::Down(_)) => "bulk_down",
+        Msg::Bulk(BulkMsg::Served { .. }) => "bulk_served",
     }
 }
 

@@ -35,8 +35,11 @@ impl Node {
     /// Whether a message can go out now. Looking somebody up to ask whether they live says it
     /// already, and looking up must not need looking up: those go out as they are.
     pub(crate) fn may_send(&self, to: NodeId, msg: &Msg) -> bool {
-        let direct =
-            matches!(msg, Msg::Overlay(connectivity::Msg::Detect(_) | connectivity::Msg::Route(_)));
+        use connectivity::Msg as M;
+        let direct = matches!(
+            msg,
+            Msg::Connectivity(M::Detect(_) | M::Overlay(connectivity::overlay::Msg::Route(_)))
+        );
         direct || self.unknown(core::iter::once(to)).is_empty()
     }
 
@@ -69,8 +72,8 @@ impl Node {
     }
 
     fn unknown(&self, ids: impl Iterator<Item = NodeId>) -> Set<NodeId> {
-        let me = self.overlay.ring().me().id;
-        ids.filter(|id| *id != me && self.overlay.peer(*id).is_none()).collect()
+        let me = self.connectivity.ring().me().id;
+        ids.filter(|id| *id != me && self.overlay().peer(*id).is_none()).collect()
     }
 
     fn defer(&mut self, missing: Set<NodeId>, what: What, cx: &mut Cx<'_, Self>) {

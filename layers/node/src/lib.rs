@@ -28,7 +28,8 @@ use dugnad_collective::Collective;
 use dugnad_collective::persistence::record::Record;
 use dugnad_collective::position::RingPosition;
 use dugnad_connectivity as connectivity;
-use dugnad_connectivity::{Overlay, group};
+use dugnad_connectivity::overlay::{self, Overlay};
+use dugnad_connectivity::{Connectivity, group};
 use dugnad_fabric::Ceilings;
 use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Arc, Component, Cx, Effect, Hash, Input, NodeId, Peer};
@@ -46,19 +47,17 @@ use known::Deferred;
 /// Everything one node can say to another. The position of a variant is its number on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
-    Overlay(connectivity::Msg),
+    Connectivity(connectivity::Msg),
     Collective(collective::Msg),
     ToHost(ToHost),
     ToManager(ToManager),
-    Group(group::Msg),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Timer {
-    Overlay(connectivity::Timer),
+    Connectivity(connectivity::Timer),
     Collective(collective::Timer),
     Executor(executor::Timer),
-    Group(group::Timer),
     /// Try once more to take up a kept membership.
     Rejoin {
         name: String,
@@ -81,7 +80,7 @@ const NAMES_MAX: usize = 512;
 const PORTS_MAX: usize = 256;
 
 pub struct Node {
-    overlay: Overlay,
+    connectivity: Connectivity,
     executor: Executor,
     collective: Collective,
     groups: GroupState,
@@ -106,7 +105,7 @@ impl Component for Node {
     type Event = Event;
 
     fn handle(&mut self, input: Input<Self>, cx: &mut Cx<'_, Self>) {
-        let me = self.overlay.ring().me().id;
+        let me = self.connectivity.ring().me().id;
         let mut inputs = VecDeque::from([input]);
         // What the node says to itself takes the same way as what others say, at once.
         while let Some(input) = inputs.pop_front() {
@@ -142,8 +141,8 @@ impl Node {
         let executor = Executor::new(me.id, profile.name.clone(), profile.arch, config.ceilings);
         Self {
             collective: Collective::new(me.id),
-            groups: GroupState::new(me.clone()),
-            overlay: Overlay::new(me),
+            groups: GroupState::default(),
+            connectivity: Connectivity::new(me),
             executor,
             profile,
             programs: config.programs,
@@ -160,8 +159,14 @@ impl Node {
     }
 
     #[must_use]
+    pub const fn connectivity(&self) -> &Connectivity {
+        &self.connectivity
+    }
+
+    /// The ring of the community.
+    #[must_use]
     pub const fn overlay(&self) -> &Overlay {
-        &self.overlay
+        self.connectivity.overlay()
     }
 
     #[must_use]
@@ -171,7 +176,7 @@ impl Node {
 
     #[must_use]
     pub const fn groups(&self) -> &group::Groups {
-        &self.groups.groups
+        self.connectivity.groups()
     }
 
     #[must_use]
@@ -192,7 +197,7 @@ impl Node {
             ("names", self.names.len(), NAMES_MAX),
             ("ports", self.ports.len(), PORTS_MAX),
         ];
-        let layers = self.overlay.sizes().chain(self.collective.sizes());
+        let layers = self.connectivity.sizes().chain(self.collective.sizes());
         own.into_iter().chain(layers).chain(self.executor.sizes()).chain(self.groups.sizes())
     }
 
@@ -200,18 +205,18 @@ impl Node {
         match input {
             Input::Command(command) => self.on_command(command, cx),
             Input::Message { from, msg } => match msg {
-                Msg::Overlay(msg) => self.feed_overlay(Input::Message { from, msg }, cx),
+                Msg::Connectivity(msg) => self.feed_connectivity(Input::Message { from, msg }, cx),
                 Msg::Collective(msg) => self.feed_collective(Input::Message { from, msg }, cx),
                 Msg::ToManager(msg) => {
                     self.community(collective::Command::ToManager { from, msg }, cx);
                 }
                 Msg::ToHost(msg) => self.tell_host(from, msg, cx),
-                Msg::Group(msg) => self.feed_groups(Input::Message { from, msg }, cx),
             },
-            Input::Timer(Timer::Overlay(timer)) => self.feed_overlay(Input::Timer(timer), cx),
+            Input::Timer(Timer::Connectivity(timer)) => {
+                self.feed_connectivity(Input::Timer(timer), cx);
+            }
             Input::Timer(Timer::Collective(timer)) => self.feed_collective(Input::Timer(timer), cx),
             Input::Timer(Timer::Executor(timer)) => self.feed_executor(Input::Timer(timer), cx),
-            Input::Timer(Timer::Group(timer)) => self.feed_groups(Input::Timer(timer), cx),
             Input::Timer(Timer::Rejoin { name }) => self.rejoin_group(name, cx),
         }
     }
@@ -221,13 +226,11 @@ impl Node {
             Command::Boot { records, trees, alone } => self.boot(records, trees, alone, cx),
             Command::LinkUp(peer) => {
                 self.community(collective::Command::LinkUp(peer.id), cx);
-                self.ring(connectivity::Command::LinkUp(peer.clone()), cx);
-                self.feed_groups(Input::Command(group::Command::LinkUp(peer)), cx);
+                self.connect(connectivity::Command::LinkUp(peer), cx);
             }
             Command::LinkDown(id) => {
-                self.ring(connectivity::Command::LinkDown(id), cx);
+                self.connect(connectivity::Command::LinkDown(id), cx);
                 self.community(collective::Command::LinkDown(id), cx);
-                self.feed_groups(Input::Command(group::Command::LinkDown(id)), cx);
             }
             Command::Persisted(token) => self.on_written(token, true, cx),
             Command::NotPersisted(token) => self.on_written(token, false, cx),
@@ -245,8 +248,7 @@ impl Node {
             Command::KeptState(kept) => self.kept_state = kept,
             Command::Addresses { addrs, home } => {
                 self.profile.home = home;
-                self.groups.groups.set_addrs(addrs.clone());
-                self.overlay.set_addrs(addrs);
+                self.connectivity.set_addrs(addrs);
             }
             Command::HandOver(leaving) => {
                 self.told_handed_over = false;
@@ -255,8 +257,7 @@ impl Node {
             Command::Leave => {
                 self.host(executor::Command::Ending, cx);
                 self.community(collective::Command::Ending, cx);
-                self.feed_groups(Input::Command(group::Command::Depart), cx);
-                self.ring(connectivity::Command::Leave, cx);
+                self.connect(connectivity::Command::Leave, cx);
             }
         }
     }
@@ -285,9 +286,9 @@ impl Node {
             self.malformed_records += u64::from(!taken);
         }
         self.host(executor::Command::Restore(runs), cx);
-        let lived = self.overlay.ring().me().inc > 1;
+        let lived = self.connectivity.ring().me().inc > 1;
         self.community(collective::Command::Restore { records: stored, trees, lived }, cx);
-        self.ring(connectivity::Command::Boot { alone }, cx);
+        self.ring(overlay::Command::Boot { alone }, cx);
     }
 
     fn tell_host(&mut self, from: NodeId, msg: ToHost, cx: &mut Cx<'_, Self>) {
@@ -335,47 +336,62 @@ impl Node {
         }
     }
 
-    fn ring(&mut self, command: connectivity::Command, cx: &mut Cx<'_, Self>) {
-        self.feed_overlay(Input::Command(command), cx);
+    /// To the ring of the community.
+    fn ring(&mut self, command: overlay::Command, cx: &mut Cx<'_, Self>) {
+        self.connect(connectivity::Command::Overlay(command), cx);
     }
 
-    fn feed_overlay(&mut self, input: Input<Overlay>, cx: &mut Cx<'_, Self>) {
-        for event in cx.child(&mut self.overlay, input, Msg::Overlay, Timer::Overlay) {
-            self.on_overlay_event(event, cx);
+    fn connect(&mut self, command: connectivity::Command, cx: &mut Cx<'_, Self>) {
+        self.feed_connectivity(Input::Command(command), cx);
+    }
+
+    fn feed_connectivity(&mut self, input: Input<Connectivity>, cx: &mut Cx<'_, Self>) {
+        use connectivity::Event as E;
+        let (connectivity, wrap) = (&mut self.connectivity, Msg::Connectivity);
+        for event in cx.child(connectivity, input, wrap, Timer::Connectivity) {
+            match event {
+                E::Overlay(event) => self.on_overlay_event(event, cx),
+                E::Suspect(_) | E::Refuted(_) => {}
+                E::Dead(id) => self.on_dead(id, cx),
+                E::Directory { call, key, ask } => {
+                    self.community(collective::Command::Directory { call, key, ask }, cx);
+                }
+                E::Answer { call, answer } => self.on_group_answer(call, answer, cx),
+                E::Deliver { name, from, body } => {
+                    let from_name = self.name_of(from);
+                    cx.emit(Event::GroupMessage { group: name, from, from_name, body });
+                }
+            }
         }
     }
 
-    fn on_overlay_event(&mut self, event: connectivity::Event, cx: &mut Cx<'_, Self>) {
+    fn on_overlay_event(&mut self, event: overlay::Event, cx: &mut Cx<'_, Self>) {
+        use overlay::Event as E;
         match event {
-            connectivity::Event::Contact(peer) => cx.emit(Event::Contact(peer)),
-            connectivity::Event::Joined => self.on_joined(cx),
-            connectivity::Event::RangeChanged | connectivity::Event::NeighboursChanged => {
-                self.place_changed(cx);
-            }
-            connectivity::Event::Found { call, found } => self.on_found(call, found, cx),
-            connectivity::Event::Cast { id, body, feedback } => {
+            E::Contact(peer) => cx.emit(Event::Contact(peer)),
+            E::Joined => self.on_joined(cx),
+            E::RangeChanged | E::NeighboursChanged => self.place_changed(cx),
+            E::Found { call, found } => self.on_found(call, found, cx),
+            E::Cast { id, body, feedback } => {
                 let part = self.on_cast(&body, cx);
                 if feedback {
-                    self.ring(connectivity::Command::AnswerCast { id, part }, cx);
+                    self.ring(overlay::Command::AnswerCast { id, part }, cx);
                 }
             }
-            connectivity::Event::Feedback { call, feedback } => {
+            E::Feedback { call, feedback } => {
                 if let Some(Why::Feedback(call)) = self.asked.over(call) {
                     let (parts, complete) = (feedback.parts, feedback.complete);
                     self.community(collective::Command::Feedback { call, parts, complete }, cx);
                 }
             }
-            connectivity::Event::Suspect(_)
-            | connectivity::Event::Refuted(_)
-            | connectivity::Event::Bulk { .. } => {}
-            connectivity::Event::Dead(id) => self.on_dead(id, cx),
-            connectivity::Event::Restarted(id) => {
+            E::Restarted(id) => {
                 self.place_changed(cx);
                 self.host(executor::Command::Dead(id), cx);
                 self.community(collective::Command::Restarted(id), cx);
             }
-            connectivity::Event::Left => cx.emit(Event::Left),
-            connectivity::Event::Doubt(_) => {}
+            E::Left => cx.emit(Event::Left),
+            // Nothing here starts bulk operations; whom to watch stays below.
+            E::Bulk { .. } | E::Watch(_) | E::Doubt(_) => {}
         }
     }
 
@@ -383,7 +399,7 @@ impl Node {
         self.place_changed(cx);
         self.rejoin_groups(cx);
         self.host(executor::Command::Joined, cx);
-        if self.overlay.ring().alone() {
+        if self.connectivity.ring().alone() {
             return;
         }
         let text = alloc::format!("{} joined", self.profile.name);
@@ -394,7 +410,7 @@ impl Node {
 
     /// Tells the collective layer what this node answers for now.
     fn place_changed(&mut self, cx: &mut Cx<'_, Self>) {
-        let ring = self.overlay.ring();
+        let ring = self.connectivity.ring();
         let (old, new) = (self.range, ring.claim());
         let gained = match (old, new) {
             (Some(old), Some(new)) if in_oo(new.lo, old.lo, new.hi) || new.lo == new.hi => {
@@ -405,14 +421,14 @@ impl Node {
             _ => None,
         };
         self.range = new;
-        let (succs, size) = (ring.succs().to_vec(), self.overlay.size());
+        let (succs, size) = (ring.succs().to_vec(), self.connectivity.overlay().size());
         let position = RingPosition { range: new, succs, size };
         self.community(collective::Command::Moved { position, gained }, cx);
     }
 
     fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         // One voice is enough: the one that takes over.
-        let ring = self.overlay.ring();
+        let ring = self.connectivity.ring();
         if ring.pred().id == id || ring.owns(id) {
             let text = alloc::format!("{} is gone", self.name_of(id));
             self.announce(None, text, cx);
@@ -420,7 +436,6 @@ impl Node {
         self.place_changed(cx);
         self.host(executor::Command::Dead(id), cx);
         self.community(collective::Command::Dead(id), cx);
-        self.feed_groups(Input::Command(group::Command::Dead(id)), cx);
     }
 
     fn community(&mut self, command: collective::Command, cx: &mut Cx<'_, Self>) {
@@ -443,12 +458,11 @@ impl Node {
                 collective::Event::Order(order) => self.on_order(order, cx),
                 collective::Event::ToHost { to, msg } => cx.send(to, Msg::ToHost(msg)),
                 collective::Event::Watch(set) => {
-                    self.groups.watched_above = set;
-                    self.watch_all(cx);
+                    self.connect(connectivity::Command::Watch(set), cx);
                 }
                 collective::Event::Directory { call, answer } => {
                     let command = group::Command::Directory { call, answer };
-                    self.feed_groups(Input::Command(command), cx);
+                    self.connect(connectivity::Command::Group(command), cx);
                 }
                 collective::Event::Answer { ask, reply } => self.on_reply(ask, reply, cx),
             }

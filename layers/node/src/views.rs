@@ -78,7 +78,7 @@ impl Node {
         for description in &descriptions {
             self.remember_name(description.peer.id, &description.profile.name);
         }
-        let (me, detector) = (self.overlay.ring().me().id, self.overlay.detector());
+        let (me, detector) = (self.connectivity.ring().me().id, self.connectivity.detector());
         let answered: Set<NodeId> = descriptions.iter().map(|d| d.peer.id).collect();
         let mut views: Vec<NodeView> = descriptions
             .into_iter()
@@ -100,7 +100,7 @@ impl Node {
             })
             .collect();
         // Met before, silent now.
-        for peer in self.overlay.book().filter(|peer| !answered.contains(&peer.id)) {
+        for peer in self.overlay().book().filter(|peer| !answered.contains(&peer.id)) {
             let linked = detector.is_linked(peer.id);
             views.push(NodeView {
                 peer: peer.clone(),
@@ -125,7 +125,7 @@ impl Node {
     /// Whether the ring needs this node: it comes right before or after.
     #[must_use]
     pub fn is_neighbour(&self, id: NodeId) -> bool {
-        let ring = self.overlay.ring();
+        let ring = self.connectivity.ring();
         ring.is_member() && (ring.pred().id == id || ring.succs().iter().any(|succ| succ.id == id))
     }
 
@@ -133,7 +133,7 @@ impl Node {
     #[must_use]
     pub fn status(&self) -> Status {
         use dugnad_connectivity::ring::Status as Ring;
-        let ring = self.overlay.ring();
+        let ring = self.connectivity.ring();
         let state = match ring.status() {
             Ring::Out | Ring::JoinReq | Ring::Joining => "joining",
             Ring::Leaving | Ring::Gone => "left",
@@ -143,9 +143,8 @@ impl Node {
         let replica = |(id, name, state): (ReplicaId, &str, HostState)| {
             (id, String::from(name), ReplicaState::of_host(state))
         };
-        let mut counters: Vec<(&'static str, u64)> = self.overlay.counters().collect();
+        let mut counters: Vec<(&'static str, u64)> = self.connectivity.counters().collect();
         counters.extend(self.collective.counters());
-        counters.extend(self.groups.groups.counters());
         counters.push(("refused_epochs", self.executor.refused_epochs()));
         counters.push(("refused_orders", self.executor.refused_orders()));
         counters.push(("malformed_records", self.malformed_records));
@@ -154,7 +153,7 @@ impl Node {
             state,
             predecessor: ring.is_member().then(|| ring.pred().id),
             successors: ring.succs().iter().map(|peer| peer.id).collect(),
-            size: self.overlay.size(),
+            size: self.overlay().size(),
             ceilings: *self.executor.ledger().ceilings(),
             promised: self.executor.ledger().promised(),
             replicas: self.executor.replicas().map(replica).collect(),

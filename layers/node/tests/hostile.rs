@@ -8,7 +8,7 @@ use dugnad_collective::persistence::record::{Record, Version};
 use dugnad_collective::persistence::sync::SyncMsg;
 use dugnad_collective::{self as collective, deployment, persistence};
 use dugnad_connectivity::tree::broadcast::{CastId, CastMsg};
-use dugnad_connectivity::{self as connectivity, ring};
+use dugnad_connectivity::{self as connectivity, overlay, ring};
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Component, Cx, Effect, Hash, Id, Input, NodeId, Peer, Time, wire};
 use dugnad_node::{Command, Config, Event, Msg, Node};
@@ -96,7 +96,7 @@ fn cast(number: u32, body: &CastBody) -> Msg {
     let body = postcard::to_allocvec(body).unwrap();
     let id = CastId { origin: OTHER, number };
     let down = CastMsg::Down { id, limit: Id(7), body, ask: None };
-    Msg::Overlay(connectivity::Msg::Cast(down))
+    Msg::Connectivity(connectivity::Msg::Overlay(overlay::Msg::Cast(down)))
 }
 
 /// A list as long as a frame takes; an honest one has twelve.
@@ -105,10 +105,11 @@ fn a_list_of_thousands_of_peers_is_not_remembered() {
     let mut node = Driven::alone();
     let succs: Vec<Peer> = (100..3_100).map(|n| Peer::new(Id(n))).collect();
     let res = ring::Msg::QueryRes { call: 1, pred: Peer::new(OTHER), succs: succs.clone() };
-    let effects = node.hears(Msg::Overlay(connectivity::Msg::Ring(res)));
+    let effects =
+        node.hears(Msg::Connectivity(connectivity::Msg::Overlay(overlay::Msg::Ring(res))));
     assert!(effects.len() < 50, "{} effects", effects.len());
     let update = ring::Msg::UpdateSucc { op: 1, leaver: Id(7), succs };
-    node.hears(Msg::Overlay(connectivity::Msg::Ring(update)));
+    node.hears(Msg::Connectivity(connectivity::Msg::Overlay(overlay::Msg::Ring(update))));
     assert!(node.node.overlay().book().count() < 50);
 }
 

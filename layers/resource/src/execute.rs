@@ -126,14 +126,19 @@ impl Epoch {
 /// State of a replica, as its host sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostState {
+    /// Room is held for it.
     Reserved,
+    /// Its package is on its way.
     Fetching,
+    /// Its process exists, and has not passed its health check yet.
     Starting,
+    /// It serves.
     Ready,
     /// Was ready or ended, and is started again here.
     Unready,
     /// Will not be started again here.
     Failed,
+    /// It was told to end.
     Stopping,
     /// Nothing of it is left here.
     Gone,
@@ -143,73 +148,33 @@ pub enum HostState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToHost {
     /// Hold room for a replica for a minute.
-    Reserve {
-        id: ReplicaId,
-        epoch: Epoch,
-        needs: Amounts,
-    },
+    Reserve { id: ReplicaId, epoch: Epoch, needs: Amounts },
     /// Run it; idempotent. The package may be had from `sources`.
-    Start {
-        id: ReplicaId,
-        epoch: Epoch,
-        generation: u64,
-        spec: Spec,
-        sources: Vec<NodeId>,
-    },
-    Stop {
-        id: ReplicaId,
-        epoch: Epoch,
-        forget: bool,
-    },
+    Start { id: ReplicaId, epoch: Epoch, generation: u64, spec: Spec, sources: Vec<NodeId> },
+    /// Stop it; `forget`: and delete its package and state. Idempotent.
+    Stop { id: ReplicaId, epoch: Epoch, forget: bool },
     /// Report every replica of this service; I manage it now.
-    Probe {
-        service: Key,
-        epoch: Epoch,
-    },
+    Probe { service: Key, epoch: Epoch },
     /// The beat was heard.
-    BeatAck {
-        service: Key,
-        epoch: Epoch,
-    },
+    BeatAck { service: Key, epoch: Epoch },
     /// I do not manage this service.
-    NotManager {
-        service: Key,
-    },
+    NotManager { service: Key },
 }
 
 /// From a host to the manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToManager {
-    Reserved {
-        id: ReplicaId,
-        epoch: Epoch,
-    },
-    Refused {
-        id: ReplicaId,
-        epoch: Epoch,
-        reason: String,
-    },
+    /// To `Reserve`: the room is held.
+    Reserved { id: ReplicaId, epoch: Epoch },
+    /// To `Reserve`: there is none, and why.
+    Refused { id: ReplicaId, epoch: Epoch, reason: String },
     /// State of one replica: on every change, and every minute.
-    Beat {
-        id: ReplicaId,
-        generation: u64,
-        state: HostState,
-        note: String,
-        node_name: String,
-    },
+    Beat { id: ReplicaId, generation: u64, state: HostState, note: String, node_name: String },
     /// The answer to a probe where nothing of the service is.
-    Nothing {
-        service: Key,
-    },
+    Nothing { service: Key },
     /// A higher epoch was seen: you are deposed.
-    Deposed {
-        service: Key,
-        epoch: Epoch,
-    },
+    Deposed { service: Key, epoch: Epoch },
     /// This node is about to leave: have its replica run elsewhere, then stop it here. Or it stays
     /// after all.
-    Leaving {
-        service: Key,
-        leaving: bool,
-    },
+    Leaving { service: Key, leaving: bool },
 }

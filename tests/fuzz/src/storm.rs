@@ -8,7 +8,7 @@ use dugnad_connectivity::route::{Found, Purpose, RouteMsg};
 use dugnad_connectivity::tree::broadcast::{CastId, CastMsg};
 use dugnad_connectivity::tree::bulk::BulkMsg;
 use dugnad_connectivity::tree::feedback::{Ask, Part};
-use dugnad_connectivity::{self as connectivity, group, ring};
+use dugnad_connectivity::{self as connectivity, group, overlay, ring};
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{ArcSet, Component, Cx, Duration, Effect, Id, Input, NodeId, Peer, Time, wire};
 use dugnad_node::{
@@ -171,40 +171,56 @@ impl Storm {
     }
 
     fn answer_to(&mut self, to: NodeId, said: Msg) -> Option<Msg> {
-        use connectivity::Msg as Overlay;
+        use connectivity::Msg as Connected;
         Some(match said {
-            Msg::Overlay(Overlay::Ring(ring::Msg::Query { call })) => {
+            Msg::Connectivity(Connected::Overlay(overlay::Msg::Ring(ring::Msg::Query {
+                call,
+            }))) => {
                 let (pred, succs) = (self.some_peer(), self.some_peers());
                 let answer = if self.rng.u8(0..8) == 0 {
                     ring::Msg::Moved { call, succs }
                 } else {
                     ring::Msg::QueryRes { call, pred, succs }
                 };
-                Msg::Overlay(Overlay::Ring(answer))
+                Msg::Connectivity(Connected::Overlay(overlay::Msg::Ring(answer)))
             }
-            Msg::Overlay(Overlay::Ring(ring::Msg::LeaveReq { op })) => {
-                Msg::Overlay(Overlay::Ring(ring::Msg::LeaveGrant { op }))
+            Msg::Connectivity(Connected::Overlay(overlay::Msg::Ring(ring::Msg::LeaveReq {
+                op,
+            }))) => {
+                Msg::Connectivity(Connected::Overlay(overlay::Msg::Ring(ring::Msg::LeaveGrant {
+                    op,
+                })))
             }
-            Msg::Overlay(Overlay::Route(RouteMsg::Hop(hop))) => match hop.purpose {
-                Purpose::Join { op } => {
-                    let mut succs = self.some_peers();
-                    succs.insert(0, Peer::new(to));
-                    let pred = self.some_peer();
-                    Msg::Overlay(Overlay::Ring(ring::Msg::JoinPoint { op, pred, succs }))
+            Msg::Connectivity(Connected::Overlay(overlay::Msg::Route(RouteMsg::Hop(hop)))) => {
+                match hop.purpose {
+                    Purpose::Join { op } => {
+                        let mut succs = self.some_peers();
+                        succs.insert(0, Peer::new(to));
+                        let pred = self.some_peer();
+                        Msg::Connectivity(Connected::Overlay(overlay::Msg::Ring(
+                            ring::Msg::JoinPoint { op, pred, succs },
+                        )))
+                    }
+                    Purpose::Find | Purpose::Merge => {
+                        let (owner, succs) = (self.some_peer(), self.some_peers());
+                        let found = Found { owner, succs, certain: self.rng.bool(), hops: 2 };
+                        Msg::Connectivity(Connected::Overlay(overlay::Msg::Route(
+                            RouteMsg::Found { call: hop.call, found },
+                        )))
+                    }
                 }
-                Purpose::Find | Purpose::Merge => {
-                    let (owner, succs) = (self.some_peer(), self.some_peers());
-                    let found = Found { owner, succs, certain: self.rng.bool(), hops: 2 };
-                    Msg::Overlay(Overlay::Route(RouteMsg::Found { call: hop.call, found }))
-                }
-            },
-            Msg::Overlay(Overlay::Cast(CastMsg::Down { id, ask: Some(ask), .. })) => {
-                self.feedback(id, ask)
             }
-            Msg::Overlay(Overlay::Bulk(BulkMsg::Down(bulk))) => self.feedback(bulk.id, bulk.ask?),
+            Msg::Connectivity(Connected::Overlay(overlay::Msg::Cast(CastMsg::Down {
+                id,
+                ask: Some(ask),
+                ..
+            }))) => self.feedback(id, ask),
+            Msg::Connectivity(Connected::Overlay(overlay::Msg::Bulk(BulkMsg::Down(bulk)))) => {
+                self.feedback(bulk.id, bulk.ask?)
+            }
             Msg::Collective(msg) => Msg::Collective(self.golden_response(&msg)?),
             Msg::ToHost(order) => Msg::ToManager(self.host_answer(order)?),
-            Msg::Group(group::Msg::Request { call, .. }) => {
+            Msg::Connectivity(connectivity::Msg::Group(group::Msg::Request { call, .. })) => {
                 let mode = if self.rng.bool() { GroupMode::Mesh } else { GroupMode::Ring };
                 let (epoch, policy) = (self.rng.u32(0..5), GroupPolicy::Open);
                 let welcome = group::Welcome {
@@ -215,7 +231,7 @@ impl Storm {
                     places: Vec::new(),
                 };
                 let response = group::Response::Welcome(welcome);
-                Msg::Group(group::Msg::Response { call, response })
+                Msg::Connectivity(connectivity::Msg::Group(group::Msg::Response { call, response }))
             }
             _ => return None,
         })
@@ -232,7 +248,7 @@ impl Storm {
             1 => CastMsg::Alive { id, tag },
             _ => CastMsg::Up { id, tag, parts, cover, cut, done },
         };
-        Msg::Overlay(connectivity::Msg::Cast(up))
+        Msg::Connectivity(connectivity::Msg::Overlay(overlay::Msg::Cast(up)))
     }
 
     fn host_answer(&mut self, order: ToHost) -> Option<ToManager> {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use dugnad_fuzz::mutate::mutate;
 use dugnad_fuzz::{Fate, frame, golden};
-use dugnad_kernel::wire::Dropped;
+use dugnad_kernel::wire::{self, Dropped};
 
 const MUTATIONS: u64 = 200_000;
 
@@ -23,7 +23,7 @@ fn file(name: &str) -> String {
 fn damaged() -> Vec<(&'static str, Vec<u8>, Dropped)> {
     let (_, first) = golden().into_iter().next().unwrap();
     let mut version = first.clone();
-    version[0] = 2;
+    version[0] = wire::VERSION + 1;
     let mut long = first.clone();
     long.push(0);
     let length = u16::try_from(long.len() - 3).unwrap().to_le_bytes();
@@ -31,22 +31,22 @@ fn damaged() -> Vec<(&'static str, Vec<u8>, Dropped)> {
     let short = first[..first.len() - 1].to_vec();
     vec![
         ("damaged-empty", vec![], Dropped::Truncated),
-        ("damaged-header", vec![1, 5], Dropped::Truncated),
-        ("damaged-version", version, Dropped::Version(2)),
-        ("damaged-too-large", vec![1, 0xff, 0xff], Dropped::TooLarge),
+        ("damaged-header", vec![wire::VERSION, 5], Dropped::Truncated),
+        ("damaged-version", version, Dropped::Version(wire::VERSION + 1)),
+        ("damaged-too-large", vec![wire::VERSION, 0xff, 0xff], Dropped::TooLarge),
         ("damaged-trailing", long, Dropped::Malformed),
         ("damaged-truncated", short, Dropped::Truncated),
         // Items that claim to be 2^32 records in six bytes.
         (
             "damaged-length-lies",
-            vec![1, 8, 0, 1, 2, 2, 0xff, 0xff, 0xff, 0xff, 0x0f],
+            vec![wire::VERSION, 9, 0, 1, 0, 2, 2, 0xff, 0xff, 0xff, 0xff, 0x0f],
             Dropped::Malformed,
         ),
-        ("damaged-variant", vec![1, 1, 0, 9], Dropped::Malformed),
+        ("damaged-variant", vec![wire::VERSION, 1, 0, 9], Dropped::Malformed),
         // A varint that never ends.
         (
             "damaged-varint",
-            vec![1, 12, 0, 0, 0, 4, 255, 255, 255, 255, 255, 255, 255, 255, 255],
+            vec![wire::VERSION, 13, 0, 0, 0, 0, 4, 255, 255, 255, 255, 255, 255, 255, 255, 255],
             Dropped::Malformed,
         ),
     ]

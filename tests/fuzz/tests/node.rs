@@ -32,9 +32,18 @@ fn node_never_panics() {
         }
     }
     // What is never filled was never tried.
-    for name in
-        ["records", "managers", "casts", "hops", "lookups", "replicas", "operations", "fetching"]
-    {
+    for name in [
+        "records",
+        "managers",
+        "casts",
+        "hops",
+        "lookups",
+        "replicas",
+        "fetching",
+        "record_operations",
+        "package_operations",
+        "service_operations",
+    ] {
         let size = most.get(name).copied().unwrap_or(0);
         assert!(size > 1 || one.is_some(), "at most {size} {name}: {most:?}");
     }

@@ -13,6 +13,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem;
 use std::rc::Rc;
 
+use dugnad_connectivity::overlay;
 use dugnad_connectivity::ring::{Command, Event, Msg, Ring, Status, Timer};
 use dugnad_kernel::arc::{in_oc, in_oo};
 use dugnad_kernel::{Component, Cx, Effect, Input, NodeId, Peer, Time};
@@ -517,7 +518,8 @@ impl World {
                 let what =
                     self.links[place].get(usize::from(at)).map(|flight| match &flight.wire {
                         Wire::Ring(msg) => {
-                            words::message(&dugnad_connectivity::Msg::Ring(msg.clone()), ops)
+                            let msg = overlay::Msg::Ring(msg.clone());
+                            words::message(&dugnad_connectivity::Msg::Overlay(msg), ops)
                         }
                         Wire::Join { op, joiner, last } => {
                             let last = if *last { ", the last hop" } else { "" };

@@ -7,7 +7,7 @@ use std::mem;
 use dugnad_connectivity::entry::EntryTimer;
 use dugnad_connectivity::ring::{self, Ring, Status};
 use dugnad_connectivity::route::RouteMsg;
-use dugnad_connectivity::{Command, Event, Msg, Overlay, Timer};
+use dugnad_connectivity::{Command, Connectivity, Event, Msg, Timer, overlay};
 use dugnad_kernel::{Arc, Component, Cx, Effect, Input, NodeId, Peer, Time};
 use fastrand::Rng;
 
@@ -55,7 +55,7 @@ impl Seen {
 
 struct Node {
     id: NodeId,
-    overlay: Overlay,
+    overlay: Connectivity,
     told_to_leave: bool,
 }
 
@@ -67,7 +67,7 @@ pub struct World {
     at: [Option<usize>; PLACES as usize],
     /// By receiver, then by sender.
     links: Vec<Vec<VecDeque<Msg>>>,
-    effects: Vec<Effect<Overlay>>,
+    effects: Vec<Effect<Connectivity>>,
     /// Links with something on them.
     busy: Vec<(usize, usize)>,
     timers: Vec<(usize, Timer)>,
@@ -134,11 +134,18 @@ impl World {
         let Some(chosen) = self.rng.choice(&free).copied() else { return };
         let id = place(chosen);
         let node = self.nodes.len();
-        self.nodes.push(Node { id, overlay: Overlay::new(Peer::new(id)), told_to_leave: false });
+        self.nodes.push(Node {
+            id,
+            overlay: Connectivity::new(Peer::new(id)),
+            told_to_leave: false,
+        });
         self.at[usize::from(chosen)] = Some(node);
         self.links.push(Vec::new());
         self.note(node, || "starts".into());
-        self.input(node, Input::Command(Command::Boot { alone: via.is_none() }));
+        self.input(
+            node,
+            Input::Command(Command::Overlay(overlay::Command::Boot { alone: via.is_none() })),
+        );
         if let Some(via) = via {
             let peer = Peer::new(self.nodes[via].id);
             self.input(node, Input::Command(Command::LinkUp(peer)));
@@ -196,7 +203,7 @@ impl World {
         self.open.insert((node, self.calls), key);
         let call = self.calls;
         self.note(node, || format!("looks up {} as {call}", number(key)));
-        self.input(node, Input::Command(Command::Lookup { call, key }));
+        self.input(node, Input::Command(Command::Overlay(overlay::Command::Lookup { call, key })));
     }
 
     /// The head of a random link, or a timer; `false` if there is neither.
@@ -228,8 +235,9 @@ impl World {
         if link.is_empty() {
             self.busy.retain(|link| *link != (from, to));
         }
-        if let Msg::Ring(ring::Msg::JoinPoint { pred, .. } | ring::Msg::LeavePoint { pred, .. }) =
-            &msg
+        if let Msg::Overlay(overlay::Msg::Ring(
+            ring::Msg::JoinPoint { pred, .. } | ring::Msg::LeavePoint { pred, .. },
+        )) = &msg
         {
             let lo = pred.id;
             let here = |(f, t, arc): &(usize, usize, Arc)| (*f, *t, arc.lo) == (from, to, lo);
@@ -251,12 +259,14 @@ impl World {
     fn may_fire(&self, timer: usize) -> bool {
         let (node, timer) = &self.timers[timer];
         match timer {
-            Timer::Ring(ring::Timer::Retry { .. }) => self.ring(*node).status() == Status::Out,
+            Timer::Overlay(overlay::Timer::Ring(ring::Timer::Retry { .. })) => {
+                self.ring(*node).status() == Status::Out
+            }
             _ => true,
         }
     }
 
-    fn input(&mut self, node: usize, input: Input<Overlay>) {
+    fn input(&mut self, node: usize, input: Input<Connectivity>) {
         let mut effects = mem::take(&mut self.effects);
         let mut cx = Cx::new(NOW, &mut self.rng, &mut effects);
         self.nodes[node].overlay.handle(input, &mut cx);
@@ -266,14 +276,15 @@ impl World {
                 Effect::After { timer, .. } => {
                     let kept = matches!(
                         timer,
-                        Timer::Ring(ring::Timer::Retry { .. } | ring::Timer::LeaveAgain)
-                            | Timer::Entry(EntryTimer::TryNext)
+                        Timer::Overlay(overlay::Timer::Ring(
+                            ring::Timer::Retry { .. } | ring::Timer::LeaveAgain
+                        )) | Timer::Overlay(overlay::Timer::Entry(EntryTimer::TryNext))
                     );
                     if kept {
                         self.timers.push((node, timer));
                     }
                 }
-                Effect::Emit(Event::Found { call, found: Some(_) }) => {
+                Effect::Emit(Event::Overlay(overlay::Event::Found { call, found: Some(_) })) => {
                     self.open.remove(&(node, call));
                 }
                 Effect::Emit(_) => {}
@@ -288,20 +299,29 @@ impl World {
             // Nobody dies here, so nobody is asked whether it lives.
             Msg::Detect(_) => return,
             // Only stops a timer that never goes off.
-            Msg::Route(RouteMsg::Ack { seq }) => {
+            Msg::Overlay(overlay::Msg::Route(RouteMsg::Ack { seq })) => {
                 let (from, msg) = (self.nodes[from].id, RouteMsg::Ack { seq: *seq });
-                self.input(to, Input::Message { from, msg: Msg::Route(msg) });
+                self.input(
+                    to,
+                    Input::Message { from, msg: Msg::Overlay(overlay::Msg::Route(msg)) },
+                );
                 return;
             }
-            Msg::Ring(ring::Msg::JoinPoint { pred, .. }) => {
+            Msg::Overlay(overlay::Msg::Ring(ring::Msg::JoinPoint { pred, .. })) => {
                 self.points.push((from, to, Arc::new(pred.id, self.nodes[to].id)));
             }
-            Msg::Ring(ring::Msg::LeavePoint { pred, .. }) => {
+            Msg::Overlay(overlay::Msg::Ring(ring::Msg::LeavePoint { pred, .. })) => {
                 self.points.push((from, to, Arc::new(pred.id, self.nodes[from].id)));
             }
-            Msg::Ring(ring::Msg::JoinRetry { .. }) => self.seen.join_retries += 1,
-            Msg::Ring(ring::Msg::LeaveRetry { .. }) => self.seen.leave_retries += 1,
-            Msg::Route(RouteMsg::Hop(hop)) if hop.last => self.seen.forwarded += 1,
+            Msg::Overlay(overlay::Msg::Ring(ring::Msg::JoinRetry { .. })) => {
+                self.seen.join_retries += 1
+            }
+            Msg::Overlay(overlay::Msg::Ring(ring::Msg::LeaveRetry { .. })) => {
+                self.seen.leave_retries += 1
+            }
+            Msg::Overlay(overlay::Msg::Route(RouteMsg::Hop(hop))) if hop.last => {
+                self.seen.forwarded += 1
+            }
             _ => {}
         }
         let links = &mut self.links[to];

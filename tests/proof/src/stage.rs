@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::mem;
 
 use dugnad_connectivity::ring::{self, Ring, Status};
-use dugnad_connectivity::{Command, Event, Msg, Overlay, Timer};
+use dugnad_connectivity::{Command, Connectivity, Event, Msg, Timer, overlay};
 use dugnad_kernel::{Arc, Component, Cx, Duration, Effect, Input, NodeId, Peer, Time};
 use fastrand::Rng;
 
@@ -50,7 +50,7 @@ pub struct Stage {
     /// When the story began.
     zero: Time,
     sequence: u64,
-    nodes: BTreeMap<NodeId, Overlay>,
+    nodes: BTreeMap<NodeId, Connectivity>,
     queue: BTreeMap<(Time, u64), Happening>,
     asleep: BTreeMap<NodeId, Vec<Happening>>,
     /// The smaller id first.
@@ -113,8 +113,11 @@ impl Stage {
     fn enter(&mut self, letter: char, via: Option<char>, length: usize) {
         let id = node(letter);
         let ring = Ring::with_length(Peer::new(id), length);
-        self.nodes.insert(id, Overlay::with_ring(ring));
-        self.step(id, Input::Command(Command::Boot { alone: via.is_none() }));
+        self.nodes.insert(id, Connectivity::with_ring(ring));
+        self.step(
+            id,
+            Input::Command(Command::Overlay(overlay::Command::Boot { alone: via.is_none() })),
+        );
         if let Some(via) = via {
             self.dial(id, node(via));
         }
@@ -310,7 +313,7 @@ impl Stage {
         let _ = writeln!(self.text, "{:>4}.{:03}  {what}", millis / 1_000, millis % 1_000);
     }
 
-    fn step(&mut self, id: NodeId, input: Input<Overlay>) {
+    fn step(&mut self, id: NodeId, input: Input<Connectivity>) {
         let before = self.state(id);
         let mut effects = Vec::new();
         let mut inputs = vec![input];
@@ -330,7 +333,7 @@ impl Stage {
                         self.push(self.now + delay, Happening::Timer { node: id, timer });
                     }
                     Effect::Emit(event) => {
-                        left |= event == Event::Left;
+                        left |= event == Event::Overlay(overlay::Event::Left);
                         told.extend(words::event(&event));
                         inputs.extend(answer(id, &event));
                     }
@@ -371,10 +374,14 @@ impl Stage {
     fn claims(&self) -> Vec<Arc> {
         let point = |what: &Happening| match what {
             Happening::Message {
-                to, msg: Msg::Ring(ring::Msg::JoinPoint { pred, .. }), ..
+                to,
+                msg: Msg::Overlay(overlay::Msg::Ring(ring::Msg::JoinPoint { pred, .. })),
+                ..
             } => Some(Arc::new(pred.id, *to)),
             Happening::Message {
-                from, msg: Msg::Ring(ring::Msg::LeavePoint { pred, .. }), ..
+                from,
+                msg: Msg::Overlay(overlay::Msg::Ring(ring::Msg::LeavePoint { pred, .. })),
+                ..
             } => Some(Arc::new(pred.id, *from)),
             _ => None,
         };
@@ -403,7 +410,7 @@ impl Stage {
         self.run(120_000);
         self.say("in the end:");
         self.list();
-        let gone = |overlay: &Overlay| overlay.ring().status() == Status::Gone;
+        let gone = |overlay: &Connectivity| overlay.ring().status() == Status::Gone;
         let live = self.nodes.iter().filter(|(_, overlay)| !gone(overlay));
         let rings = live.map(|(id, overlay)| (*id, overlay.ring())).collect();
         assert_eq!(check::ideal(&rings), Ok(()), "{}", self.text);
@@ -412,11 +419,12 @@ impl Stage {
 }
 
 /// The layer above answers in the same step.
-fn answer(me: NodeId, event: &Event) -> Option<Input<Overlay>> {
-    let (Event::Cast { id, feedback: true, .. } | Event::Bulk { id, feedback: true, .. }) = event
+fn answer(me: NodeId, event: &Event) -> Option<Input<Connectivity>> {
+    let (Event::Overlay(overlay::Event::Cast { id, feedback: true, .. })
+    | Event::Overlay(overlay::Event::Bulk { id, feedback: true, .. })) = event
     else {
         return None;
     };
     let part = Some(vec![check::number(me)]);
-    Some(Input::Command(Command::AnswerCast { id: *id, part }))
+    Some(Input::Command(Command::Overlay(overlay::Command::AnswerCast { id: *id, part })))
 }

@@ -7,7 +7,7 @@ use dugnad_connectivity::ring::{self, Ring, Status};
 use dugnad_connectivity::route::{Hop, Purpose, RouteMsg};
 use dugnad_connectivity::tree::broadcast::CastMsg;
 use dugnad_connectivity::tree::bulk::BulkMsg;
-use dugnad_connectivity::{Event, Msg};
+use dugnad_connectivity::{Event, Msg, overlay};
 use dugnad_kernel::{Arc, ArcSet, Id, NodeId, Peer};
 
 use crate::check::{number, place};
@@ -63,38 +63,44 @@ impl Ops {
 /// The name of a message: what a script waits for.
 #[must_use]
 pub fn kind(msg: &Msg) -> String {
+    use overlay::Msg as O;
     let inner = match msg {
-        Msg::Route(RouteMsg::Hop(Hop { purpose: Purpose::Join { .. }, .. })) => "JoinReq".into(),
-        Msg::Route(RouteMsg::Hop(Hop { purpose: Purpose::Find, .. })) => "Lookup".into(),
-        Msg::Route(RouteMsg::Hop(_)) => "Route".into(),
-        Msg::Route(msg) => format!("{msg:?}"),
-        Msg::Ring(msg) => format!("{msg:?}"),
-        Msg::Cast(msg) => format!("{msg:?}"),
         Msg::Detect(msg) => format!("{msg:?}"),
-        Msg::Entry(msg) => format!("{msg:?}"),
-        Msg::Bulk(msg) => format!("Bulk{msg:?}"),
+        Msg::Group(msg) => format!("{msg:?}"),
+        Msg::Overlay(msg) => match msg {
+            O::Route(RouteMsg::Hop(Hop { purpose: Purpose::Join { .. }, .. })) => "JoinReq".into(),
+            O::Route(RouteMsg::Hop(Hop { purpose: Purpose::Find, .. })) => "Lookup".into(),
+            O::Route(RouteMsg::Hop(_)) => "Route".into(),
+            O::Route(msg) => format!("{msg:?}"),
+            O::Ring(msg) => format!("{msg:?}"),
+            O::Cast(msg) => format!("{msg:?}"),
+            O::Entry(msg) => format!("{msg:?}"),
+            O::Bulk(msg) => format!("Bulk{msg:?}"),
+        },
     };
     inner.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned()
 }
 
 /// One line about a message.
 pub fn message(msg: &Msg, ops: &mut Ops) -> String {
+    use overlay::Msg as O;
     let kind = kind(msg);
+    let Msg::Overlay(msg) = msg else { return kind };
     let rest = match msg {
-        Msg::Ring(msg) => ring_message(msg, ops),
-        Msg::Route(msg) => route_message(msg, ops),
-        Msg::Entry(EntryMsg::ProbeRes { inside: true, pred, succs }) => {
+        O::Ring(msg) => ring_message(msg, ops),
+        O::Route(msg) => route_message(msg, ops),
+        O::Entry(EntryMsg::ProbeRes { inside: true, pred, succs }) => {
             format!("predecessor {}, successors {}", name(pred.id), names(succs))
         }
-        Msg::Entry(EntryMsg::Merge { peer }) => format!("find the place of {}", name(peer.id)),
-        Msg::Entry(EntryMsg::Hint { candidate }) => {
+        O::Entry(EntryMsg::Merge { peer }) => format!("find the place of {}", name(peer.id)),
+        O::Entry(EntryMsg::Hint { candidate }) => {
             format!("{} may be your successor", name(candidate.id))
         }
-        Msg::Cast(CastMsg::Down { limit, .. }) => format!("reach all before {}", name(*limit)),
-        Msg::Cast(CastMsg::Up { cover, done, .. }) => {
+        O::Cast(CastMsg::Down { limit, .. }) => format!("reach all before {}", name(*limit)),
+        O::Cast(CastMsg::Up { cover, done, .. }) => {
             format!("covers {}{}", arcs(cover), if *done { ", done" } else { "" })
         }
-        Msg::Bulk(BulkMsg::Down(bulk)) => format!("reach {}", arcs(&bulk.arcs)),
+        O::Bulk(BulkMsg::Down(bulk)) => format!("reach {}", arcs(&bulk.arcs)),
         _ => String::new(),
     };
     if rest.is_empty() { kind } else { format!("{kind} {rest}") }
@@ -159,18 +165,19 @@ fn route_message(msg: &RouteMsg, ops: &mut Ops) -> String {
 #[must_use]
 pub fn event(event: &Event) -> Option<String> {
     Some(match event {
-        Event::Joined => "is in the ring".into(),
-        Event::Left => "has left".into(),
+        Event::Overlay(overlay::Event::Joined) => "is in the ring".into(),
+        Event::Overlay(overlay::Event::Left) => "has left".into(),
         Event::Suspect(id) => format!("suspects {}", name(*id)),
         Event::Refuted(id) => format!("{} lives after all", name(*id)),
         Event::Dead(id) => format!("{} is dead", name(*id)),
-        Event::Found { found: Some(found), .. } => {
+        Event::Overlay(overlay::Event::Found { found: Some(found), .. }) => {
             let doubt = if found.certain { "certain" } else { "not certain" };
             format!("knows the owner: {}, {doubt}, {} hops", name(found.owner.id), found.hops)
         }
-        Event::Found { found: None, .. } => "finds no owner".into(),
-        Event::Cast { .. } | Event::Bulk { .. } => "is told".into(),
-        Event::Feedback { feedback, .. } => {
+        Event::Overlay(overlay::Event::Found { found: None, .. }) => "finds no owner".into(),
+        Event::Overlay(overlay::Event::Cast { .. })
+        | Event::Overlay(overlay::Event::Bulk { .. }) => "is told".into(),
+        Event::Overlay(overlay::Event::Feedback { feedback, .. }) => {
             let missing = arcs(&feedback.missing);
             let whole =
                 if feedback.complete { "complete".into() } else { format!("not {missing}") };

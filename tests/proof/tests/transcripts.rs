@@ -7,8 +7,8 @@
 
 use std::path::PathBuf;
 
-use dugnad_connectivity::Command;
 use dugnad_connectivity::config::SUCCESSORS;
+use dugnad_connectivity::{Command, overlay};
 use dugnad_proof::stage::{Stage, Tell};
 use dugnad_proof::transcript;
 use dugnad_proof::words::node;
@@ -136,7 +136,11 @@ fn a_lookup_while_the_point_moves() {
     stage.starts('d', 'g');
     stage.until_sent('d', 'c', "NewSucc");
     let key = node('d');
-    stage.command('c', "looks up d: it still counts on e", Command::Lookup { call: 1, key });
+    stage.command(
+        'c',
+        "looks up d: it still counts on e",
+        Command::Overlay(overlay::Command::Lookup { call: 1, key }),
+    );
     stage.run(2_000);
     let about = "A lookup while the point moves (PROTOCOL.md 2.5): c has not heard of d yet and \
                  sends to e what is d's already. e hands it on, on the link on which the join \
@@ -176,7 +180,7 @@ fn two_rings_merge() {
 fn a_broadcast_with_feedback_and_a_crash() {
     let mut stage = Stage::ring("abcdefghijkl", 2);
     stage.tell(Tell::Story);
-    let cast = Command::Cast { call: 1, body: vec![1], feedback: true };
+    let cast = Command::Overlay(overlay::Command::Cast { call: 1, body: vec![1], feedback: true });
     stage.command('a', "asks all", cast);
     stage.until_sent('c', 'f', "Down");
     stage.crashes('f');

@@ -94,7 +94,7 @@ impl World {
             Msg::Collective(Collective::Deployment(msg)) => self.deployment(msg),
             Msg::ToHost(msg) => to_host(msg)?,
             Msg::ToManager(msg) => to_manager(msg),
-            Msg::Overlay(_) | Msg::Group(_) => return None,
+            Msg::Connectivity(_) => return None,
         })
     }
 

@@ -54,17 +54,23 @@ pub enum Request {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
+    /// To `Query`: how the service stands.
     View(ServiceView),
     /// It owns the key and knows no such service.
     Unknown,
+    /// The asked node does not manage the service, or does not know yet.
     NotManager,
+    /// What happened, a line each.
     Why(Vec<String>),
+    /// The records of the service that lie here.
     Recalled(Vec<Record>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
+    /// Answered with `Response` to the same call.
     Request { call: CallId, request: Request },
+    /// To the `Request` of this call.
     Response { call: CallId, response: Response },
 }
 

@@ -21,8 +21,11 @@ pub const SLOTS_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Desired {
+    /// As many replicas as are wanted.
     Running,
+    /// No replica; it stays known.
     Stopped,
+    /// No replica, and nothing it has written.
     Removed,
     /// Removed, but what it has written stays with the hosts that kept it.
     RemovedButState,
@@ -149,9 +152,13 @@ pub struct Slot {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReplicaState {
+    /// Its host holds room; nothing was started.
     Reserved,
+    /// Its host was told to run it and has not said that it serves.
     Starting,
+    /// It serves.
     Ready,
+    /// Its host was told to stop it and has not said that it ended.
     Draining,
     /// Its node is dead; kept until it is replaced.
     Lost,

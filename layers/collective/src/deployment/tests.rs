@@ -80,7 +80,7 @@ impl Around<Deployment> for Community {
         }
     }
 
-    fn link_down(to: NodeId) -> Option<Command> {
+    fn link_down(_: &World, to: NodeId) -> Option<Command> {
         Some(Command::LinkDown(to))
     }
 

@@ -54,10 +54,7 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
     /// Who has it on disk, and which places of its class are the asked one's: a bit each.
-    Put {
-        holders: Vec<NodeId>,
-        places: u8,
-    },
+    Put { holders: Vec<NodeId>, places: u8 },
     /// The copy is on disk.
     Copied,
     /// No room, no disk, or not within bounds.
@@ -66,6 +63,7 @@ pub enum Response {
     Get(Option<Record>),
     /// The asked node answers for no place of the class (to `Put`, `Get`), or not for the key.
     NotOwner,
+    /// To `Decide`: how the record stands.
     Decided(DirectoryAnswer),
     /// Somebody else wrote first: this.
     Taken(Option<Record>),
@@ -73,8 +71,11 @@ pub enum Response {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
+    /// Answered with `Response` to the same call.
     Request { call: CallId, request: Request },
+    /// To the `Request` of this call.
     Response { call: CallId, response: Response },
+    /// Two nodes compare what both should hold.
     Sync(SyncMsg),
 }
 

@@ -28,18 +28,11 @@ const REPAIR_STEPS: usize = 24;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SyncMsg {
     /// What I hold of the classes in `arc`, from `from` (included) to `to` (excluded).
-    Digest {
-        arc: Arc,
-        from: Name,
-        to: Option<Name>,
-        entries: Vec<(Name, Version)>,
-    },
-    Want {
-        names: Vec<Name>,
-    },
-    Items {
-        records: Vec<Record>,
-    },
+    Digest { arc: Arc, from: Name, to: Option<Name>, entries: Vec<(Name, Version)> },
+    /// To whoever sent a digest: send me these.
+    Want { names: Vec<Name> },
+    /// Records the other lacks, or has an older version of.
+    Items { records: Vec<Record> },
 }
 
 /// Which successor holds copies of which range of mine.

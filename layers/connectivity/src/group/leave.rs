@@ -8,6 +8,7 @@ use dugnad_kernel::{Cx, Input};
 use super::messages::{Answer, Event, GroupId, Msg};
 use super::{Groups, Phase, enter, group_id};
 use crate::config::GROUP_ASKS;
+use crate::overlay;
 
 impl Groups {
     pub(super) fn leave(&mut self, call: u32, name: &str, cx: &mut Cx<'_, Self>) {
@@ -39,7 +40,7 @@ impl Groups {
         for to in group.members.keys() {
             cx.send(*to, Msg::Bye { gid });
         }
-        self.feed(gid, Input::Command(crate::Command::Leave), cx);
+        self.feed(gid, Input::Command(overlay::Command::Leave), cx);
     }
 
     /// The record names me no more.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::directory::GroupId;
 use super::directory::{DirectoryAnswer, DirectoryAsk, Mode, Policy};
+use crate::overlay;
 
 /// Names one message everywhere: who said it, and its own number for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -66,18 +67,14 @@ pub struct Token {
 /// What goes to every member, directly in a mesh or as a broadcast of the group's ring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GroupCast {
+    /// What a member said.
     Packet(Packet),
     /// Who are you? (With feedback, before a ring that got small becomes a mesh.)
     Count,
     /// These few are all: a mesh will do from now on.
-    Shrink {
-        epoch: u32,
-        members: Vec<Peer>,
-    },
+    Shrink { epoch: u32, members: Vec<Peer> },
     /// The last one of my stream so far: what is missing? (With feedback in a ring.)
-    Check {
-        place: Place,
-    },
+    Check { place: Place },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,9 +89,11 @@ pub enum Request {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
+    /// To `Join`: the asker is a member now.
     Welcome(Welcome),
     /// The message is on its way to the members.
     Sent,
+    /// Nothing was done, and why.
     Refused(Refusal),
 }
 
@@ -123,80 +122,36 @@ pub enum Refusal {
 /// Between nodes, about one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
-    Request {
-        call: CallId,
-        gid: GroupId,
-        request: Request,
-    },
-    Response {
-        call: CallId,
-        response: Response,
-    },
+    /// Answered with `Response` to the same call.
+    Request { call: CallId, gid: GroupId, request: Request },
+    /// To the `Request` of this call.
+    Response { call: CallId, response: Response },
     /// I am in the mesh; those are the others I know.
-    Hello {
-        gid: GroupId,
-        me: Peer,
-        known: Vec<NodeId>,
-    },
+    Hello { gid: GroupId, me: Peer, known: Vec<NodeId> },
     /// How it stands with the group. In a mesh: members you did not name; in a ring: ways in.
-    Members {
-        gid: GroupId,
-        epoch: u32,
-        mode: Mode,
-        peers: Vec<Peer>,
-    },
+    Members { gid: GroupId, epoch: u32, mode: Mode, peers: Vec<Peer> },
     /// This member of the mesh is dead.
-    Gone {
-        gid: GroupId,
-        target: NodeId,
-    },
+    Gone { gid: GroupId, target: NodeId },
     /// I leave the mesh.
-    Bye {
-        gid: GroupId,
-    },
+    Bye { gid: GroupId },
     /// I am not in this group.
-    Outside {
-        gid: GroupId,
-    },
+    Outside { gid: GroupId },
     /// Straight to one member of a mesh.
-    Cast {
-        gid: GroupId,
-        cast: GroupCast,
-    },
+    Cast { gid: GroupId, cast: GroupCast },
     /// I have everything of your stream up to here; the answer to a check in a mesh.
-    Checked {
-        gid: GroupId,
-        place: Place,
-    },
+    Checked { gid: GroupId, place: Place },
     /// Send me these, both ends included.
-    Nack {
-        gid: GroupId,
-        stream: Stream,
-        from: u32,
-        to: u32,
-    },
-    Repair {
-        gid: GroupId,
-        packet: Packet,
-    },
-    Token {
-        gid: GroupId,
-        token: Token,
-    },
+    Nack { gid: GroupId, stream: Stream, from: u32, to: u32 },
+    /// To whoever said `Nack`: what it lacks.
+    Repair { gid: GroupId, packet: Packet },
+    /// To one member: take this, or pass it on.
+    Token { gid: GroupId, token: Token },
     /// I am reserved for the message of this token.
-    Taken {
-        id: MsgId,
-        by: Peer,
-    },
+    Taken { id: MsgId, by: Peer },
     /// Nobody on the token's way was free.
-    NotTaken {
-        id: MsgId,
-    },
+    NotTaken { id: MsgId },
     /// The ring of a large group. No group nests in it: the overlay has no such message.
-    Ring {
-        gid: GroupId,
-        msg: Box<crate::Msg>,
-    },
+    Ring { gid: GroupId, msg: Box<overlay::Msg> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,7 +159,7 @@ pub enum Timer {
     /// The answer to this question is overdue, or a pause is over.
     Expire { call: CallId },
     /// Of one ring of a group; the next ring of the same group has another number.
-    Ring { gid: GroupId, instance: u32, timer: crate::Timer },
+    Ring { gid: GroupId, instance: u32, timer: overlay::Timer },
     /// Compare the record with the members.
     Refresh { gid: GroupId, life: u32 },
     /// Compare the members of a mesh with what the next two know.

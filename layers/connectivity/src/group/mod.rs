@@ -29,8 +29,8 @@ use dugnad_kernel::ops::CallId;
 use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Component, Cx, Input, NodeId, Peer, Time};
 
-use crate::Overlay;
 use crate::config::{GROUP_ASKS, GROUPS_MAX, LIFE_BITS};
+use crate::overlay::{self, Overlay};
 use directory::{GroupRecord, Mode, Policy, group_id};
 use enter::{Entry, How, Who};
 use reliable::Reliable;
@@ -69,6 +69,8 @@ pub(crate) struct Group {
     /// The members changed, and are to be compared with those of others.
     comparing: bool,
     ring: Option<Box<Overlay>>,
+    /// Whom that ring wants watched.
+    near: Set<NodeId>,
     /// Which ring it is: timers of an earlier one are stale.
     instance: u32,
     /// Questions of people that wait for this membership to begin or end.
@@ -252,7 +254,7 @@ impl Groups {
             Msg::Bye { gid } => self.on_left(gid, from, cx),
             Msg::Outside { gid } => {
                 self.on_left(gid, from, cx);
-                self.feed(gid, Input::Command(crate::Command::Outside(from)), cx);
+                self.feed(gid, Input::Command(overlay::Command::Outside(from)), cx);
             }
             Msg::Cast { gid, cast } => {
                 if self.inside(gid, from, cx).is_some() {
@@ -392,7 +394,7 @@ impl Groups {
             }
             let Some(group) = self.groups.get(&gid) else { continue };
             if group.ring.as_ref().is_some_and(|ring| ring.peer(peer.id).is_some()) {
-                self.feed(gid, Input::Command(crate::Command::LinkUp(peer.clone())), cx);
+                self.feed(gid, Input::Command(overlay::Command::LinkUp(peer.clone())), cx);
             }
         }
     }
@@ -401,7 +403,7 @@ impl Groups {
         self.give_up_on(id, cx);
         let ids: Vec<GroupId> = self.groups.keys().copied().collect();
         for gid in ids {
-            self.feed(gid, Input::Command(crate::Command::LinkDown(id)), cx);
+            self.feed(gid, Input::Command(overlay::Command::LinkDown(id)), cx);
         }
     }
 
@@ -410,7 +412,7 @@ impl Groups {
         let ids: Vec<GroupId> = self.groups.keys().copied().collect();
         for gid in ids {
             self.on_member_dead(gid, id, cx);
-            self.feed(gid, Input::Command(crate::Command::Dead(id)), cx);
+            self.feed(gid, Input::Command(overlay::Command::Dead(id)), cx);
         }
     }
 
@@ -418,7 +420,7 @@ impl Groups {
         let mut set = Set::new();
         for group in self.groups.values().filter(|group| group.phase != Phase::Entering) {
             match &group.ring {
-                Some(ring) if group.mode == Mode::Ring => set.extend(ring.wants_watched()),
+                Some(_) if group.mode == Mode::Ring => set.extend(group.near.iter().copied()),
                 _ => set.extend(group.mesh_watched(self.me.id)),
             }
         }
@@ -459,7 +461,7 @@ impl Groups {
                 if mode == Mode::Ring {
                     self.begin_ring(gid, true, &[], cx);
                     for peer in lost.into_iter().filter(|peer| peer.id != me) {
-                        self.feed(gid, Input::Command(crate::Command::Remember(peer)), cx);
+                        self.feed(gid, Input::Command(overlay::Command::Remember(peer)), cx);
                     }
                 }
                 self.greet_lost_later(gid, cx);
@@ -511,6 +513,7 @@ impl Group {
             greeting: false,
             comparing: false,
             ring: None,
+            near: Set::new(),
             instance: 0,
             waiting: Vec::from([call]),
             seen: Seen::default(),

@@ -16,7 +16,7 @@ use crate::config::{
     GROUP_BODY_MAX, GROUP_CHECK, GROUP_CHECK_EVERY, GROUP_CHECK_TRIES, GROUP_NACK,
     GROUP_NACK_AGAIN, GROUP_NACK_JITTER, GROUP_NACK_TRIES, GROUP_OPS_MAX, GROUP_RATE, GROUP_SHRINK,
 };
-use crate::tree::feedback::Feedback;
+use crate::overlay::tree::feedback::Feedback;
 
 impl Groups {
     pub(super) fn send(

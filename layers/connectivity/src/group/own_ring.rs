@@ -14,9 +14,9 @@ use dugnad_kernel::{Cx, Input, NodeId, Peer};
 use super::directory::Mode;
 use super::messages::{Answer, Event, GroupCast, GroupId, Msg, Timer};
 use super::{Group, Groups, Phase};
-use crate::Overlay;
 use crate::config::{GROUP_RECOUNT, GROUP_SETTLE, GROUP_SHRINK};
-use crate::tree::feedback::Feedback;
+use crate::overlay::tree::feedback::Feedback;
+use crate::overlay::{self, Overlay};
 
 /// Calls of a group into its own ring.
 const COUNT: u32 = 1;
@@ -75,14 +75,14 @@ impl Groups {
         let Some(group) = self.groups.get_mut(&gid) else { return };
         group.mode = Mode::Ring;
         group.instance = instance;
-        group.ring = Some(Box::new(Overlay::nested(me, instance)));
+        group.ring = Some(Box::new(Overlay::of_instance(me, instance)));
         group.changed = true;
         cx.after(GROUP_SETTLE, Timer::Settle { gid, life: group.life });
-        let boot = crate::Command::Boot { alone };
+        let boot = overlay::Command::Boot { alone };
         self.feed(gid, Input::Command(boot), cx);
         for peer in ways {
             self.contact(peer, cx);
-            self.feed(gid, Input::Command(crate::Command::LinkUp(peer.clone())), cx);
+            self.feed(gid, Input::Command(overlay::Command::LinkUp(peer.clone())), cx);
         }
     }
 
@@ -178,7 +178,7 @@ impl Groups {
     ) {
         // Plain data into memory cannot fail.
         let Ok(body) = postcard::to_allocvec(cast) else { return };
-        let command = crate::Command::Cast { call, body, feedback: call != TELL };
+        let command = overlay::Command::Cast { call, body, feedback: call != TELL };
         self.feed(gid, Input::Command(command), cx);
     }
 
@@ -212,31 +212,38 @@ impl Groups {
         }
     }
 
-    fn on_ring_event(&mut self, gid: GroupId, event: crate::Event, cx: &mut Cx<'_, Self>) {
+    fn on_ring_event(&mut self, gid: GroupId, event: overlay::Event, cx: &mut Cx<'_, Self>) {
         match event {
-            crate::Event::Contact(peer) => cx.emit(Event::Contact(peer)),
-            crate::Event::Joined => self.on_ring_joined(gid, cx),
-            crate::Event::RangeChanged | crate::Event::NeighboursChanged => {
+            overlay::Event::Contact(peer) => cx.emit(Event::Contact(peer)),
+            overlay::Event::Joined => self.on_ring_joined(gid, cx),
+            overlay::Event::RangeChanged | overlay::Event::NeighboursChanged => {
                 if let Some(group) = self.groups.get_mut(&gid) {
                     group.counting = false;
                     group.changed = true;
                 }
                 self.review(gid, cx);
             }
-            crate::Event::Cast { id, body, feedback } => {
+            overlay::Event::Cast { id, body, feedback } => {
                 let cast = postcard::from_bytes(&body).ok();
                 let part = cast.and_then(|cast| self.on_cast(gid, id.origin, cast, cx));
                 if feedback {
-                    let answer = crate::Command::AnswerCast { id, part };
+                    let answer = overlay::Command::AnswerCast { id, part };
                     self.feed(gid, Input::Command(answer), cx);
                 }
             }
-            crate::Event::Feedback { call: COUNT, feedback } => self.on_counted(gid, &feedback, cx),
-            crate::Event::Feedback { call: CHECK, feedback } => {
+            overlay::Event::Feedback { call: COUNT, feedback } => {
+                self.on_counted(gid, &feedback, cx)
+            }
+            overlay::Event::Feedback { call: CHECK, feedback } => {
                 self.on_ring_checked(gid, &feedback, cx);
             }
-            crate::Event::Doubt(id) => cx.emit(Event::Doubt(id)),
-            crate::Event::Left => self.on_ring_left(gid, cx),
+            overlay::Event::Doubt(id) => cx.emit(Event::Doubt(id)),
+            overlay::Event::Watch(near) => {
+                if let Some(group) = self.groups.get_mut(&gid) {
+                    group.near = near;
+                }
+            }
+            overlay::Event::Left => self.on_ring_left(gid, cx),
             _ => {}
         }
     }
@@ -263,7 +270,7 @@ impl Groups {
         &mut self,
         gid: GroupId,
         from: NodeId,
-        msg: crate::Msg,
+        msg: overlay::Msg,
         cx: &mut Cx<'_, Self>,
     ) {
         let Some(group) = self.inside(gid, from, cx) else { return };

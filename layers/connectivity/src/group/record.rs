@@ -16,6 +16,7 @@ use super::{Group, Groups, Phase, enter};
 use crate::config::{
     GROUP_MESH, GROUP_REFRESH, GROUP_RENEW, GROUP_SAMPLE_LOW, GROUP_SHRINK, GROUP_URGENT,
 };
+use crate::overlay;
 
 impl Groups {
     /// Says what is to be done after the members, or what is known of them, changed.
@@ -137,7 +138,7 @@ impl Groups {
             match group.mode {
                 Mode::Mesh => self.say_hello(gid, peer.id, cx),
                 Mode::Ring => {
-                    self.feed(gid, Input::Command(crate::Command::LinkUp(peer)), cx);
+                    self.feed(gid, Input::Command(overlay::Command::LinkUp(peer)), cx);
                 }
             }
         }

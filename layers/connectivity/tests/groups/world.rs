@@ -63,7 +63,7 @@ impl Around<Groups> for Choir {
         let cast = match msg {
             Msg::Cast { cast: GroupCast::Packet(_), .. } => true,
             Msg::Ring { msg, .. } => {
-                matches!(**msg, dugnad_connectivity::Msg::Cast(CastMsg::Down { .. }))
+                matches!(**msg, dugnad_connectivity::overlay::Msg::Cast(CastMsg::Down { .. }))
             }
             _ => false,
         };
@@ -71,7 +71,7 @@ impl Around<Groups> for Choir {
         true
     }
 
-    fn link_down(to: NodeId) -> Option<Command> {
+    fn link_down(_: &Nodes, to: NodeId) -> Option<Command> {
         Some(Command::LinkDown(to))
     }
 

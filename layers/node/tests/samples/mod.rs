@@ -16,7 +16,7 @@ use dugnad_connectivity::route::{Found, Hop, Purpose, RouteMsg};
 use dugnad_connectivity::tree::broadcast::{CastId, CastMsg};
 use dugnad_connectivity::tree::bulk::{Bulk, BulkMsg, Load, Reach, TopoChange, TopoKind};
 use dugnad_connectivity::tree::feedback::{Ask, Part};
-use dugnad_connectivity::{self as connectivity, detector, ring};
+use dugnad_connectivity::{self as connectivity, detector, overlay, ring};
 use dugnad_fabric::Amounts;
 use dugnad_kernel::{Arc, ArcSet, Hash, Id, Peer};
 use dugnad_node::Msg;
@@ -59,11 +59,11 @@ macro_rules! variants {
     (@pattern $variant:ident $inner:ident) => { Self::$variant($inner) };
 }
 
-variants!(Msg, "node": Overlay => inner, Collective => inner, ToHost => inner, ToManager => inner,
-    Group => inner);
-variants!(connectivity::Msg, "overlay":
-    Ring => inner, Route => inner, Cast => inner, Detect => inner, Entry => inner,
-    Bulk => inner);
+variants!(Msg, "node":
+    Connectivity => inner, Collective => inner, ToHost => inner, ToManager => inner);
+variants!(connectivity::Msg, "connectivity": Overlay => inner, Detect => inner, Group => inner);
+variants!(overlay::Msg, "overlay":
+    Ring => inner, Route => inner, Cast => inner, Entry => inner, Bulk => inner);
 variants!(ring::Msg, "ring": JoinRetry, JoinPoint, NewSucc, NewSuccAck, JoinDone, LeaveReq,
     LeaveRetry, LeaveGrant, LeavePoint, UpdateSucc, UpdateSuccAck, LeaveDone, Query, QueryRes,
     Moved, Notify, ListChanged);
@@ -129,6 +129,7 @@ pub(crate) fn all_variants() -> Vec<String> {
     let all = [
         Msg::ALL,
         connectivity::Msg::ALL,
+        overlay::Msg::ALL,
         ring::Msg::ALL,
         RouteMsg::ALL,
         Purpose::ALL,
@@ -236,10 +237,10 @@ fn view() -> ServiceView {
 }
 
 pub(crate) fn messages() -> Vec<Msg> {
-    let overlay = |msg| Msg::Overlay(msg);
+    let overlay = |msg| Msg::Connectivity(connectivity::Msg::Overlay(msg));
     let mut all: Vec<Msg> = Vec::new();
-    all.extend(ring_messages().into_iter().map(connectivity::Msg::Ring).map(overlay));
-    all.extend(route_messages().into_iter().map(connectivity::Msg::Route).map(overlay));
+    all.extend(ring_messages().into_iter().map(overlay::Msg::Ring).map(overlay));
+    all.extend(route_messages().into_iter().map(overlay::Msg::Route).map(overlay));
     let cast = CastId { origin: id(1), number: 2 };
     let casts = [
         CastMsg::Down { id: cast, limit: id(5), body: vec![1], ask: Some(ask()) },
@@ -254,8 +255,8 @@ pub(crate) fn messages() -> Vec<Msg> {
         CastMsg::Alive { id: cast, tag: 9 },
         CastMsg::Unknown { id: cast, tag: 300 },
     ];
-    all.extend(casts.into_iter().map(connectivity::Msg::Cast).map(overlay));
-    all.extend(bulk_messages(cast).into_iter().map(connectivity::Msg::Bulk).map(overlay));
+    all.extend(casts.into_iter().map(overlay::Msg::Cast).map(overlay));
+    all.extend(bulk_messages(cast).into_iter().map(overlay::Msg::Bulk).map(overlay));
     let target = id(4);
     let detects = [
         detector::Msg::Ping,
@@ -264,17 +265,17 @@ pub(crate) fn messages() -> Vec<Msg> {
         detector::Msg::Reached { target },
         detector::Msg::Gone { target },
     ];
-    all.extend(detects.into_iter().map(connectivity::Msg::Detect).map(overlay));
+    all.extend(detects.into_iter().map(connectivity::Msg::Detect).map(Msg::Connectivity));
     let entries = [
         EntryMsg::Probe,
         EntryMsg::ProbeRes { inside: true, pred: peer(1), succs: vec![peer(2)] },
         EntryMsg::Merge { peer: peer(3) },
         EntryMsg::Hint { candidate: peer(4) },
     ];
-    all.extend(entries.into_iter().map(connectivity::Msg::Entry).map(overlay));
+    all.extend(entries.into_iter().map(overlay::Msg::Entry).map(overlay));
     all.extend(collective_messages().into_iter().map(Msg::Collective));
     all.extend(host_messages());
-    all.extend(group_messages().into_iter().map(Msg::Group));
+    all.extend(group_messages().into_iter().map(connectivity::Msg::Group).map(Msg::Connectivity));
     all
 }
 
@@ -329,7 +330,7 @@ fn group_messages() -> Vec<group::Msg> {
         M::Nack { gid, stream: place().stream, from: 3, to: 300 },
         M::Repair { gid, packet: Packet { place: Some(place()), ..packet() } },
         cast(GroupCast::Shrink { epoch: 3, members: vec![peer(1)] }),
-        M::Ring { gid, msg: Box::new(connectivity::Msg::Entry(EntryMsg::Probe)) },
+        M::Ring { gid, msg: Box::new(overlay::Msg::Entry(EntryMsg::Probe)) },
     ]
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dugnad_connectivity::config::{T_LOCK, T_UNSURE};
 use dugnad_connectivity::ring::{self, Ring, Status};
 use dugnad_connectivity::route::RouteMsg;
-use dugnad_connectivity::{Msg, Overlay};
+use dugnad_connectivity::{Connectivity, Msg, overlay};
 use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Duration, Key, NodeId, Time};
 
@@ -189,17 +189,17 @@ impl Checks {
         if self.watch == Watch::Off {
             return;
         }
-        if let Msg::Ring(msg) = msg {
+        if let Msg::Overlay(overlay::Msg::Ring(msg)) = msg {
             self.rare(msg);
         }
         match msg {
-            Msg::Ring(ring::Msg::JoinPoint { op, pred, .. }) => {
+            Msg::Overlay(overlay::Msg::Ring(ring::Msg::JoinPoint { op, pred, .. })) => {
                 self.claim(to, Claimant::Point(*op), Some(pred.id));
             }
-            Msg::Ring(ring::Msg::LeavePoint { op, pred }) => {
+            Msg::Overlay(overlay::Msg::Ring(ring::Msg::LeavePoint { op, pred })) => {
                 self.claim(from, Claimant::Point(*op), Some(pred.id));
             }
-            Msg::Route(RouteMsg::Hop(hop))
+            Msg::Overlay(overlay::Msg::Route(RouteMsg::Hop(hop)))
                 if !hop.last && hop.hops > 1 && !in_oo(from, to, hop.key) =>
             {
                 let (from, to) = (from.short(), to.short());
@@ -210,8 +210,12 @@ impl Checks {
     }
 
     pub(super) fn arrived(&mut self, msg: &Msg) {
-        let (Msg::Ring(ring::Msg::JoinPoint { op, .. } | ring::Msg::LeavePoint { op, .. }), true) =
-            (msg, self.watch != Watch::Off)
+        let (
+            Msg::Overlay(overlay::Msg::Ring(
+                ring::Msg::JoinPoint { op, .. } | ring::Msg::LeavePoint { op, .. },
+            )),
+            true,
+        ) = (msg, self.watch != Watch::Off)
         else {
             return;
         };
@@ -463,7 +467,7 @@ fn forwards(ring: &Ring) -> Option<String> {
     (!fine).then(|| format!("I3: forwards {jf} {lf}, locked {}", ring.locked()))
 }
 
-fn over_cap(overlay: &Overlay) -> Option<String> {
+fn over_cap(overlay: &Connectivity) -> Option<String> {
     let mut sizes = overlay.sizes();
     sizes
         .find(|(_, size, cap)| size > cap)

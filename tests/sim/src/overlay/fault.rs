@@ -4,7 +4,7 @@
 //! arrives in order if the way opens in time. After 15 s without an acknowledgement the session
 //! breaks, everything in it is lost, and both ends learn of it.
 
-use dugnad_connectivity::{Command, Msg};
+use dugnad_connectivity::{Command, Msg, overlay};
 use dugnad_kernel::{Duration, NodeId};
 
 use super::World;
@@ -192,7 +192,7 @@ impl World {
     }
 
     fn arrive(&mut self, from: u32, to: u32, msg: Box<Msg>) {
-        if self.checks.replays && matches!(*msg, Msg::Ring(_)) {
+        if self.checks.replays && matches!(*msg, Msg::Overlay(overlay::Msg::Ring(_))) {
             if self.recent.len() == RECENT {
                 self.recent.pop_front();
             }

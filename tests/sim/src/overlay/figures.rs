@@ -170,8 +170,11 @@ fn hops(whole: bool) -> Vec<Figure> {
 
 fn estimator(_: bool) -> Vec<Figure> {
     let world = standing(200, 5);
-    let mut sizes: Vec<u64> =
-        world.alive().into_iter().filter_map(|n| Some(world.overlay(n)?.size())).collect();
+    let mut sizes: Vec<u64> = world
+        .alive()
+        .into_iter()
+        .filter_map(|n| Some(world.overlay(n)?.overlay().size()))
+        .collect();
     sizes.sort_unstable();
     let median = sizes[sizes.len() / 2] as f64;
     vec![Figure::near("200 nodes: median estimate", median, 200.0, 30.0)]

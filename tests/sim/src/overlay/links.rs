@@ -1,6 +1,6 @@
 //! What the links of the simulated nodes do: sending, and dialling again.
 
-use dugnad_connectivity::{Command, Msg, Overlay};
+use dugnad_connectivity::{Command, Msg, overlay};
 use dugnad_kernel::{Duration, NodeId};
 
 use super::World;
@@ -24,7 +24,7 @@ impl World {
         machine.sent += 1;
         machine.bytes += bytes;
         let id = machine.id;
-        let known = machine.overlay.as_ref().is_some_and(|o| o.peer(to).is_some());
+        let known = machine.overlay.as_ref().is_some_and(|o| o.overlay().peer(to).is_some());
         let number = self.index.get(&to).copied();
         let Some(number) = number.filter(|_| known || self.net.epoch(id, to).is_some()) else {
             self.unknown += 1;
@@ -55,7 +55,7 @@ impl World {
     /// The links did not take it, because they leave its addressee alone for now.
     pub(super) fn dropped(&mut self, msg: &Msg) {
         self.checks.lost(msg);
-        if matches!(msg, Msg::Ring(_)) {
+        if matches!(msg, Msg::Overlay(overlay::Msg::Ring(_))) {
             self.checks.disturbed(self.now);
         }
     }
@@ -107,8 +107,12 @@ impl World {
         if linked {
             return;
         }
-        let book: Vec<NodeId> =
-            self.overlay(number).into_iter().flat_map(Overlay::book).map(|p| p.id).collect();
+        let book: Vec<NodeId> = self
+            .overlay(number)
+            .into_iter()
+            .flat_map(|o| o.overlay().book())
+            .map(|p| p.id)
+            .collect();
         let start = tries as usize * 4 % book.len().max(1);
         let met = book.iter().cycle().skip(start).take(book.len().min(4));
         let met: Vec<u32> = met.filter_map(|id| self.index.get(id).copied()).collect();

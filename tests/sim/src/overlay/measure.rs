@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use dugnad_connectivity::{Msg, detector, entry::EntryMsg, ring, route, tree::broadcast::CastMsg};
+use dugnad_connectivity::{
+    Msg, detector, entry::EntryMsg, overlay, ring, route, tree::broadcast::CastMsg,
+};
 use dugnad_kernel::{Key, Time, wire};
 use postcard::ser_flavors::Flavor;
 
@@ -53,13 +55,13 @@ pub fn digest(msg: &Msg) -> (u64, u64) {
 #[must_use]
 pub fn kind(msg: &Msg) -> &'static str {
     match msg {
-        Msg::Ring(msg) => match msg {
+        Msg::Overlay(overlay::Msg::Ring(msg)) => match msg {
             ring::Msg::Query { .. } | ring::Msg::QueryRes { .. } | ring::Msg::Notify { .. } => {
                 "stabilize"
             }
             _ => "ring",
         },
-        Msg::Route(msg) => match msg {
+        Msg::Overlay(overlay::Msg::Route(msg)) => match msg {
             route::RouteMsg::Hop(hop) => match hop.purpose {
                 route::Purpose::Join { .. } => "join-hop",
                 route::Purpose::Merge => "merge",
@@ -69,15 +71,15 @@ pub fn kind(msg: &Msg) -> &'static str {
             route::RouteMsg::Found { .. } => "found",
             _ => "route",
         },
-        Msg::Cast(CastMsg::Down { .. }) => "cast-down",
-        Msg::Cast(_) => "cast",
+        Msg::Overlay(overlay::Msg::Cast(CastMsg::Down { .. })) => "cast-down",
+        Msg::Overlay(overlay::Msg::Cast(_)) => "cast",
         Msg::Detect(msg) => match msg {
             detector::Msg::Ping | detector::Msg::Pong => "ping",
             _ => "detect",
         },
-        Msg::Entry(EntryMsg::Probe | EntryMsg::ProbeRes { .. }) => "probe",
-        Msg::Entry(_) => "merge",
-        Msg::Bulk(_) => "bulk",
+        Msg::Overlay(overlay::Msg::Entry(EntryMsg::Probe | EntryMsg::ProbeRes { .. })) => "probe",
+        Msg::Overlay(overlay::Msg::Entry(_)) => "merge",
+        Msg::Overlay(overlay::Msg::Bulk(_)) => "bulk",
         // Kinds that no report tells apart yet.
         #[allow(unreachable_patterns)]
         _ => "other",

@@ -456,7 +456,7 @@ impl World {
     fn spares(&self, number: u32) -> bool {
         let gone = self.id(number);
         self.alive().into_iter().filter(|n| *n != number).all(|n| {
-            let Some(ring) = self.overlay(n).map(dugnad_connectivity::Overlay::ring) else {
+            let Some(ring) = self.overlay(n).map(dugnad_connectivity::Connectivity::ring) else {
                 return true;
             };
             let alone = ring.succ().id == ring.me().id;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dugnad_connectivity::route::Found;
-use dugnad_connectivity::{Command, Event, Msg, Overlay, Timer};
+use dugnad_connectivity::{Command, Connectivity, Event, Msg, Timer, overlay};
 use dugnad_kernel::{Component, Cx, Duration, Effect, Id, Input, Key, NodeId, Peer, Time};
 
 use super::check::{Checks, Seen};
@@ -47,7 +47,7 @@ impl Options {
 /// One node and what the world knows of it.
 pub struct Machine {
     pub id: NodeId,
-    pub overlay: Option<Box<Overlay>>,
+    pub overlay: Option<Box<Connectivity>>,
     pub(super) rng: fastrand::Rng,
     pub inc: u32,
     /// Changes at every start and stop: timers of an earlier life are void.
@@ -137,7 +137,7 @@ pub struct World {
     /// The workload's own choices.
     pub rng: fastrand::Rng,
     hash: u64,
-    effects: Vec<Effect<Overlay>>,
+    effects: Vec<Effect<Connectivity>>,
     pub traffic: Traffic,
     pub lookups: Lookups,
     next_call: u32,
@@ -259,7 +259,7 @@ impl World {
     }
 
     #[must_use]
-    pub fn overlay(&self, number: u32) -> Option<&Overlay> {
+    pub fn overlay(&self, number: u32) -> Option<&Connectivity> {
         self.nodes.get(number as usize)?.overlay.as_deref()
     }
 
@@ -319,8 +319,8 @@ impl World {
     pub fn start(&mut self, number: u32) {
         let alone = self.nodes[number as usize].seeds.is_empty();
         let me = self.reborn(number);
-        self.install(number, Overlay::new(me));
-        self.command(number, Command::Boot { alone });
+        self.install(number, Connectivity::new(me));
+        self.command(number, Command::Overlay(overlay::Command::Boot { alone }));
         let life = self.nodes[number as usize].life;
         self.queue.push(self.now, Happening::Redial { node: number, life, tries: 0 });
     }
@@ -338,7 +338,7 @@ impl World {
         self.peer(number)
     }
 
-    fn install(&mut self, number: u32, overlay: Overlay) {
+    fn install(&mut self, number: u32, overlay: Connectivity) {
         self.nodes[number as usize].overlay = Some(Box::new(overlay));
         self.note(0x73_7461_7274 ^ u64::from(number));
     }
@@ -371,11 +371,11 @@ impl World {
                 let lot = mix(me.id.0 as u64, key.0 as u64 ^ (key.0 >> 64) as u64) % 100;
                 if lot < percent { owner(key) } else { me.clone() }
             };
-            let overlay = Overlay::planted(me.clone(), pred, succs, kept);
+            let overlay = Connectivity::planted(me.clone(), pred, succs, kept);
             self.install(*number, overlay);
         }
         for (_, number) in &peers {
-            self.command(*number, Command::Boot { alone: false });
+            self.command(*number, Command::Overlay(overlay::Command::Boot { alone: false }));
         }
     }
 
@@ -390,7 +390,7 @@ impl World {
         let call = self.next_call;
         self.lookups.asked += 1;
         self.lookups.open.insert(call, Asked { from, key, at: self.now });
-        self.command(from, Command::Lookup { call, key });
+        self.command(from, Command::Overlay(overlay::Command::Lookup { call, key }));
         call
     }
 
@@ -398,7 +398,10 @@ impl World {
     pub fn cast(&mut self, from: u32, feedback: bool) -> u32 {
         self.next_call += 1;
         let call = self.next_call;
-        self.command(from, Command::Cast { call, body: vec![0; 16], feedback });
+        self.command(
+            from,
+            Command::Overlay(overlay::Command::Cast { call, body: vec![0; 16], feedback }),
+        );
         call
     }
 
@@ -529,7 +532,7 @@ impl World {
         eprintln!("{:9.3} {number} {name} {what}", self.now.0 as f64 / 1e6);
     }
 
-    fn input(&mut self, number: u32, input: Input<Overlay>) {
+    fn input(&mut self, number: u32, input: Input<Connectivity>) {
         let machine = &mut self.nodes[number as usize];
         let Some(overlay) = machine.overlay.as_mut() else { return };
         let mut effects = std::mem::take(&mut self.effects);
@@ -549,12 +552,14 @@ impl World {
     }
 
     fn event(&mut self, number: u32, event: Event) {
-        if self.options.verbose && !matches!(event, Event::Contact(_)) {
+        if self.options.verbose && !matches!(event, Event::Overlay(overlay::Event::Contact(_))) {
             self.say(number, &format!("{event:?}"));
         }
         match event {
-            Event::Found { call, found } => self.found(call, found.as_ref()),
-            Event::Cast { id, feedback, .. } => {
+            Event::Overlay(overlay::Event::Found { call, found }) => {
+                self.found(call, found.as_ref())
+            }
+            Event::Overlay(overlay::Event::Cast { id, feedback, .. }) => {
                 let life = self.nodes[number as usize].life;
                 let reached = self.casts.entry((id.origin, id.number)).or_default();
                 if reached.contains(&(number, life)) {
@@ -565,10 +570,18 @@ impl World {
                 }
                 if feedback {
                     // In the same step, before anything else.
-                    self.input(number, Input::Command(Command::AnswerCast { id, part: None }));
+                    self.input(
+                        number,
+                        Input::Command(Command::Overlay(overlay::Command::AnswerCast {
+                            id,
+                            part: None,
+                        })),
+                    );
                 }
             }
-            Event::Feedback { call, feedback } => self.feedbacks.push((call, feedback.complete)),
+            Event::Overlay(overlay::Event::Feedback { call, feedback }) => {
+                self.feedbacks.push((call, feedback.complete))
+            }
             Event::Dead(id) => {
                 self.deaths += 1;
                 let live = self.index.get(&id).is_some_and(|n| self.overlay(*n).is_some());
@@ -577,7 +590,7 @@ impl World {
                     self.checks.disturbed(self.now);
                 }
             }
-            Event::Left => self.ended(number),
+            Event::Overlay(overlay::Event::Left) => self.ended(number),
             _ => {}
         }
     }

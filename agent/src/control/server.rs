@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dugnad_kernel::{Id, Key};
-use dugnad_node::Question;
+use dugnad_node::{Question, ServiceQuestion};
 use dugnad_resource::spec::{Spec, key_of};
 use futures_util::StreamExt as _;
 use http_body_util::{BodyExt, Limited};
@@ -173,21 +173,21 @@ impl Door {
             ("metrics", None, None, None) => Ok(text(self.backend.metrics().text())),
             ("v1", Some("status"), None, None) => Ok(json_response(&self.backend.status())),
             ("v1", Some("whoami"), None, None) => Ok(json_response(&self.whoami())),
-            ("v1", Some("nodes"), None, None) => self.ask(Question::Nodes, "").await,
-            ("v1", Some("ps"), None, None) => self.ask(Question::Ps, "").await,
+            ("v1", Some("nodes"), None, None) => self.ask(ServiceQuestion::Nodes, "").await,
+            ("v1", Some("ps"), None, None) => self.ask(ServiceQuestion::Ps, "").await,
             ("v1", Some("events"), None, None) => {
                 let wanted = Wanted { kept: true, follow: query.has("follow") };
                 Ok(lines(self.backend.events(wanted)))
             }
             ("v1", Some("logs"), Some(name), None) => self.logs(service(name)?, query).await,
             ("v1", Some("why"), Some(name), None) => {
-                self.ask(Question::Why(service(name)?), name).await
+                self.ask(ServiceQuestion::Why(service(name)?), name).await
             }
             ("v1", Some("lookup"), Some(what), None) => {
                 self.ask(Question::Lookup(key(what)?), what).await
             }
             ("v1", Some("resolve"), Some(name), None) => {
-                self.ask(Question::Resolve(service(name)?), name).await
+                self.ask(ServiceQuestion::Resolve(service(name)?), name).await
             }
             _ => Err(nothing_at(place)),
         }
@@ -205,24 +205,24 @@ impl Door {
                 self.ask(Question::Announce(text), "").await
             }
             ("v1", Some("stop"), Some(name), None) => {
-                self.ask(Question::Stop(service(name)?), name).await
+                self.ask(ServiceQuestion::Stop(service(name)?), name).await
             }
             ("v1", Some("rm"), Some(name), None) => {
                 let service = service(name)?;
                 let question = if query.has("keep_state") {
-                    Question::RemoveButState(service)
+                    ServiceQuestion::RemoveButState(service)
                 } else {
-                    Question::Remove(service)
+                    ServiceQuestion::Remove(service)
                 };
                 self.ask(question, name).await
             }
             ("v1", Some("rollback"), Some(name), None) => {
-                self.ask(Question::RollBack(service(name)?), name).await
+                self.ask(ServiceQuestion::RollBack(service(name)?), name).await
             }
             ("v1", Some("plan"), None, None) => {
                 let spec = read_spec(request).await?;
                 let name = spec.name.clone();
-                self.ask(Question::Plan(spec), &name).await
+                self.ask(ServiceQuestion::Plan(spec), &name).await
             }
             ("v1", Some("deploy"), None, None) => {
                 let spec = read_spec(request).await?;
@@ -263,8 +263,9 @@ impl Door {
         }
     }
 
-    async fn ask(&self, question: Question, about: &str) -> Reply {
-        let Told { value, complete } = shape::answer(self.backend.ask(question).await, about)?;
+    async fn ask(&self, question: impl Into<Question>, about: &str) -> Reply {
+        let Told { value, complete } =
+            shape::answer(self.backend.ask(question.into()).await, about)?;
         let mut response = json_response(&value);
         if !complete {
             let no = hyper::header::HeaderValue::from_static("false");
@@ -291,7 +292,7 @@ impl Door {
         let telling = async move {
             let name = spec.name.clone();
             let mut events = door.backend.events(Wanted { kept: false, follow: true });
-            let mut answer = door.backend.ask(Question::Deploy(spec));
+            let mut answer = door.backend.ask(ServiceQuestion::Deploy(spec).into());
             let told = loop {
                 let progress = async { Err(next_about(&mut events, &name).await) };
                 let answered = async { Ok(answer.as_mut().await) };

@@ -7,17 +7,18 @@ use std::rc::Rc;
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Hash, Id, NodeId, Peer};
 use dugnad_node::{
-    Desired, GroupMode, GroupPolicy, GroupQuestion, GroupView, NodeState, NodeView, PlanView,
-    ReplicaState, ServiceView, Slot, Status,
+    GroupMode, GroupPolicy, GroupQuestion, GroupView, NodeState, ServiceQuestion, Status,
 };
-use dugnad_resource::describe::Profile;
-use dugnad_resource::spec::{self, Arch, Kind, Port};
+use dugnad_resource::spec::{self, Arch};
 use serde_json::json;
 use smol::LocalExecutor;
 use smol::channel::Sender;
 
 use super::*;
 use crate::places::Places;
+
+mod samples;
+use samples::{AMOUNTS, node, plan, wiki};
 
 /// An agent of three nodes that knows the service "wiki" and answers at once.
 pub(crate) struct FakeAgent {
@@ -30,73 +31,6 @@ pub(crate) struct FakeAgent {
     pub(crate) files: RefCell<Vec<String>>,
     /// Memberships that are held now.
     pub(crate) held: Rc<Cell<usize>>,
-}
-
-const AMOUNTS: Amounts = Amounts { memory: 128 << 20, cpu: 500, disk: 2 << 30, processes: 64 };
-
-pub(crate) fn wiki(ready: u8) -> ServiceView {
-    let slot = |number: u32, state| Slot {
-        number,
-        node: Id(u128::from(number) + 1),
-        node_name: ["attic", "kjøkken", "garage"][number as usize].to_owned(),
-        generation: 7,
-        state,
-        note: String::new(),
-    };
-    ServiceView {
-        name: "wiki".to_owned(),
-        service: spec::key_of("wiki"),
-        generation: 7,
-        desired: Desired::Running,
-        port: Port::Http,
-        kind: Kind::Process,
-        want: 3,
-        because: String::new(),
-        ready,
-        manager: Id(2),
-        revision: 1,
-        slots: vec![
-            slot(0, ReplicaState::Ready),
-            slot(1, ReplicaState::Reserved),
-            slot(2, ReplicaState::Lost),
-        ],
-        blocked: Vec::new(),
-    }
-}
-
-fn plan() -> PlanView {
-    let place = |id: u128, name: &str, why: &str| (Id(id << 120), name.to_owned(), why.to_owned());
-    PlanView {
-        want: 2,
-        because: "availability 99.0%".to_owned(),
-        chosen: vec![place(1, "attic", "has data, 64M free"), place(2, "kjøkken", "other home")],
-        refused: vec![place(3, "zero", "memory: needs 64M, free 32M")],
-        notes: vec!["one home only".to_owned()],
-    }
-}
-
-fn node(id: u128, name: Option<&str>, state: NodeState) -> NodeView {
-    let mut peer = Peer::new(Id(id));
-    peer.addrs.push("192.0.2.1:7407".parse().unwrap()).unwrap();
-    let name = name.map(ToOwned::to_owned);
-    let profile = name.clone().map(|name| Profile {
-        name,
-        arch: Arch::Aarch64,
-        home: 7,
-        version: "0.1.0".to_owned(),
-    });
-    NodeView {
-        me: false,
-        name: name.clone().unwrap_or_default(),
-        peer,
-        state,
-        linked: name.is_some(),
-        profile,
-        free: AMOUNTS,
-        gives: AMOUNTS,
-        up_secs: 90,
-        replicas: 1,
-    }
 }
 
 impl FakeAgent {
@@ -122,19 +56,7 @@ impl FakeAgent {
 
     fn answer(&self, question: Question) -> Answer {
         match question {
-            Question::Nodes => Answer::Nodes(vec![
-                node(1, Some("attic"), NodeState::Alive),
-                node(2, Some("kjøkken"), NodeState::Suspect),
-                node(3, None, NodeState::Gone),
-            ]),
-            Question::Plan(_) => Answer::Plan(plan()),
-            Question::Deploy(spec) => {
-                self.tell("replica 0 started");
-                assert!(spec.check().is_ok());
-                let missing = self.missing.borrow().clone();
-                let ready = if missing.is_empty() { 3 } else { 1 };
-                Answer::Deployed { service: wiki(ready), missing }
-            }
+            Question::Service(question) => self.service(question),
             Question::Group(GroupQuestion::List) => Answer::Groups(vec![GroupView {
                 name: "choir".to_owned(),
                 mode: GroupMode::Mesh,
@@ -150,15 +72,6 @@ impl FakeAgent {
                 Answer::Failed("there is no group nowhere".to_owned())
             }
             Question::Group(_) => Answer::Done,
-            Question::Ps => Answer::Ps { services: vec![wiki(1)], complete: false },
-            Question::Why(name) if name == "wiki" => {
-                Answer::Why(vec!["it was asked for".to_owned()])
-            }
-            Question::Resolve(_) => Answer::Resolved(wiki(3)),
-            Question::Stop(name) if name == "wiki" => {
-                Answer::Unmet(vec!["a".to_owned(), "b".to_owned()])
-            }
-            Question::Remove(name) if name == "wiki" => Answer::Done,
             Question::Lookup(key) => Answer::Found {
                 owner: key,
                 owner_name: "attic".to_owned(),
@@ -170,18 +83,46 @@ impl FakeAgent {
                 self.tell(&text);
                 Answer::Done
             }
-            Question::RollBack(name) if name == "wiki" => {
+        }
+    }
+
+    fn service(&self, question: ServiceQuestion) -> Answer {
+        match question {
+            ServiceQuestion::Nodes => Answer::Nodes(vec![
+                node(1, Some("attic"), NodeState::Alive),
+                node(2, Some("kjøkken"), NodeState::Suspect),
+                node(3, None, NodeState::Gone),
+            ]),
+            ServiceQuestion::Plan(_) => Answer::Plan(plan()),
+            ServiceQuestion::Deploy(spec) => {
+                self.tell("replica 0 started");
+                assert!(spec.check().is_ok());
+                let missing = self.missing.borrow().clone();
+                let ready = if missing.is_empty() { 3 } else { 1 };
+                Answer::Deployed { service: wiki(ready), missing }
+            }
+            ServiceQuestion::Ps => Answer::Ps { services: vec![wiki(1)], complete: false },
+            ServiceQuestion::Why(name) if name == "wiki" => {
+                Answer::Why(vec!["it was asked for".to_owned()])
+            }
+            ServiceQuestion::Resolve(_) => Answer::Resolved(wiki(3)),
+            ServiceQuestion::Stop(name) if name == "wiki" => {
+                Answer::Unmet(vec!["a".to_owned(), "b".to_owned()])
+            }
+            ServiceQuestion::Remove(name) if name == "wiki" => Answer::Done,
+            ServiceQuestion::RollBack(name) if name == "wiki" => {
                 Answer::Deployed { service: wiki(3), missing: Vec::new() }
             }
-            Question::RollBack(name) if name == "theirs" => {
+            ServiceQuestion::RollBack(name) if name == "theirs" => {
                 Answer::Conflict("node 1A2B was first".to_owned())
             }
-            Question::RemoveButState(name) if name == "wiki" => Answer::Done,
-            Question::Why(_)
-            | Question::Stop(_)
-            | Question::Remove(_)
-            | Question::RemoveButState(_)
-            | Question::RollBack(_) => Answer::Unknown,
+            ServiceQuestion::RemoveButState(name) if name == "wiki" => Answer::Done,
+            ServiceQuestion::Ports
+            | ServiceQuestion::Why(_)
+            | ServiceQuestion::Stop(_)
+            | ServiceQuestion::Remove(_)
+            | ServiceQuestion::RemoveButState(_)
+            | ServiceQuestion::RollBack(_) => Answer::Unknown,
         }
     }
 }

@@ -78,7 +78,7 @@ pub(super) struct Sessions {
     pub(super) unused: Cell<Duration>,
     pub(super) closing: Cell<bool>,
     /// Who called last and belongs to another community.
-    stranger: Cell<Option<IpAddr>>,
+    stranger: Cell<Option<Stranger>>,
     /// Identities that two machines use at the same time, a line each for the owner.
     twins: RefCell<Vec<String>>,
     /// When this node was first and last refused because another machine has its identity.
@@ -152,25 +152,31 @@ impl Sessions {
         if let Err(error) = result {
             self.counters.add(error.reason(), 1);
             log::debug!("connection from {addr} refused: {error}");
-            if matches!(error, Failure::Refused("refused_community" | "refused_secret")) {
-                self.stranger_called(addr.ip());
+            match error {
+                Failure::Refused("refused_community" | "refused_secret") => {
+                    self.stranger_called(Stranger::Elsewhere(addr.ip()));
+                }
+                Failure::Refused("refused_version") => {
+                    self.stranger_called(Stranger::OtherVersion(addr.ip()));
+                }
+                _ => {}
             }
         }
     }
 
-    /// A node of another community called: most likely somebody has joined with a wrong token.
-    fn stranger_called(&self, ip: IpAddr) {
-        let known = self.stranger.replace(Some(ip));
-        if known != Some(ip) && !self.closing.get() {
-            let calls =
-                self.counters.get("refused_community") + self.counters.get("refused_secret");
+    /// Somebody called who cannot be let in: said once, and rarely again.
+    fn stranger_called(&self, stranger: Stranger) {
+        let known = self.stranger.replace(Some(stranger));
+        if known != Some(stranger) && !self.closing.get() {
+            let reasons = ["refused_community", "refused_secret", "refused_version"];
+            let calls: u64 = reasons.iter().map(|reason| self.counters.get(reason)).sum();
             if calls.is_power_of_two() {
-                log::warn!("{}", stranger(ip));
+                log::warn!("{stranger}");
             }
         }
     }
 
-    /// What the owner should know of nodes that belong elsewhere, a line each.
+    /// What the owner should know of nodes that cannot be linked with, a line each.
     pub(super) fn strangers(&self) -> Vec<String> {
         let seeds = self.seeds();
         let elsewhere = seeds.iter().filter(|(_, state)| state.contains("another community"));
@@ -180,7 +186,16 @@ impl Sessions {
                  its own (`dugnad invite` there, `dugnad join` here), or other seeds"
             )
         });
-        asked.chain(self.stranger.get().map(stranger)).collect()
+        let other = seeds.iter().filter(|(_, state)| state.contains("another wire version"));
+        let other = other.map(|(addr, _)| {
+            format!(
+                "the node at {addr} runs another wire version of dugnad than this one ({}): bring \
+                 both to the same",
+                env!("CARGO_PKG_VERSION")
+            )
+        });
+        let called = self.stranger.get().map(|stranger| stranger.to_string());
+        asked.chain(other).chain(called).collect()
     }
 
     /// Whether a dial that reached `peer` should go on, and which sessions with it ended here.
@@ -459,9 +474,29 @@ impl Drop for Abandoned<'_> {
     }
 }
 
-fn stranger(ip: IpAddr) -> String {
-    format!(
-        "a node of another community calls from {ip}: if it should be one of this, it needs an \
-         invitation of this one (`dugnad invite`)"
-    )
+/// A caller that cannot be let in, and that the owner may have meant to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stranger {
+    /// It belongs to another community: most likely somebody has joined with a wrong token.
+    Elsewhere(IpAddr),
+    /// Another wire version.
+    OtherVersion(IpAddr),
+}
+
+impl std::fmt::Display for Stranger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Elsewhere(ip) => write!(
+                f,
+                "a node of another community calls from {ip}: if it should be one of this, it \
+                 needs an invitation of this one (`dugnad invite`)"
+            ),
+            Self::OtherVersion(ip) => write!(
+                f,
+                "a node with another wire version of dugnad calls from {ip}, this one is {}: \
+                 bring both to the same",
+                env!("CARGO_PKG_VERSION")
+            ),
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use dugnad_kernel::NodeId;
 use dugnad_kernel::map::Map;
-use dugnad_node::{Answer, Command, Question};
+use dugnad_node::{Answer, Command, Question, ServiceQuestion};
 use dugnad_resource::execute::Report;
 use dugnad_resource::spec::{Tree, key_of};
 use serde_json::Value;
@@ -33,11 +33,11 @@ const QUEUE: usize = 256;
 
 impl Agent {
     /// Puts a question to the node.
-    pub(super) async fn ask(self: Rc<Self>, question: Question) -> Answer {
+    pub(super) async fn ask(self: Rc<Self>, question: impl Into<Question>) -> Answer {
         let Some((ask, answer)) = self.told.ask() else {
             return Answer::Failed("too many questions at a time; try again".to_owned());
         };
-        if self.commands.send(Command::Ask(ask, question)).await.is_err() {
+        if self.commands.send(Command::Ask(ask, question.into())).await.is_err() {
             return Answer::Failed("the agent is ending".to_owned());
         }
         let answered = async { answer.recv().await.ok() };
@@ -250,7 +250,7 @@ impl AgentApi for Api {
         Box::pin(async move {
             let key = key_of(&service);
             let nodes: Vec<NodeId> =
-                match Rc::clone(&agent).ask(Question::Resolve(service.clone())).await {
+                match Rc::clone(&agent).ask(ServiceQuestion::Resolve(service.clone())).await {
                     Answer::Resolved(view) => view.slots.iter().map(|slot| slot.node).collect(),
                     // The line may be down: what ran here can still be read.
                     _ if !agent.host.local(key).is_empty() => vec![agent.me.id],

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use dugnad_kernel::map::Map;
 use dugnad_kernel::{Key, NodeId, Peer};
-use dugnad_node::{Answer, Question, ReplicaState, ServiceView};
+use dugnad_node::{Answer, ReplicaState, ServiceQuestion, ServiceView};
 use dugnad_resource::execute::ReplicaId;
 use smol::channel::Sender;
 use smol::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -144,7 +144,7 @@ impl Agent {
     }
 
     async fn resolve(self: Rc<Self>, name: String) -> Known {
-        match Rc::clone(&self).ask(Question::Resolve(name.clone())).await {
+        match Rc::clone(&self).ask(ServiceQuestion::Resolve(name.clone())).await {
             Answer::Resolved(view) if view.is_stopped() => {
                 self.routes.forget(Some(&name));
                 Known::Stopped
@@ -199,7 +199,7 @@ impl Agent {
                 // Also for those who ask while the answer is on its way.
                 let old = kept.map(|(services, _)| services).unwrap_or_default();
                 self.listed.replace(Some((old.clone(), Instant::now())));
-                let services = match Rc::clone(&self).ask(Question::Ps).await {
+                let services = match Rc::clone(&self).ask(ServiceQuestion::Ps).await {
                     Answer::Ps { services, .. } => services.iter().map(listed).collect(),
                     _ => old,
                 };

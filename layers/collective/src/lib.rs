@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use cast::CastBody;
 use deployment::Deployment;
-use deployment::client::{ClientQuestion, ClientReply};
+use deployment::client::{ServiceAnswer, ServiceQuestion};
 use deployment::manager::Manager;
 use deployment::service::ServiceView;
 use packages::Packages;
@@ -98,7 +98,7 @@ pub enum Command {
     LinkDown(NodeId),
     Ask {
         ask: u64,
-        question: ClientQuestion,
+        question: ServiceQuestion,
     },
     /// Of the directory of groups; [`Event::Directory`] follows under `call`.
     Directory {
@@ -136,7 +136,7 @@ pub enum Event {
     Watch(Set<NodeId>),
     Answer {
         ask: u64,
-        reply: ClientReply,
+        reply: ServiceAnswer,
     },
     Directory {
         call: u32,

@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use dugnad_kernel::map::Set;
 
+pub use dugnad_collective::deployment::client::ServiceQuestion;
 pub use dugnad_collective::deployment::service::{Desired, ReplicaState, ServiceView, Slot};
 pub use dugnad_connectivity::group::Manner as GroupManner;
 pub use dugnad_connectivity::group::directory::{Mode as GroupMode, Policy as GroupPolicy};
@@ -12,8 +13,8 @@ use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Duration, Hash, Key, NodeId, Peer};
 use dugnad_resource::describe::Profile;
 use dugnad_resource::execute::{Order, ReplicaId, Report};
+use dugnad_resource::spec::Tree;
 pub use dugnad_resource::spec::state_mark;
-use dugnad_resource::spec::{Spec, Tree};
 use serde::{Deserialize, Serialize};
 
 /// Names a question of a person; the answer carries it back.
@@ -90,32 +91,23 @@ pub enum Event {
     Left,
 }
 
+/// What people ask.
 #[derive(Clone, Debug)]
 pub enum Question {
-    Nodes,
-    /// Where would it run, and why not elsewhere. Changes nothing.
-    Plan(Spec),
-    /// Store the packages (which the asked node holds), the spec, and wait for the replicas.
-    /// Answers [`Answer::Deployed`]; `progress` comes as [`Event::Happened`].
-    Deploy(Spec),
-    Ps,
-    Why(String),
-    /// Where requests to this service can go.
-    Resolve(String),
-    /// Stop its replicas, keep the service known.
-    Stop(String),
-    /// Stop its replicas and forget it, and what they have written.
-    Remove(String),
-    /// Stop its replicas and forget it; the state of a service that keeps it stays.
-    RemoveButState(String),
-    /// Deploy the version before once more. Answers as a deploy.
-    RollBack(String),
+    /// The community, about its nodes and services.
+    Service(ServiceQuestion),
     /// Which node answers for this key.
     Lookup(Key),
     /// Tell everybody; answers [`Answer::Done`] when it is on its way.
     Announce(String),
     /// Answers [`Answer::Groups`] to a list, else [`Answer::Done`].
     Group(GroupQuestion),
+}
+
+impl From<ServiceQuestion> for Question {
+    fn from(question: ServiceQuestion) -> Self {
+        Self::Service(question)
+    }
 }
 
 /// What people and services do with groups.

@@ -14,7 +14,6 @@ use dugnad_resource::execute::ReplicaId;
 use dugnad_resource::executor::{self, clip_note};
 
 use crate::disk::DiskKey;
-use crate::views::Own;
 use crate::{Answer, AskId, Event, Node};
 
 /// Lookups of people under way; more are refused.
@@ -144,30 +143,33 @@ impl Node {
         }
     }
 
-    /// What people ask the overlay itself: who answers for a key, and to tell everybody something.
-    pub(crate) fn on_own_question(&mut self, ask: AskId, question: Own, cx: &mut Cx<'_, Self>) {
-        if let Own::Group(question) = question {
-            return self.ask_group(ask, question, cx);
+    /// A person asks who answers for a key.
+    pub(crate) fn on_lookup(&mut self, ask: AskId, key: Key, cx: &mut Cx<'_, Self>) {
+        if self.asked.of_people() >= PEOPLE_MAX {
+            self.refuse(ask, "too many lookups at a time; try again", cx);
+        } else if self.may_ask(ask, cx) {
+            self.look_up(Why::Person { ask, since: cx.now }, key, cx);
         }
-        let refused = if !self.connectivity.ring().is_member() {
-            "this node is not in the ring yet; see `dugnad status`"
-        } else if self.asked.of_people() >= PEOPLE_MAX {
-            "too many lookups at a time; try again"
-        } else {
-            ""
-        };
-        if !refused.is_empty() {
-            cx.emit(Event::Answer(ask, Answer::Failed(refused.to_string())));
-            return;
+    }
+
+    /// A person has something to tell everybody.
+    pub(crate) fn on_announce(&mut self, ask: AskId, text: &str, cx: &mut Cx<'_, Self>) {
+        if self.may_ask(ask, cx) {
+            self.announce(None, clip_note(text), cx);
+            cx.emit(Event::Answer(ask, Answer::Done));
         }
-        match question {
-            Own::Lookup(key) => self.look_up(Why::Person { ask, since: cx.now }, key, cx),
-            Own::Announce(text) => {
-                self.announce(None, clip_note(&text), cx);
-                cx.emit(Event::Answer(ask, Answer::Done));
-            }
-            Own::Group(_) => {}
+    }
+
+    fn may_ask(&self, ask: AskId, cx: &mut Cx<'_, Self>) -> bool {
+        let member = self.connectivity.ring().is_member();
+        if !member {
+            self.refuse(ask, "this node is not in the ring yet; see `dugnad status`", cx);
         }
+        member
+    }
+
+    fn refuse(&self, ask: AskId, why: &str, cx: &mut Cx<'_, Self>) {
+        cx.emit(Event::Answer(ask, Answer::Failed(why.to_string())));
     }
 
     fn on_person_found(

@@ -238,10 +238,12 @@ impl Node {
                 self.community(collective::Command::Report(report.clone()), cx);
                 self.host(executor::Command::Report(report), cx);
             }
-            Command::Ask(ask, question) => match views::question(question) {
-                Ok(question) => self.community(collective::Command::Ask { ask, question }, cx),
-                Err(own) => self.on_own_question(ask, own, cx),
-            },
+            Command::Ask(ask, Question::Service(question)) => {
+                self.community(collective::Command::Ask { ask, question }, cx);
+            }
+            Command::Ask(ask, Question::Group(question)) => self.ask_group(ask, question, cx),
+            Command::Ask(ask, Question::Lookup(key)) => self.on_lookup(ask, key, cx),
+            Command::Ask(ask, Question::Announce(text)) => self.on_announce(ask, &text, cx),
             Command::Limits { ceilings, takes_work } => {
                 self.host(executor::Command::Limits { ceilings, takes_work }, cx);
             }
@@ -404,7 +406,7 @@ impl Node {
         }
         let text = alloc::format!("{} joined", self.profile.name);
         self.announce(None, text, cx);
-        let question = collective::deployment::client::ClientQuestion::Ports;
+        let question = collective::deployment::client::ServiceQuestion::Ports;
         self.community(collective::Command::Ask { ask: views::PORTS_ASK, question }, cx);
     }
 

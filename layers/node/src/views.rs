@@ -4,50 +4,21 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use dugnad_kernel::map::Set;
 
-use dugnad_collective::deployment::client::{ClientQuestion, ClientReply};
+use dugnad_collective::deployment::client::ServiceAnswer;
 use dugnad_fabric::Amounts;
-use dugnad_kernel::{Cx, Key, NodeId};
+use dugnad_kernel::{Cx, NodeId};
 use dugnad_resource::describe::Description;
 use dugnad_resource::execute::{HostState, ReplicaId};
 
-use crate::{
-    Answer, AskId, GroupQuestion, Node, NodeState, NodeView, PlanView, Question, ReplicaState,
-    Status,
-};
+use crate::{Answer, AskId, Node, NodeState, NodeView, PlanView, ReplicaState, Status};
 
 /// The node's own question after it joined; no person waits for it.
 pub(crate) const PORTS_ASK: AskId = AskId::MAX;
 
-/// What the collective layer answers; the rest the node answers itself.
-pub(crate) fn question(question: Question) -> Result<ClientQuestion, Own> {
-    Ok(match question {
-        Question::Nodes => ClientQuestion::Nodes,
-        Question::Plan(spec) => ClientQuestion::Plan(spec),
-        Question::Deploy(spec) => ClientQuestion::Deploy(spec),
-        Question::Ps => ClientQuestion::Ps,
-        Question::Why(name) => ClientQuestion::Why(name),
-        Question::Resolve(name) => ClientQuestion::Resolve(name),
-        Question::Stop(name) => ClientQuestion::Stop(name),
-        Question::Remove(name) => ClientQuestion::Remove(name),
-        Question::RemoveButState(name) => ClientQuestion::RemoveButState(name),
-        Question::RollBack(name) => ClientQuestion::RollBack(name),
-        Question::Lookup(key) => return Err(Own::Lookup(key)),
-        Question::Announce(text) => return Err(Own::Announce(text)),
-        Question::Group(question) => return Err(Own::Group(question)),
-    })
-}
-
-/// Questions to the overlay and its groups, which the node answers itself.
-pub(crate) enum Own {
-    Lookup(Key),
-    Announce(String),
-    Group(GroupQuestion),
-}
-
 impl Node {
-    pub(crate) fn on_reply(&mut self, ask: AskId, reply: ClientReply, cx: &mut Cx<'_, Self>) {
+    pub(crate) fn on_reply(&mut self, ask: AskId, reply: ServiceAnswer, cx: &mut Cx<'_, Self>) {
         let answer = match reply {
-            ClientReply::Ports(ports) => {
+            ServiceAnswer::Ports(ports) => {
                 for (name, port) in ports {
                     self.remember_port(name, Some(port));
                 }
@@ -55,21 +26,23 @@ impl Node {
                 return;
             }
             _ if ask == PORTS_ASK => return,
-            ClientReply::Nodes(descriptions) => Answer::Nodes(self.node_views(descriptions)),
-            ClientReply::Plan { want, because, choice, notes } => {
+            ServiceAnswer::Nodes(descriptions) => Answer::Nodes(self.node_views(descriptions)),
+            ServiceAnswer::Plan { want, because, choice, notes } => {
                 let chosen = choice.candidates.into_iter().map(|c| (c.node, c.name, c.why));
                 let (chosen, refused) = (chosen.collect(), choice.refused);
                 Answer::Plan(PlanView { want, because, chosen, refused, notes })
             }
-            ClientReply::Deployed { view, missing } => Answer::Deployed { service: view, missing },
-            ClientReply::Ps { views, complete } => Answer::Ps { services: views, complete },
-            ClientReply::Why(lines) => Answer::Why(lines),
-            ClientReply::Resolved(view) => Answer::Resolved(view),
-            ClientReply::Done => Answer::Done,
-            ClientReply::Unmet(reasons) => Answer::Unmet(reasons),
-            ClientReply::Unknown => Answer::Unknown,
-            ClientReply::Conflict(text) => Answer::Conflict(text),
-            ClientReply::Failed(text) => Answer::Failed(text),
+            ServiceAnswer::Deployed { view, missing } => {
+                Answer::Deployed { service: view, missing }
+            }
+            ServiceAnswer::Ps { views, complete } => Answer::Ps { services: views, complete },
+            ServiceAnswer::Why(lines) => Answer::Why(lines),
+            ServiceAnswer::Resolved(view) => Answer::Resolved(view),
+            ServiceAnswer::Done => Answer::Done,
+            ServiceAnswer::Unmet(reasons) => Answer::Unmet(reasons),
+            ServiceAnswer::Unknown => Answer::Unknown,
+            ServiceAnswer::Conflict(text) => Answer::Conflict(text),
+            ServiceAnswer::Failed(text) => Answer::Failed(text),
         };
         self.answer_known(ask, answer, cx);
     }

@@ -13,7 +13,7 @@ use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{ArcSet, Component, Cx, Duration, Effect, Id, Input, NodeId, Peer, Time, wire};
 use dugnad_node::{
     Command, Config, Event, GroupManner, GroupMode, GroupPolicy, GroupQuestion, Msg, Node,
-    Question, Timer,
+    Question, ServiceQuestion, Timer,
 };
 use dugnad_resource::describe::{Description, Profile};
 use dugnad_resource::execute::{HostState, Order, ReplicaId, Report, ToHost, ToManager};
@@ -393,14 +393,14 @@ impl Storm {
         let name = spec(&mut self.rng).name;
         let question = match self.rng.u8(0..10) {
             8 | 9 => Question::Group(self.group_question()),
-            0 => Question::Nodes,
-            1 => Question::Ps,
-            2 => Question::Why(name),
-            3 => Question::Resolve(name),
-            4 => Question::Stop(name),
-            5 => Question::Remove(name),
-            6 => Question::Plan(spec(&mut self.rng)),
-            _ => Question::Deploy(spec(&mut self.rng)),
+            0 => ServiceQuestion::Nodes.into(),
+            1 => ServiceQuestion::Ps.into(),
+            2 => ServiceQuestion::Why(name).into(),
+            3 => ServiceQuestion::Resolve(name).into(),
+            4 => ServiceQuestion::Stop(name).into(),
+            5 => ServiceQuestion::Remove(name).into(),
+            6 => ServiceQuestion::Plan(spec(&mut self.rng)).into(),
+            _ => ServiceQuestion::Deploy(spec(&mut self.rng)).into(),
         };
         self.sequence += 1;
         self.command(Command::Ask(self.sequence, question));

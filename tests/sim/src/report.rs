@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dugnad_fabric::Amounts;
 use dugnad_kernel::{Duration, Hash, Key, NodeId};
-use dugnad_node::{Answer, Question};
+use dugnad_node::{Answer, ServiceQuestion};
 use dugnad_resource::spec::{Check, Health, Kind, Port, Spec, Tree, Want};
 
 use crate::world::Crash;
@@ -74,7 +74,7 @@ pub fn deploy(world: &mut World, count: usize, replicas: u8) -> BTreeMap<Key, us
             world.give_tree(from, *tree);
         }
         wanted.insert(spec.key(), usize::from(replicas));
-        asked.push(world.ask(from, Question::Deploy(spec)));
+        asked.push(world.ask(from, ServiceQuestion::Deploy(spec)));
     }
     let done = world.run_until(Duration::from_secs(120), Duration::from_millis(100), |w| {
         asked.iter().all(|ask| w.answers.contains_key(ask))

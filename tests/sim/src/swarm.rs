@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use dugnad_kernel::{Duration, Key, NodeId};
-use dugnad_node::{Answer, AskId, Command, Question};
+use dugnad_node::{Answer, AskId, Command, ServiceQuestion};
 
 use crate::net::{Latency, NetOptions};
 use crate::report::{community, site};
@@ -158,7 +158,7 @@ impl Swarm {
             self.world.give_tree(from, *tree);
         }
         self.say(&format!("{} deploys {replicas} of {name}", from.short()));
-        let ask = self.world.ask(from, Question::Deploy(spec));
+        let ask = self.world.ask(from, ServiceQuestion::Deploy(spec));
         self.wanted.insert(name.clone(), replicas);
         self.open.push((ask, name));
     }
@@ -173,7 +173,7 @@ impl Swarm {
             return;
         }
         self.say(&format!("{} removes {name}", from.short()));
-        let ask = self.world.ask(from, Question::Remove(name.clone()));
+        let ask = self.world.ask(from, ServiceQuestion::Remove(name.clone()));
         self.wanted.insert(name.clone(), 0);
         self.open.push((ask, name));
     }
@@ -204,13 +204,13 @@ impl Swarm {
         for (name, replicas) in self.wanted.clone() {
             let Some(from) = self.world.alive().first().copied() else { return };
             let question = if replicas == 0 {
-                Question::Remove(name.clone())
+                ServiceQuestion::Remove(name.clone())
             } else {
                 let spec = site(&name, replicas);
                 for (_, tree) in &spec.artifacts {
                     self.world.give_tree(from, *tree);
                 }
-                Question::Deploy(spec)
+                ServiceQuestion::Deploy(spec)
             };
             let ask = self.world.ask(from, question);
             self.open.push((ask, name));

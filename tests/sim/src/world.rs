@@ -243,10 +243,10 @@ impl World {
         self.at(self.now, Happening::Redial { node: id, life, tries: 0 });
     }
 
-    pub fn ask(&mut self, id: NodeId, question: Question) -> AskId {
+    pub fn ask(&mut self, id: NodeId, question: impl Into<Question>) -> AskId {
         self.next_ask += 1;
         let ask = self.next_ask;
-        self.input(id, Input::Command(Command::Ask(ask, question)));
+        self.input(id, Input::Command(Command::Ask(ask, question.into())));
         ask
     }
 

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dugnad_kernel::{Duration, NodeId};
-use dugnad_node::{Answer, Command, NodeState, Question};
+use dugnad_node::{Answer, Command, NodeState, ServiceQuestion};
 use dugnad_sim::net::{Latency, NetOptions};
 use dugnad_sim::report::{community, crash_many, deploy, heal, idle, site};
 use dugnad_sim::world::Crash;
@@ -123,7 +123,7 @@ fn an_answered_deploy_survives_the_node_that_was_asked() {
         let from = world.alive()[usize::try_from(seed % 7).unwrap()];
         world.give_tree(from, spec.artifacts[0].1);
         let wanted = BTreeMap::from([(spec.key(), 3)]);
-        let ask = world.ask(from, Question::Deploy(spec));
+        let ask = world.ask(from, ServiceQuestion::Deploy(spec));
         while !world.answers.contains_key(&ask) {
             assert!(world.step(), "seed {seed}: nothing left to happen");
         }
@@ -283,7 +283,7 @@ fn what_nobody_can_run_is_refused_with_a_reason_a_node() {
     let mut spec = site("too-big", 2);
     spec.needs.memory = 1 << 40;
     let from = world.alive()[0];
-    let ask = world.ask(from, Question::Deploy(spec));
+    let ask = world.ask(from, ServiceQuestion::Deploy(spec));
     world.run_for(Duration::from_secs(10));
     let Some(Answer::Unmet(reasons)) = world.answers.get(&ask) else {
         panic!("{:?}", world.answers.get(&ask));
@@ -299,7 +299,7 @@ fn more_replicas_than_nodes_says_what_is_missing() {
     let spec = site("wide", 5);
     let from = world.alive()[0];
     world.give_tree(from, spec.artifacts[0].1);
-    let ask = world.ask(from, Question::Deploy(spec));
+    let ask = world.ask(from, ServiceQuestion::Deploy(spec));
     world.run_for(Duration::from_secs(60));
     match world.answers.get(&ask) {
         Some(Answer::Deployed { service, missing }) => {
@@ -328,7 +328,7 @@ fn a_plan_agrees_with_what_runs() {
             check::running(&world).into_values().flatten().map(|(node, _)| node).collect();
         for want in [2, 3] {
             let from = world.alive()[usize::from(want)];
-            let ask = world.ask(from, Question::Plan(site("site-0", want)));
+            let ask = world.ask(from, ServiceQuestion::Plan(site("site-0", want)));
             world.run_for(Duration::from_secs(10));
             let Some(Answer::Plan(plan)) = world.answers.get(&ask) else { panic!("seed {seed}") };
             let chosen: BTreeSet<NodeId> = plan.chosen.iter().map(|(node, ..)| *node).collect();
@@ -340,7 +340,7 @@ fn a_plan_agrees_with_what_runs() {
         // A version that fits no node any more does not stay either.
         let mut large = site("site-0", 2);
         large.needs.memory = 1 << 50;
-        let ask = world.ask(world.alive()[0], Question::Plan(large));
+        let ask = world.ask(world.alive()[0], ServiceQuestion::Plan(large));
         world.run_for(Duration::from_secs(10));
         let Some(Answer::Plan(plan)) = world.answers.get(&ask) else { panic!("seed {seed}") };
         assert!(plan.chosen.is_empty(), "seed {seed}: {:?}", plan.chosen);
@@ -356,14 +356,14 @@ fn stop_and_remove_leave_nothing_running() {
         community(&mut world, 6);
         let wanted = deploy(&mut world, 2, 3);
         let other = world.alive()[1];
-        let stop = world.ask(other, Question::Stop("site-0".into()));
-        let remove = world.ask(other, Question::Remove("site-1".into()));
+        let stop = world.ask(other, ServiceQuestion::Stop("site-0".into()));
+        let remove = world.ask(other, ServiceQuestion::Remove("site-1".into()));
         world.run_for(Duration::from_secs(30));
         assert_eq!(world.answers.get(&stop), Some(&Answer::Done), "seed {seed}");
         assert_eq!(world.answers.get(&remove), Some(&Answer::Done), "seed {seed}");
         let none = wanted.keys().map(|key| (*key, 0)).collect::<BTreeMap<_, _>>();
         assert!(check::running(&world).is_empty(), "seed {seed}: {none:?}");
-        let again = world.ask(other, Question::Remove("site-1".into()));
+        let again = world.ask(other, ServiceQuestion::Remove("site-1".into()));
         world.run_for(Duration::from_secs(10));
         assert_eq!(world.answers.get(&again), Some(&Answer::Unknown), "seed {seed}");
     }
@@ -384,7 +384,7 @@ fn versions_roll_and_repeats_do_nothing() {
             spec.artifacts[0].1.root = root;
             world.give_tree(from, spec.artifacts[0].1);
         }
-        let ask = world.ask(from, Question::Deploy(spec.clone()));
+        let ask = world.ask(from, ServiceQuestion::Deploy(spec.clone()));
         let mut least = usize::MAX;
         while !world.answers.contains_key(&ask) {
             world.run_for(Duration::from_millis(20));
@@ -409,7 +409,7 @@ fn nodes_are_listed_with_the_dead_ones() {
     let ids = community(&mut world, 5);
     world.crash(ids[3], Crash::Process);
     world.run_for(Duration::from_secs(20));
-    let ask = world.ask(ids[0], Question::Nodes);
+    let ask = world.ask(ids[0], ServiceQuestion::Nodes);
     world.run_for(Duration::from_secs(10));
     let Some(Answer::Nodes(nodes)) = world.answers.get(&ask) else { panic!("no answer") };
     let state = |id| nodes.iter().find(|n| n.peer.id == id).map(|n| n.state);
@@ -452,7 +452,7 @@ fn small_communities_never_wait_for_a_copy_that_is_there() {
             let spec = site(&format!("copy-{service}"), 1);
             let from = world.alive()[service % 2];
             world.give_tree(from, spec.artifacts[0].1);
-            let ask = world.ask(from, Question::Deploy(spec));
+            let ask = world.ask(from, ServiceQuestion::Deploy(spec));
             let limit = Duration::from_secs(20);
             let done = world.run_until(limit, SECOND, |w| w.answers.contains_key(&ask));
             assert!(done, "seed {seed}, service {service}");
@@ -473,7 +473,7 @@ fn services_that_share_a_package_are_all_deployed() {
                 let mut spec = site(&format!("service-{package}-{number}"), 2);
                 spec.artifacts = site(&format!("package-{package}"), 1).artifacts;
                 world.give_tree(from, spec.artifacts[0].1);
-                world.ask(from, Question::Deploy(spec))
+                world.ask(from, ServiceQuestion::Deploy(spec))
             };
             let answered = |world: &mut World, asked: &[u64]| {
                 let limit = Duration::from_secs(10);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use dugnad_kernel::{Duration, Hash, Key, NodeId};
-use dugnad_node::{Answer, AskId, Command, Question};
+use dugnad_node::{Answer, AskId, Command, ServiceQuestion};
 use dugnad_resource::spec::{Kind, Port, Spec};
 use dugnad_sim::report::{community, deploy, site};
 use dugnad_sim::world::Crash;
@@ -38,7 +38,7 @@ fn ask_deploy(world: &mut World, from: NodeId, spec: &Spec) -> AskId {
     for (_, tree) in &spec.artifacts {
         world.give_tree(from, *tree);
     }
-    world.ask(from, Question::Deploy(spec.clone()))
+    world.ask(from, ServiceQuestion::Deploy(spec.clone()))
 }
 
 fn answer(world: &mut World, ask: AskId, what: &str) -> Answer {
@@ -178,7 +178,7 @@ fn a_version_that_does_not_start_is_withdrawn() {
         world.run_for(SECOND * 30);
         let third = ask_deploy(&mut world, from, &version("web", 3, replicas));
         ready(&answer(&mut world, third, &what), &what);
-        let back = world.ask(from, Question::RollBack("web".into()));
+        let back = world.ask(from, ServiceQuestion::RollBack("web".into()));
         ready(&answer(&mut world, back, &what), &what);
         settles(&mut world, good.key(), usize::from(replicas), &what);
         let root = good.artifacts[0].1.root;
@@ -270,7 +270,7 @@ fn what_was_removed_stays_removed_while_all_agents_end() {
         let ids = community(&mut world, size);
         deploy(&mut world, 3, u8::try_from(size.min(3)).unwrap_or(1));
         for number in 0..3 {
-            let ask = world.ask(ids[0], Question::Remove(format!("site-{number}")));
+            let ask = world.ask(ids[0], ServiceQuestion::Remove(format!("site-{number}")));
             assert_eq!(answer(&mut world, ask, "rm"), Answer::Done, "seed {seed}");
         }
         let starts = world.starts.len();
@@ -354,7 +354,7 @@ fn a_port_that_is_taken_is_refused_with_its_holder() {
     };
     let first = ask_deploy(&mut world, ids[0], &with_port("cache"));
     assert!(matches!(answer(&mut world, first, "first"), Answer::Deployed { .. }));
-    let plan = world.ask(ids[1], Question::Plan(with_port("store")));
+    let plan = world.ask(ids[1], ServiceQuestion::Plan(with_port("store")));
     let second = ask_deploy(&mut world, ids[2], &with_port("store"));
     for ask in [plan, second] {
         match answer(&mut world, ask, "second") {

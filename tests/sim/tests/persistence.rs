@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use dugnad_kernel::Duration;
-use dugnad_node::{Answer, Command, Question};
+use dugnad_node::{Answer, Command, ServiceQuestion};
 use dugnad_sim::report::{community, deploy, site};
 use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World, check};
@@ -63,7 +63,7 @@ fn a_tombstone_wins_over_who_slept_through_it() {
         world.crash(sleeper, Crash::Power);
         world.run_for(Duration::from_secs(30));
         let asker = world.alive()[0];
-        let ask = world.ask(asker, Question::Remove("site-0".into()));
+        let ask = world.ask(asker, ServiceQuestion::Remove("site-0".into()));
         world.run_for(Duration::from_secs(20));
         assert_eq!(world.answers.get(&ask), Some(&Answer::Done), "seed {seed}");
         world.start(sleeper);
@@ -83,7 +83,7 @@ fn an_answered_record_survives_any_two() {
         let ids = community(&mut world, size);
         let spec = site("kept", 1);
         world.give_tree(ids[0], spec.artifacts[0].1);
-        let ask = world.ask(ids[0], Question::Deploy(spec.clone()));
+        let ask = world.ask(ids[0], ServiceQuestion::Deploy(spec.clone()));
         while !world.answers.contains_key(&ask) {
             assert!(world.step());
         }

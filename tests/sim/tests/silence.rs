@@ -1,7 +1,7 @@
 //! A community that is left alone falls silent, whatever happened before, at every small size.
 
 use dugnad_kernel::Duration;
-use dugnad_node::{Command, Question};
+use dugnad_node::{Command, ServiceQuestion};
 use dugnad_sim::report::{community, site};
 use dugnad_sim::silence::silent;
 use dugnad_sim::world::Crash;
@@ -31,15 +31,15 @@ fn eventful(world: &mut World, size: usize) {
                 spec.artifacts[0].1.root =
                     dugnad_kernel::Hash::of(&world.rng.u8(0..3).to_be_bytes());
                 world.give_tree(from, spec.artifacts[0].1);
-                world.ask(from, Question::Deploy(spec));
+                world.ask(from, ServiceQuestion::Deploy(spec));
             }
             5 if names > 0 => {
                 let name = format!("site-{}", world.rng.u32(0..names));
-                world.ask(from, Question::Stop(name));
+                world.ask(from, ServiceQuestion::Stop(name));
             }
             6 if names > 0 => {
                 let name = format!("site-{}", world.rng.u32(0..names));
-                world.ask(from, Question::Remove(name));
+                world.ask(from, ServiceQuestion::Remove(name));
             }
             7 if alive.len() > 1 => {
                 world.crash(from, Crash::Process);

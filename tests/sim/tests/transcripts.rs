@@ -9,7 +9,7 @@
 use std::path::PathBuf;
 
 use dugnad_kernel::{Duration, NodeId};
-use dugnad_node::{Answer, Command, Question};
+use dugnad_node::{Answer, Command, ServiceQuestion};
 use dugnad_proof::transcript;
 use dugnad_resource::spec::Spec;
 use dugnad_sim::report::{community, site};
@@ -34,7 +34,7 @@ fn begin(seed: u64) -> (World, Vec<NodeId>, Spec) {
 }
 
 fn deploy(world: &mut World, at: NodeId, spec: &Spec) {
-    let ask = world.ask(at, Question::Deploy(spec.clone()));
+    let ask = world.ask(at, ServiceQuestion::Deploy(spec.clone()));
     let done = world.run_until(SECOND * 60, SECOND / 10, |w| w.answers.contains_key(&ask));
     assert!(done, "no answer");
     let Answer::Deployed { missing, .. } = &world.answers[&ask] else { panic!("not deployed") };

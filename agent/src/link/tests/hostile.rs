@@ -50,6 +50,7 @@ fn another_version_is_refused_on_both_sides() {
         let result = dial_as(&local(2, 1, wire::VERSION + 1), &a).await;
         assert_eq!(reason(result), "refused_version");
         a.counted("refused_version", 1).await;
+        assert!(a.strangers()[0].contains("another wire version"), "{:?}", a.strangers());
     });
 }
 

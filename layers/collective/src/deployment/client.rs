@@ -31,25 +31,36 @@ const BLOCKED_POLLS: u32 = 2;
 const AGAIN: Duration = Duration::from_millis(200);
 const AGAIN_MAX: u32 = 150;
 
+/// What people ask about nodes and services.
 #[derive(Clone, Debug)]
-pub enum ClientQuestion {
+pub enum ServiceQuestion {
+    /// Who is there, and what each has.
     Nodes,
+    /// Which services have a TCP port of their own.
     Ports,
+    /// Where would it run, and why not elsewhere. Changes nothing.
     Plan(Spec),
+    /// Store the packages (which the asked node holds) and what is wanted, and wait for the
+    /// replicas.
     Deploy(Spec),
+    /// All services.
     Ps,
+    /// What happened to a service.
     Why(String),
+    /// Where requests to this service can go.
     Resolve(String),
+    /// Stop its replicas, keep the service known.
     Stop(String),
+    /// Stop its replicas and forget it, and what they have written.
     Remove(String),
-    /// But what it has written stays where it is kept.
+    /// Stop its replicas and forget it; the state of a service that keeps it stays.
     RemoveButState(String),
-    /// Go back to the version before.
+    /// Deploy the version before once more. Answers as a deploy.
     RollBack(String),
 }
 
 #[derive(Clone, Debug)]
-pub enum ClientReply {
+pub enum ServiceAnswer {
     Nodes(Vec<Description>),
     Ports(Vec<(String, u16)>),
     Plan {
@@ -82,24 +93,24 @@ const NOBODY: &str = "no node answers for the service's place on the ring; \
     see `dugnad status` and try again";
 
 impl Deployment {
-    pub(crate) fn on_ask(&mut self, ask: u64, question: ClientQuestion, cx: &mut Cx<'_, Self>) {
+    pub(crate) fn on_ask(&mut self, ask: u64, question: ServiceQuestion, cx: &mut Cx<'_, Self>) {
         if self.position.range.is_none() {
             let text = "this node is not in the ring yet; see `dugnad status`".to_string();
-            cx.emit(Event::Answer { ask, reply: ClientReply::Failed(text) });
+            cx.emit(Event::Answer { ask, reply: ServiceAnswer::Failed(text) });
             return;
         }
         let (me, size, seed) = (self.me, self.position.size, cx.rng.u64(..));
         let name = match &question {
-            ClientQuestion::Nodes => "nodes",
-            ClientQuestion::Ports => "ports",
-            ClientQuestion::Plan(_) => "plan",
-            ClientQuestion::Deploy(_) => "deploy",
-            ClientQuestion::Ps => "ps",
-            ClientQuestion::Why(_) => "why",
-            ClientQuestion::Resolve(_) => "resolve",
-            ClientQuestion::Stop(_) => "stop",
-            ClientQuestion::Remove(_) | ClientQuestion::RemoveButState(_) => "rm",
-            ClientQuestion::RollBack(_) => "rollback",
+            ServiceQuestion::Nodes => "nodes",
+            ServiceQuestion::Ports => "ports",
+            ServiceQuestion::Plan(_) => "plan",
+            ServiceQuestion::Deploy(_) => "deploy",
+            ServiceQuestion::Ps => "ps",
+            ServiceQuestion::Why(_) => "why",
+            ServiceQuestion::Resolve(_) => "resolve",
+            ServiceQuestion::Stop(_) => "stop",
+            ServiceQuestion::Remove(_) | ServiceQuestion::RemoveButState(_) => "rm",
+            ServiceQuestion::RollBack(_) => "rollback",
         };
         let op = |asker| async move {
             let reply = answer(asker, question, me, size, seed).await;
@@ -111,59 +122,59 @@ impl Deployment {
 
 async fn answer(
     asker: Asker,
-    question: ClientQuestion,
+    question: ServiceQuestion,
     me: NodeId,
     size: u64,
     seed: u64,
-) -> ClientReply {
+) -> ServiceAnswer {
     match question {
-        ClientQuestion::Nodes => ClientReply::Nodes(describe(&asker, None).await),
-        ClientQuestion::Ports => {
+        ServiceQuestion::Nodes => ServiceAnswer::Nodes(describe(&asker, None).await),
+        ServiceQuestion::Ports => {
             let (parts, _) = cast(&asker, CastBody::Ports).await;
             let ports = parts.into_iter().filter_map(|part| match part {
                 CastPart::Ports(ports) => Some(ports),
                 CastPart::Node(_) | CastPart::Services(_) => None,
             });
-            ClientReply::Ports(ports.flatten().collect())
+            ServiceAnswer::Ports(ports.flatten().collect())
         }
-        ClientQuestion::Plan(spec) => plan(&asker, &spec, seed).await,
-        ClientQuestion::Deploy(spec) => deploy(&asker, spec, me, size, seed).await,
-        ClientQuestion::Ps => {
+        ServiceQuestion::Plan(spec) => plan(&asker, &spec, seed).await,
+        ServiceQuestion::Deploy(spec) => deploy(&asker, spec, me, size, seed).await,
+        ServiceQuestion::Ps => {
             let (parts, complete) = cast(&asker, CastBody::Services).await;
             let views = parts.into_iter().filter_map(|part| match part {
                 CastPart::Services(views) => Some(views),
                 CastPart::Node(_) | CastPart::Ports(_) => None,
             });
-            ClientReply::Ps { views: newest(views.flatten().collect()), complete }
+            ServiceAnswer::Ps { views: newest(views.flatten().collect()), complete }
         }
-        ClientQuestion::Why(name) => {
+        ServiceQuestion::Why(name) => {
             let service = key_of(&name);
             match manager(&asker, service, Request::Why { service }).await {
-                Some(Response::Why(lines)) => ClientReply::Why(lines),
-                Some(Response::Unknown) => ClientReply::Unknown,
-                _ => ClientReply::Failed(NOBODY.to_string()),
+                Some(Response::Why(lines)) => ServiceAnswer::Why(lines),
+                Some(Response::Unknown) => ServiceAnswer::Unknown,
+                _ => ServiceAnswer::Failed(NOBODY.to_string()),
             }
         }
-        ClientQuestion::Resolve(name) => {
+        ServiceQuestion::Resolve(name) => {
             let service = key_of(&name);
             match manager(&asker, service, Request::Query { service, seen: 0 }).await {
                 // What was removed is not merely stopped.
                 Some(Response::View(view))
                     if view.desired.is_removed() && view.slots.is_empty() =>
                 {
-                    ClientReply::Unknown
+                    ServiceAnswer::Unknown
                 }
-                Some(Response::View(view)) => ClientReply::Resolved(view),
-                Some(Response::Unknown) => ClientReply::Unknown,
-                _ => ClientReply::Failed(NOBODY.to_string()),
+                Some(Response::View(view)) => ServiceAnswer::Resolved(view),
+                Some(Response::Unknown) => ServiceAnswer::Unknown,
+                _ => ServiceAnswer::Failed(NOBODY.to_string()),
             }
         }
-        ClientQuestion::Stop(name) => end(&asker, &name, Desired::Stopped, size, me).await,
-        ClientQuestion::Remove(name) => end(&asker, &name, Desired::Removed, size, me).await,
-        ClientQuestion::RemoveButState(name) => {
+        ServiceQuestion::Stop(name) => end(&asker, &name, Desired::Stopped, size, me).await,
+        ServiceQuestion::Remove(name) => end(&asker, &name, Desired::Removed, size, me).await,
+        ServiceQuestion::RemoveButState(name) => {
             end(&asker, &name, Desired::RemovedButState, size, me).await
         }
-        ClientQuestion::RollBack(name) => roll_back(&asker, &name, me, size).await,
+        ServiceQuestion::RollBack(name) => roll_back(&asker, &name, me, size).await,
     }
 }
 
@@ -207,9 +218,9 @@ async fn manager(asker: &Asker, service: Key, request: Request) -> Option<Respon
     None
 }
 
-async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ClientReply {
+async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ServiceAnswer {
     if let Some(taken) = port_taken(asker, spec).await {
-        return ClientReply::Unmet(Vec::from([taken]));
+        return ServiceAnswer::Unmet(Vec::from([taken]));
     }
     let nodes = describe(asker, Some(spec)).await;
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -242,7 +253,7 @@ async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ClientReply {
     if used.len() < choice.candidates.len() {
         notes.push("some replicas share a home: no other home has room".to_string());
     }
-    ClientReply::Plan { want, because, choice, notes }
+    ServiceAnswer::Plan { want, because, choice, notes }
 }
 
 /// Where a service runs now.
@@ -260,10 +271,10 @@ fn places(view: Option<ServiceView>) -> Vec<Candidate> {
     .collect()
 }
 
-async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> ClientReply {
+async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> ServiceAnswer {
     let service = spec.key();
     let Ok(known) = asker.get((service, SPEC.to_vec())).await else {
-        return ClientReply::Failed(NOBODY.to_string());
+        return ServiceAnswer::Failed(NOBODY.to_string());
     };
     let old = known.as_ref().and_then(decode);
     let running = old.as_ref().filter(|old| old.desired == Desired::Running);
@@ -272,7 +283,7 @@ async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> 
         return wait_ready(asker, service, generation).await;
     }
     if let Some(taken) = port_taken(asker, &spec).await {
-        return ClientReply::Unmet(Vec::from([taken]));
+        return ServiceAnswer::Unmet(Vec::from([taken]));
     }
     if running.is_none() {
         if let Some(unmet) = impossible(asker, &spec, seed).await {
@@ -284,19 +295,19 @@ async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> 
     if let Err(reasons) = store_packages(asker, &spec).await {
         // Nobody shall go on trying to keep what was refused.
         forget_packages(asker, &spec, &kept).await;
-        return ClientReply::Unmet(reasons);
+        return ServiceAnswer::Unmet(reasons);
     }
     let generation = next_generation(known.as_ref(), old.as_ref());
     let new = Service { spec, generation, desired: Desired::Running, deployed_from: me };
     // Before the new one counts: it may have to be taken back at once.
     if let Some(old) = running {
         if !store_previous(asker, old, me).await {
-            return ClientReply::Failed(NO_ROOM.to_string());
+            return ServiceAnswer::Failed(NO_ROOM.to_string());
         }
     }
     match store(asker, &new, known.as_ref(), me, size).await {
         Stored::Yes => {}
-        Stored::No => return ClientReply::Failed(NO_ROOM.to_string()),
+        Stored::No => return ServiceAnswer::Failed(NO_ROOM.to_string()),
         Stored::Taken(other) => {
             let theirs = other.filter(|theirs| theirs.desired == Desired::Running);
             if theirs.as_ref().is_some_and(|theirs| theirs.spec == new.spec) {
@@ -305,7 +316,7 @@ async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> 
             let kept: Vec<&Spec> =
                 kept.into_iter().chain(theirs.as_ref().map(|t| &t.spec)).collect();
             forget_packages(asker, &new.spec, &kept).await;
-            return ClientReply::Conflict(conflict(&new.spec.name, theirs.as_ref()));
+            return ServiceAnswer::Conflict(conflict(&new.spec.name, theirs.as_ref()));
         }
     }
     // The one before stays, for a rollback; what was before that goes.
@@ -366,30 +377,30 @@ async fn port_taken(asker: &Asker, spec: &Spec) -> Option<String> {
 }
 
 /// The version before is deployed again, as a new one.
-async fn roll_back(asker: &Asker, name: &str, me: NodeId, size: u64) -> ClientReply {
+async fn roll_back(asker: &Asker, name: &str, me: NodeId, size: u64) -> ServiceAnswer {
     let service = key_of(name);
     let Ok(known) = asker.get((service, SPEC.to_vec())).await else {
-        return ClientReply::Failed(NOBODY.to_string());
+        return ServiceAnswer::Failed(NOBODY.to_string());
     };
     let old = known.as_ref().and_then(decode).filter(|old| old.desired == Desired::Running);
-    let Some(old) = old else { return ClientReply::Unknown };
+    let Some(old) = old else { return ServiceAnswer::Unknown };
     let before = previous(asker, service).await;
     let Some(before) = before.filter(|before| before.generation != old.generation) else {
         let text = format!(
             "no version before version {} of {name} is kept; deploy the one you want",
             old.generation
         );
-        return ClientReply::Failed(text);
+        return ServiceAnswer::Failed(text);
     };
     let generation = next_generation(known.as_ref(), Some(&old));
     let new = Service { generation, desired: Desired::Running, ..before };
     if !store_previous(asker, &old, me).await {
-        return ClientReply::Failed(NO_ROOM.to_string());
+        return ServiceAnswer::Failed(NO_ROOM.to_string());
     }
     match store(asker, &new, known.as_ref(), me, size).await {
         Stored::Yes => wait_ready(asker, service, generation).await,
-        Stored::No => ClientReply::Failed(NO_ROOM.to_string()),
-        Stored::Taken(other) => ClientReply::Conflict(conflict(name, other.as_ref())),
+        Stored::No => ServiceAnswer::Failed(NO_ROOM.to_string()),
+        Stored::Taken(other) => ServiceAnswer::Conflict(conflict(name, other.as_ref())),
     }
 }
 
@@ -398,7 +409,7 @@ fn decode(record: &Record) -> Option<Service> {
 }
 
 /// Where no node at all can run it, nothing is stored: one line a reason.
-async fn impossible(asker: &Asker, spec: &Spec, seed: u64) -> Option<ClientReply> {
+async fn impossible(asker: &Asker, spec: &Spec, seed: u64) -> Option<ServiceAnswer> {
     let nodes = describe(asker, Some(spec)).await;
     let mut rng = fastrand::Rng::with_seed(seed);
     let none = Set::new();
@@ -407,7 +418,7 @@ async fn impossible(asker: &Asker, spec: &Spec, seed: u64) -> Option<ClientReply
         return None;
     }
     let line = |(_, name, reason): &(NodeId, String, String)| format!("{name}: {reason}");
-    Some(ClientReply::Unmet(choice.refused.iter().map(line).collect()))
+    Some(ServiceAnswer::Unmet(choice.refused.iter().map(line).collect()))
 }
 
 /// The packages of a service, each once.
@@ -531,7 +542,7 @@ async fn given_up(asker: &Asker, service: Key, generation: u64) -> Option<Failed
     (failed.generation == generation).then_some(failed)
 }
 
-async fn wait_ready(asker: &Asker, service: Key, generation: u64) -> ClientReply {
+async fn wait_ready(asker: &Asker, service: Key, generation: u64) -> ServiceAnswer {
     let current = |view: &ServiceView| {
         let of =
             |slot: &&Slot| slot.state == ReplicaState::Ready && slot.generation == view.generation;
@@ -539,8 +550,8 @@ async fn wait_ready(asker: &Asker, service: Key, generation: u64) -> ClientReply
     };
     let ready = |view: &ServiceView| view.generation >= generation && current(view);
     match follow(asker, service, Some(generation), ready).await {
-        Ok(view) => ClientReply::Deployed { view, missing: Vec::new() },
-        Err(Ended::Failed { view, failed }) => ClientReply::Failed(gave_up(&view, &failed)),
+        Ok(view) => ServiceAnswer::Deployed { view, missing: Vec::new() },
+        Err(Ended::Failed { view, failed }) => ServiceAnswer::Failed(gave_up(&view, &failed)),
         Err(Ended::Quiet(Some(view))) => {
             let mut missing = view.blocked.clone();
             for slot in view.slots.iter().filter(|slot| slot.state != ReplicaState::Ready) {
@@ -550,9 +561,9 @@ async fn wait_ready(asker: &Asker, service: Key, generation: u64) -> ClientReply
             if missing.is_empty() {
                 missing.push(format!("{} of {} replicas are ready", view.ready, view.want));
             }
-            ClientReply::Deployed { view, missing }
+            ServiceAnswer::Deployed { view, missing }
         }
-        Err(Ended::Quiet(None)) => ClientReply::Failed(NOBODY.to_string()),
+        Err(Ended::Quiet(None)) => ServiceAnswer::Failed(NOBODY.to_string()),
     }
 }
 
@@ -568,21 +579,21 @@ fn gave_up(view: &ServiceView, failed: &Failed) -> String {
     format!("version {version} of {name} did not get ready {why}\nversion {stays} stays")
 }
 
-async fn end(asker: &Asker, name: &str, desired: Desired, size: u64, me: NodeId) -> ClientReply {
+async fn end(asker: &Asker, name: &str, desired: Desired, size: u64, me: NodeId) -> ServiceAnswer {
     let service = key_of(name);
     let Ok(known) = asker.get((service, SPEC.to_vec())).await else {
-        return ClientReply::Failed(NOBODY.to_string());
+        return ServiceAnswer::Failed(NOBODY.to_string());
     };
-    let Some(old) = known.as_ref().and_then(decode) else { return ClientReply::Unknown };
+    let Some(old) = known.as_ref().and_then(decode) else { return ServiceAnswer::Unknown };
     if old.desired.is_removed() {
-        return ClientReply::Unknown;
+        return ServiceAnswer::Unknown;
     }
     let generation = next_generation(known.as_ref(), Some(&old));
     let new = Service { desired, generation, ..old };
     match store(asker, &new, known.as_ref(), me, size).await {
         Stored::Yes => {}
-        Stored::No => return ClientReply::Failed(NO_ROOM.to_string()),
-        Stored::Taken(other) => return ClientReply::Conflict(conflict(name, other.as_ref())),
+        Stored::No => return ServiceAnswer::Failed(NO_ROOM.to_string()),
+        Stored::Taken(other) => return ServiceAnswer::Conflict(conflict(name, other.as_ref())),
     }
     if desired.is_removed() {
         forget_packages(asker, &new.spec, &[]).await;
@@ -592,8 +603,8 @@ async fn end(asker: &Asker, name: &str, desired: Desired, size: u64, me: NodeId)
     }
     let over = |view: &ServiceView| view.generation >= generation && view.slots.is_empty();
     match follow(asker, service, None, over).await {
-        Ok(_) => ClientReply::Done,
-        Err(_) => ClientReply::Failed(
+        Ok(_) => ServiceAnswer::Done,
+        Err(_) => ServiceAnswer::Failed(
             "not every replica said that it stopped; see `dugnad ps`".to_string(),
         ),
     }

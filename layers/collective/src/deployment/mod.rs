@@ -25,7 +25,7 @@ use crate::persistence::record::{Name, RECORDS_MAX, Record};
 use crate::persistence::store::Records;
 use crate::position::RingPosition;
 use crate::{packages, persistence};
-use client::{ClientQuestion, ClientReply};
+use client::{ServiceAnswer, ServiceQuestion};
 use manager::Manager;
 use operations::Awaited;
 use service::ServiceView;
@@ -126,7 +126,7 @@ pub enum Command {
     /// [`Event::Answer`] follows.
     Ask {
         ask: u64,
-        question: ClientQuestion,
+        question: ServiceQuestion,
     },
     /// The agent ends: what this node manages it leaves as it is.
     Ending,
@@ -161,7 +161,7 @@ pub enum Event {
     Watch(Set<NodeId>),
     Answer {
         ask: u64,
-        reply: ClientReply,
+        reply: ServiceAnswer,
     },
 }
 

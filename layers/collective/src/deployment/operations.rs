@@ -10,7 +10,7 @@ use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Duration, Id, Key, NodeId};
 use dugnad_resource::execute::ToHost;
 
-use super::client::ClientReply;
+use super::client::ServiceAnswer;
 use super::{Deployment, Event, Msg, OPS_MAX, Request, Response, Timer, manager};
 use crate::cast::CastBody;
 use crate::persistence::record::{Name, Record};
@@ -45,7 +45,7 @@ pub enum Reply {
 #[derive(Clone, Debug)]
 pub enum Outcome {
     Nothing,
-    Answer { ask: u64, reply: ClientReply },
+    Answer { ask: u64, reply: ServiceAnswer },
     Placed(manager::Placed),
     Recalled { service: Key, records: Vec<Record> },
     TakenIn { service: Key },

@@ -11,7 +11,7 @@ use dugnad_resource::describe::{Description, Profile};
 use dugnad_resource::execute::{Epoch, HostState, ReplicaId, ToHost, ToManager};
 use dugnad_resource::spec::{Arch, Check, Health, Kind, Port, Spec, Tree, Want};
 
-use super::client::{ClientQuestion, ClientReply};
+use super::client::{ServiceAnswer, ServiceQuestion};
 use super::{Command, Deployment, Event};
 use crate::cast::{CastBody, CastPart};
 use crate::played::Played;
@@ -29,7 +29,7 @@ struct Host {
 struct Community {
     played: Played,
     hosts: BTreeMap<NodeId, Host>,
-    answers: BTreeMap<u64, ClientReply>,
+    answers: BTreeMap<u64, ServiceAnswer>,
     asks: u64,
     /// Replicas that were started, ever.
     started: usize,
@@ -234,7 +234,7 @@ fn spec(name: &str, want: u8, content: &[u8]) -> Spec {
     }
 }
 
-fn ask(world: &mut World, at: NodeId, question: ClientQuestion) -> ClientReply {
+fn ask(world: &mut World, at: NodeId, question: ServiceQuestion) -> ServiceAnswer {
     world.around.asks += 1;
     let ask = world.around.asks;
     world.command(at, Command::Ask { ask, question });
@@ -244,8 +244,8 @@ fn ask(world: &mut World, at: NodeId, question: ClientQuestion) -> ClientReply {
 }
 
 fn deploy(world: &mut World, at: NodeId, spec: &Spec) {
-    match ask(world, at, ClientQuestion::Deploy(spec.clone())) {
-        ClientReply::Deployed { missing, .. } => assert_eq!(missing, Vec::<String>::new()),
+    match ask(world, at, ServiceQuestion::Deploy(spec.clone())) {
+        ServiceAnswer::Deployed { missing, .. } => assert_eq!(missing, Vec::<String>::new()),
         other => panic!("{other:?}"),
     }
 }
@@ -296,8 +296,8 @@ fn a_service_from_its_first_day_to_its_last() {
         assert_eq!(world.sent, sent, "{count} nodes at rest");
         let at = world.live().next().unwrap().0;
         assert!(matches!(
-            ask(&mut world, at, ClientQuestion::Remove("site".into())),
-            ClientReply::Done
+            ask(&mut world, at, ServiceQuestion::Remove("site".into())),
+            ServiceAnswer::Done
         ));
         assert_eq!(running(&world, key), Vec::new());
     }
@@ -312,13 +312,13 @@ fn two_deploy_one_name() {
         let ids = world.ids();
         let (one, other) = (spec("site", 1, b"one"), spec("site", 1, b"other"));
         for (ask, (at, spec)) in [(0, one), (1, other)].into_iter().enumerate() {
-            let question = ClientQuestion::Deploy(spec);
+            let question = ServiceQuestion::Deploy(spec);
             world.command(ids[at], Command::Ask { ask: ask as u64, question });
         }
         world.run(SECOND * 60);
         let answers = &world.around.answers;
-        let won = answers.values().filter(|a| matches!(a, ClientReply::Deployed { .. })).count();
-        let told = answers.values().filter(|a| matches!(a, ClientReply::Conflict(_))).count();
+        let won = answers.values().filter(|a| matches!(a, ServiceAnswer::Deployed { .. })).count();
+        let told = answers.values().filter(|a| matches!(a, ServiceAnswer::Conflict(_))).count();
         assert_eq!((won, told), (1, 1), "seed {seed}: {answers:?}");
     }
 }

@@ -412,7 +412,7 @@ fn a_deploy_tells_its_progress_and_then_its_result() {
         assert_eq!(last["result"]["service"]["ready"], 3);
         assert_eq!(last["result"]["missing"], json!([]));
         assert_eq!(lines.next().await.unwrap(), None);
-        assert!(agent.asked.borrow()[0].starts_with("Deploy("));
+        assert!(agent.asked.borrow()[0].starts_with("Service(Deploy("));
     });
 }
 

@@ -215,7 +215,7 @@ impl Agent {
                 };
                 agent.report(report).await;
             }),
-            Order::Keep { tree, from } => self.detach(async move {
+            Order::KeepPackage { tree, from } => self.detach(async move {
                 let report = match agent.blobs.fetch(tree, from, agent.open_stream()).await {
                     Ok(()) => Report::Kept { tree },
                     Err(reason) => {

@@ -258,7 +258,7 @@ impl Host {
             Order::Start(run) => run.id,
             Order::Stop { id, .. } => *id,
             Order::ForgetState { service } => return self.forget_state(*service),
-            Order::Fetch { .. } | Order::Keep { .. } | Order::Drop { .. } => {
+            Order::Fetch { .. } | Order::KeepPackage { .. } | Order::Drop { .. } => {
                 log::debug!("not for the host: {order:?}");
                 return;
             }

@@ -86,7 +86,7 @@ impl Replica {
                 Order::Start(run) => next = Some(self.keep(Rc::new(run), None).await),
                 Order::Stop { forget, .. } => self.stopped(forget).await,
                 Order::Fetch { .. }
-                | Order::Keep { .. }
+                | Order::KeepPackage { .. }
                 | Order::Drop { .. }
                 | Order::ForgetState { .. } => {}
             }

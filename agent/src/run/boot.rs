@@ -11,6 +11,7 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use dugnad_kernel::{Hash, Input, NodeId, Peer};
+use dugnad_node::disk::{self, DiskKey};
 use dugnad_node::{Command, Config as NodeConfig, Node, program_hash};
 use dugnad_platform::probe::arch;
 use dugnad_resource::describe::Profile;
@@ -38,8 +39,6 @@ use crate::link::{LinkConfig, Links};
 use crate::places::Places;
 use crate::text::one_line;
 
-/// Keys of what ran here begin with this (`dugnad_node`).
-const RUNS: u8 = b'x';
 /// Inputs that wait for the loop, by source. Readers of links wait when theirs is full; nothing
 /// in the loop itself ever does.
 const INBOX: usize = 256;
@@ -163,7 +162,7 @@ impl Kept {
         if damaged {
             // What ran here may be yesterday's: the managers say what is to run, as far as it is
             // known.
-            records.retain(|(key, _)| key.first() != Some(&RUNS));
+            records.retain(|(key, _)| DiskKey::kind(key) != Some(disk::Kept::Run));
         }
         let blobs = Blobs::open(state, room)?;
         let remembered = Remembered::load(state);

@@ -343,7 +343,7 @@ impl Packages {
         if new {
             // Who stored it has it, and mostly still lives.
             let from = Vec::from([needed.origin]);
-            cx.emit(Event::Order(Order::Keep { tree: needed.tree, from }));
+            cx.emit(Event::Order(Order::KeepPackage { tree: needed.tree, from }));
         }
         false
     }
@@ -362,7 +362,7 @@ impl Packages {
 
     fn on_sources(&mut self, tree: Tree, from: Vec<NodeId>, cx: &mut Cx<'_, Self>) {
         if self.fetching.contains_key(&tree) {
-            cx.emit(Event::Order(Order::Keep { tree, from }));
+            cx.emit(Event::Order(Order::KeepPackage { tree, from }));
         }
     }
 

@@ -78,7 +78,9 @@ pub enum Command {
         body: Vec<u8>,
         patience: Duration,
     },
-    /// Reach the nodes in `arcs`, or the owners of the ids in them; [`Event::Bulk`] there.
+    /// Reach the nodes in `arcs`, or the owners of the ids in them; [`Event::Bulk`] there. Only
+    /// trees repair themselves with it yet: it is for the components to come (the prospector's
+    /// search over an arc, ranges of the linearizable store).
     Bulk {
         arcs: Vec<Arc>,
         reach: Reach,

@@ -52,7 +52,7 @@ impl Node {
 
     pub(crate) fn order_known(&mut self, order: Order, cx: &mut Cx<'_, Self>) {
         let missing = match &order {
-            Order::Fetch { from, .. } | Order::Keep { from, .. } => {
+            Order::Fetch { from, .. } | Order::KeepPackage { from, .. } => {
                 self.unknown(from.iter().copied())
             }
             Order::Start(_)

@@ -316,7 +316,7 @@ impl Node {
                 Effect::Send { to, msg } => cx.send(to, Msg::ToManager(msg)),
                 Effect::After { delay, timer } => cx.after(delay, Timer::Executor(timer)),
                 Effect::Emit(executor::Event::Order(order)) => self.order_known(order, cx),
-                Effect::Emit(executor::Event::Keep(run)) => {
+                Effect::Emit(executor::Event::SaveRun(run)) => {
                     let (id, value) = (run.id, postcard::to_allocvec(&run).ok());
                     self.write(Writer::Run(id), Vec::from([(DiskKey::Run(id), value)]), cx);
                 }

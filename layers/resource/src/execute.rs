@@ -40,7 +40,7 @@ pub enum Order {
     /// Stop, and with `forget` delete its package and state.
     Stop { id: ReplicaId, forget: bool },
     /// Keep this tree for the community: get it from any of these nodes unless it is here.
-    Keep { tree: Tree, from: Vec<NodeId> },
+    KeepPackage { tree: Tree, from: Vec<NodeId> },
     /// Nobody needs this tree here any more.
     Drop { tree: Tree },
     /// The service was removed: delete the state that its stopped replicas left here.
@@ -79,7 +79,7 @@ pub enum Report {
     Stopped {
         id: ReplicaId,
     },
-    /// A tree asked for with [`Order::Keep`] is here, verified and on disk.
+    /// A tree asked for with [`Order::KeepPackage`] is here, verified and on disk.
     Kept {
         tree: Tree,
     },

@@ -71,7 +71,7 @@ pub enum Command {
 pub enum Event {
     Order(Order),
     /// Write the run record; [`Command::Persisted`] follows.
-    Keep(Run),
+    SaveRun(Run),
     /// Delete the run record.
     Forget(ReplicaId),
     /// Who manages this service? [`Command::Manager`] follows.
@@ -485,7 +485,7 @@ impl Executor {
                 let from = sources.into_iter().filter(|node| *node != self.me).collect();
                 cx.emit(Event::Order(Order::Fetch { id, tree, from }));
             }
-            None => cx.emit(Event::Keep(run)),
+            None => cx.emit(Event::SaveRun(run)),
         }
         self.beat(id, cx);
     }
@@ -552,7 +552,7 @@ impl Executor {
             Report::Fetched { id } => {
                 let fetching = self.held.get(&id).filter(|h| h.state == HostState::Fetching);
                 if let Some(run) = fetching.and_then(|held| held.run.clone()) {
-                    cx.emit(Event::Keep(run));
+                    cx.emit(Event::SaveRun(run));
                 }
             }
             Report::FetchFailed { id, reason } => self.fail(id, &reason, cx),

@@ -382,8 +382,8 @@ impl Storm {
             Order::Fetch { id, .. } => Report::FetchFailed { id, reason },
             Order::Start(run) => state(run.id, reason, self.rng.u8(0..4)),
             Order::Stop { id, .. } => Report::Stopped { id },
-            Order::Keep { tree, .. } if good => Report::Kept { tree },
-            Order::Keep { tree, .. } => Report::KeepFailed { tree, reason },
+            Order::KeepPackage { tree, .. } if good => Report::Kept { tree },
+            Order::KeepPackage { tree, .. } => Report::KeepFailed { tree, reason },
             Order::Drop { .. } | Order::ForgetState { .. } => return,
         };
         self.command(Command::Host(report));

@@ -62,7 +62,7 @@ impl World {
             Order::Start(run) => format!("starts {}", replica(run.id)),
             Order::Stop { id, .. } => format!("stops {}", replica(*id)),
             Order::Fetch { .. } => "fetches the package, to run it".to_owned(),
-            Order::Keep { from, .. } => {
+            Order::KeepPackage { from, .. } => {
                 format!("fetches the package from {}, to keep it", self.names(from))
             }
             Order::Drop { .. } => "drops the package".to_owned(),

@@ -581,7 +581,7 @@ impl World {
                 Ok(ms) => self.report(id, ms, Report::Fetched { id: replica }),
                 Err(reason) => self.report(id, 50, Report::FetchFailed { id: replica, reason }),
             },
-            Order::Keep { tree, from } => match self.fetch(id, tree, &from) {
+            Order::KeepPackage { tree, from } => match self.fetch(id, tree, &from) {
                 Ok(ms) => self.report(id, ms, Report::Kept { tree }),
                 Err(reason) => self.report(id, 50, Report::KeepFailed { tree, reason }),
             },

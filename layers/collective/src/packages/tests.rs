@@ -40,7 +40,7 @@ impl Around<Packages> for Community {
                     }
                 }
             }
-            Event::Order(Order::Keep { tree, from }) => {
+            Event::Order(Order::KeepPackage { tree, from }) => {
                 world.around.fetches += 1;
                 let has = |id: &NodeId| {
                     world.get(*id).is_some() && world.around.bytes[id].contains(&tree)

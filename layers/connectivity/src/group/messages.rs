@@ -29,7 +29,7 @@ pub struct Stream {
 
 /// One message of a stream; they count from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct StreamPos {
     pub stream: Stream,
     pub seq: u32,
 }
@@ -39,7 +39,7 @@ pub struct Place {
 pub struct Packet {
     pub id: MsgId,
     /// Where it stands in what a member says reliably; nowhere, if it is best effort.
-    pub place: Option<Place>,
+    pub place: Option<StreamPos>,
     /// At most [`crate::config::GROUP_BODY_MAX`] bytes.
     pub body: Vec<u8>,
 }
@@ -74,7 +74,7 @@ pub enum GroupCast {
     /// These few are all: a mesh will do from now on.
     Shrink { epoch: u32, members: Vec<Peer> },
     /// The last one of my stream so far: what is missing? (With feedback in a ring.)
-    Check { place: Place },
+    Check { place: StreamPos },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +106,7 @@ pub struct Welcome {
     /// All members of a mesh, without the newcomer; the way in of a ring.
     pub peers: Vec<Peer>,
     /// How far each stream is: the newcomer hears what comes after.
-    pub places: Vec<Place>,
+    pub places: Vec<StreamPos>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,7 +139,7 @@ pub enum Msg {
     /// Straight to one member of a mesh.
     Cast { gid: GroupId, cast: GroupCast },
     /// I have everything of your stream up to here; the answer to a check in a mesh.
-    Checked { gid: GroupId, place: Place },
+    Checked { gid: GroupId, place: StreamPos },
     /// Send me these, both ends included.
     Nack { gid: GroupId, stream: Stream, from: u32, to: u32 },
     /// To whoever said `Nack`: what it lacks.

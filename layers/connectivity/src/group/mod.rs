@@ -39,8 +39,8 @@ use seen::Seen;
 pub(crate) use operations::{Ask, Out, Outcome, Reply};
 
 pub use messages::{
-    Answer, Command, Event, GroupCast, GroupId, Manner, Msg, MsgId, Packet, Place, Refusal,
-    Request, Response, Stream, Timer, Token, View, Welcome,
+    Answer, Command, Event, GroupCast, GroupId, Manner, Msg, MsgId, Packet, Refusal, Request,
+    Response, Stream, StreamPos, Timer, Token, View, Welcome,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

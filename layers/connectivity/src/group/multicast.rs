@@ -7,8 +7,8 @@ use dugnad_kernel::{Cx, Duration, Id, NodeId};
 
 use super::directory::{Mode, Policy, group_id};
 use super::messages::{
-    Answer, Event, GroupCast, GroupId, Manner, Msg, MsgId, Packet, Place, Refusal, Response,
-    Stream, Timer,
+    Answer, Event, GroupCast, GroupId, Manner, Msg, MsgId, Packet, Refusal, Response, Stream,
+    StreamPos, Timer,
 };
 use super::reliable::weight;
 use super::{Groups, Phase, anycast, enter};
@@ -134,7 +134,7 @@ impl Groups {
     ) {
         if let GroupCast::Check { place } = cast {
             let have = self.on_check(gid, from, place, cx);
-            let place = Place { seq: have, ..place };
+            let place = StreamPos { seq: have, ..place };
             cx.send(from, Msg::Checked { gid, place });
         } else {
             self.on_cast(gid, from, cast, cx);
@@ -213,7 +213,13 @@ impl Groups {
     }
 
     /// How far I am with a stream that is as far as `place`.
-    fn on_check(&mut self, gid: GroupId, from: NodeId, place: Place, cx: &mut Cx<'_, Self>) -> u32 {
+    fn on_check(
+        &mut self,
+        gid: GroupId,
+        from: NodeId,
+        place: StreamPos,
+        cx: &mut Cx<'_, Self>,
+    ) -> u32 {
         let me = self.me.id;
         let Some(group) = self.groups.get_mut(&gid) else { return place.seq };
         if place.stream.by == me {
@@ -322,7 +328,7 @@ impl Groups {
         }
         let (seq, tries) = out.checking.unwrap_or((out.last, 0));
         out.checking = Some((seq, tries + 1));
-        let place = Place { stream: Stream { by: me, life: out.life }, seq };
+        let place = StreamPos { stream: Stream { by: me, life: out.life }, seq };
         if !out.planned {
             out.planned = true;
             cx.after(GROUP_CHECK, Timer::Check { gid, life: group.life });
@@ -349,7 +355,7 @@ impl Groups {
         &mut self,
         gid: GroupId,
         from: NodeId,
-        place: Place,
+        place: StreamPos,
         cx: &mut Cx<'_, Self>,
     ) {
         let Some(group) = self.groups.get_mut(&gid) else { return };

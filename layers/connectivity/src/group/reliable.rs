@@ -18,7 +18,7 @@ use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{NodeId, Time};
 
-use super::messages::{Packet, Place, Stream};
+use super::messages::{Packet, Stream, StreamPos};
 use crate::config::{GROUP_KEPT, GROUP_KEPT_BYTES, GROUP_REPAIR, GROUP_STREAMS};
 
 /// Bytes a message takes in memory, about; also the empty one.
@@ -80,10 +80,10 @@ impl Outgoing {
             && self.bytes.iter().sum::<usize>() + bytes <= GROUP_KEPT_BYTES
     }
 
-    pub(crate) fn say(&mut self, me: NodeId, bytes: usize) -> Place {
+    pub(crate) fn say(&mut self, me: NodeId, bytes: usize) -> StreamPos {
         self.last = self.last.saturating_add(1);
         self.bytes.push_back(bytes);
-        Place { stream: Stream { by: me, life: self.life }, seq: self.last }
+        StreamPos { stream: Stream { by: me, life: self.life }, seq: self.last }
     }
 
     /// All have everything up to `seq`, or nobody waits for them any longer.
@@ -112,7 +112,7 @@ pub(crate) struct Reliable {
 
 impl Reliable {
     /// A membership begins, with what its door told of the streams.
-    pub(crate) fn begin(&mut self, life: u64, told: &[Place], via: NodeId, now: Time) {
+    pub(crate) fn begin(&mut self, life: u64, told: &[StreamPos], via: NodeId, now: Time) {
         self.out.life = life;
         self.whole = true;
         for place in told.iter().take(GROUP_STREAMS) {
@@ -122,9 +122,9 @@ impl Reliable {
     }
 
     /// How far each stream is, for a newcomer.
-    pub(crate) fn places(&self, me: NodeId) -> Vec<Place> {
-        let own = Place { stream: Stream { by: me, life: self.out.life }, seq: self.out.last };
-        let place = |(stream, incoming): (&Stream, &Incoming)| Place {
+    pub(crate) fn places(&self, me: NodeId) -> Vec<StreamPos> {
+        let own = StreamPos { stream: Stream { by: me, life: self.out.life }, seq: self.out.last };
+        let place = |(stream, incoming): (&Stream, &Incoming)| StreamPos {
             stream: *stream,
             seq: incoming.next.saturating_sub(1),
         };
@@ -158,7 +158,13 @@ impl Reliable {
         self.kept.iter().filter(wanted).take(GROUP_REPAIR).cloned().collect()
     }
 
-    fn incoming(&mut self, place: Place, via: NodeId, now: Time, unheard: u32) -> &mut Incoming {
+    fn incoming(
+        &mut self,
+        place: StreamPos,
+        via: NodeId,
+        now: Time,
+        unheard: u32,
+    ) -> &mut Incoming {
         if !self.streams.contains_key(&place.stream) && self.streams.len() >= GROUP_STREAMS {
             let oldest = self.streams.iter().min_by_key(|(_, i)| i.touched).map(|(s, _)| *s);
             if let Some(incoming) = oldest.and_then(|oldest| self.streams.remove(&oldest)) {
@@ -177,7 +183,7 @@ impl Reliable {
     /// A message of a stream; what can be delivered now, in order, and whether there is a gap.
     pub(crate) fn take(
         &mut self,
-        place: Place,
+        place: StreamPos,
         packet: Packet,
         via: NodeId,
         now: Time,
@@ -230,7 +236,7 @@ impl Reliable {
 
     /// The sender says that it has come so far; how far this member is, and whether something is
     /// missing.
-    pub(crate) fn check(&mut self, place: Place, via: NodeId, now: Time) -> (u32, bool) {
+    pub(crate) fn check(&mut self, place: StreamPos, via: NodeId, now: Time) -> (u32, bool) {
         let incoming = self.incoming(place, via, now, place.seq.saturating_add(1));
         incoming.latest = incoming.latest.max(place.seq);
         (incoming.next.saturating_sub(1), incoming.gap().is_some())
@@ -266,8 +272,8 @@ mod tests {
         Packet { id, place: Some(place(seq)), body: Vec::from([1; 1_000]) }
     }
 
-    fn place(seq: u32) -> Place {
-        Place { stream: STREAM, seq }
+    fn place(seq: u32) -> StreamPos {
+        StreamPos { stream: STREAM, seq }
     }
 
     fn take(reliable: &mut Reliable, seq: u32) -> (Vec<u32>, bool) {
@@ -320,7 +326,7 @@ mod tests {
         for _ in 0..20_000 {
             let life = rng.u64(0..400);
             let stream = Stream { by: Id(1), life };
-            let at = Place { stream, seq: rng.u32(..) >> rng.u32(0..32) };
+            let at = StreamPos { stream, seq: rng.u32(..) >> rng.u32(0..32) };
             let packet = Packet { place: Some(at), ..packet(at.seq) };
             reliable.keep(&packet);
             reliable.take(at, packet, Id(2), Time(rng.u64(..)));

@@ -11,7 +11,9 @@ use dugnad_connectivity::entry::EntryMsg;
 use dugnad_connectivity::group::directory::{
     DirectoryAnswer, DirectoryAsk, GroupRecord, Mode, Policy, group_id,
 };
-use dugnad_connectivity::group::{self, GroupCast, MsgId, Packet, Place, Refusal, Stream, Welcome};
+use dugnad_connectivity::group::{
+    self, GroupCast, MsgId, Packet, Refusal, Stream, StreamPos, Welcome,
+};
 use dugnad_connectivity::route::{Found, Hop, Purpose, RouteMsg};
 use dugnad_connectivity::tree::broadcast::{CastId, CastMsg};
 use dugnad_connectivity::tree::bulk::{Bulk, BulkMsg, Load, Reach, TopoChange, TopoKind};
@@ -296,8 +298,8 @@ fn packet() -> Packet {
     Packet { id: MsgId { origin: id(3), number: 3 << 32 }, place: None, body: b"hello".to_vec() }
 }
 
-fn place() -> Place {
-    Place { stream: Stream { by: id(3), life: u64::MAX }, seq: 300 }
+fn place() -> StreamPos {
+    StreamPos { stream: Stream { by: id(3), life: u64::MAX }, seq: 300 }
 }
 
 fn group_messages() -> Vec<group::Msg> {

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use dugnad_kernel::NodeId;
-use dugnad_kernel::map::Map;
+use dugnad_kernel::{Counters, NodeId};
 use dugnad_node::{Answer, Command, Question, ServiceQuestion};
 use dugnad_resource::execute::Report;
 use dugnad_resource::spec::{Tree, key_of};
@@ -170,7 +169,7 @@ impl Agent {
 
     /// Everything that is counted, under one name each.
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        let mut sum: Map<&'static str, u64> = Map::new();
+        let mut sum = Counters::default();
         let node = self.node.borrow().status().counters;
         let gateway = self.gateway.borrow();
         let gateway = gateway.iter().flat_map(|gateway| gateway.counters());
@@ -179,10 +178,8 @@ impl Agent {
             ("chunks_served", self.blobs.chunks_served()),
         ];
         let all = self.links.counters().into_iter().chain(gateway).chain(node).chain(blobs);
-        for (name, count) in all {
-            *sum.entry(name).or_default() += count;
-        }
-        sum.into_iter().collect()
+        sum.extend(all);
+        sum.iter().collect()
     }
 }
 

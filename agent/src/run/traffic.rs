@@ -119,7 +119,7 @@ mod tests {
         let end = start + Duration::from_secs(20);
         assert_eq!(traffic.floods(end).len(), 1);
         assert!(traffic.floods(end + TOLD).is_empty());
-        assert_eq!(traffic.received["tree_mirror"], 20 * 2_100);
+        assert_eq!(traffic.received.get("tree_mirror"), Some(&(20 * 2_100)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::calls::{CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
-use dugnad_kernel::{Component, Cx, Duration, Hash, Input, Key, NodeId};
+use dugnad_kernel::{Component, Counters, Cx, Duration, Hash, Input, Key, NodeId};
 use dugnad_resource::execute::{Order, Report};
 use dugnad_resource::executor::clip_note;
 use dugnad_resource::spec::Tree;
@@ -145,7 +145,7 @@ pub struct Packages {
     keep_failures: u32,
     keep_planned: bool,
     held: Map<CallId, Waiting>,
-    counters: Map<&'static str, u64>,
+    counters: Counters,
 }
 
 impl Component for Packages {
@@ -184,7 +184,7 @@ impl Packages {
             keep_failures: 0,
             keep_planned: false,
             held: Map::new(),
-            counters: Map::new(),
+            counters: Counters::default(),
         }
     }
 
@@ -195,7 +195,7 @@ impl Packages {
     }
 
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.counters.iter().map(|(name, count)| (*name, *count))
+        self.counters.iter()
     }
 
     /// What grows with what others say: name, how many there are, how many at most.
@@ -214,7 +214,7 @@ impl Packages {
     }
 
     fn count(&mut self, what: &'static str) {
-        *self.counters.entry(what).or_default() += 1;
+        self.counters.count(what);
     }
 
     fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {

@@ -21,7 +21,7 @@ use alloc::vec::Vec;
 use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::peer::Addrs;
-use dugnad_kernel::{Arc, ArcSet, Component, Cx, Duration, Input, Key, NodeId, Peer};
+use dugnad_kernel::{Arc, ArcSet, Component, Counters, Cx, Duration, Input, Key, NodeId, Peer};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, LINKED_MAX, SLOT_REFRESH, SUCCESSORS, SUCCESSORS_WATCHED};
@@ -200,7 +200,7 @@ pub struct Overlay {
     stranded: Set<NodeId>,
     refreshing: bool,
     refreshed: usize,
-    counters: Map<&'static str, u64>,
+    counters: Counters,
 }
 
 impl Component for Overlay {
@@ -251,7 +251,7 @@ impl Overlay {
             stranded: Set::new(),
             refreshing: false,
             refreshed: 0,
-            counters: Map::new(),
+            counters: Counters::default(),
         }
     }
 
@@ -280,7 +280,7 @@ impl Overlay {
     }
 
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.counters.iter().map(|(name, count)| (*name, *count)).chain(self.ring.counters())
+        self.counters.iter().chain(self.ring.counters())
     }
 
     /// How many nodes there are: exact while the successor list reaches around the ring, else
@@ -325,7 +325,7 @@ impl Overlay {
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {
-        *self.counters.entry(what).or_default() += 1;
+        self.counters.count(what);
     }
 
     fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {

@@ -288,14 +288,18 @@ fn an_undetected_death_costs_no_more_than_the_patience() {
     }
 }
 
+/// Seeds of the next test in which no join meets a leave.
+const STEADY: [u64; 9] = [3, 4, 5, 7, 8, 9, 11, 16, 17];
+
 /// T4.4: nodes join and leave during a hundred broadcasts. Nobody gets one twice, and where
-/// feedback says that it is complete, everybody got it who was there throughout. It is complete
-/// nearly always: while a join and a leave beside each other are made good by stabilisation, an
-/// arc is missing, and is said to be. Best effort loses an arc with a pointer to a node that left.
+/// feedback says that it is complete, everybody got it who was there throughout. In the steady
+/// seeds it always is; in the others a join and a leave beside each other may leave an arc missing
+/// until stabilisation has made them good, and then it is said to be missing. Best effort loses an
+/// arc with a pointer to a node that left.
 #[test]
 fn joins_and_leaves_lose_no_broadcast() {
     let (mut missed, mut all, mut incomplete) = (0, 0, 0);
-    for (seed, feedback) in (1..=10).map(|seed| (seed, seed > 2)) {
+    for (seed, feedback) in (1..=20).map(|seed| (seed, seed > 2)) {
         let mut world = World::planted(60, seed);
         for call in 0..100 {
             let before = world.inside();
@@ -332,11 +336,16 @@ fn joins_and_leaves_lose_no_broadcast() {
                 missed += usize::from(!got);
                 all += usize::from(!feedback);
             }
-            incomplete += usize::from(feedback && !world.answers(call).1);
+            let complete = !feedback || world.answers(call).1;
+            assert!(
+                complete || !STEADY.contains(&seed),
+                "broadcast {call}, seed {seed}: incomplete"
+            );
+            incomplete += usize::from(!complete);
         }
     }
-    println!("best effort missed {missed} of {all}; {incomplete} of 800 were not complete");
-    assert!(incomplete <= 16, "{incomplete} of 800 broadcasts were not complete");
+    println!("best effort missed {missed} of {all}; {incomplete} of 1800 were not complete");
+    assert!(incomplete <= 36, "{incomplete} of 1800 broadcasts were not complete");
 }
 
 /// T4.7: an arc moves by a join or a leave while a bulk operation runs over it: every id is told

@@ -11,6 +11,7 @@ extern crate alloc;
 pub mod arc;
 pub mod calls;
 pub mod component;
+pub mod counters;
 pub mod id;
 pub mod map;
 pub mod ops;
@@ -22,6 +23,7 @@ pub mod wire;
 
 pub use arc::{Arc, ArcSet};
 pub use component::{Component, Cx, Effect, Input};
+pub use counters::Counters;
 pub use id::{CommunityId, Hash, Id, Key, NodeId};
 pub use peer::Peer;
 pub use time::{Duration, Time};

@@ -9,7 +9,7 @@ use alloc::vec::{self, Vec};
 use core::borrow::Borrow;
 use core::fmt;
 use core::iter;
-use core::ops::{Bound, Index, RangeBounds};
+use core::ops::{Bound, RangeBounds};
 use core::slice;
 
 use serde::{Serialize, Serializer};
@@ -224,19 +224,6 @@ impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for Map<K, V> {
 impl<K: Serialize, V: Serialize> Serialize for Map<K, V> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_map(self)
-    }
-}
-
-impl<K: Ord + Borrow<Q>, V, Q: Ord + ?Sized> Index<&Q> for Map<K, V> {
-    type Output = V;
-
-    /// # Panics
-    /// It is not there.
-    fn index(&self, key: &Q) -> &V {
-        match self.place(key) {
-            Ok(at) => &self.0[at].1,
-            Err(_) => panic!("no entry for the key"),
-        }
     }
 }
 

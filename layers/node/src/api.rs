@@ -245,6 +245,6 @@ pub struct Status {
     pub records: usize,
     pub trees: Vec<Tree>,
     pub operations: Vec<&'static str>,
-    /// Counters by name: messages dropped with their reason, retries, ...
+    /// Counters by name, each name once: messages dropped with their reason, retries, ...
     pub counters: Vec<(&'static str, u64)>,
 }

@@ -6,7 +6,7 @@ use dugnad_kernel::map::Set;
 
 use dugnad_collective::deployment::client::ServiceAnswer;
 use dugnad_fabric::Amounts;
-use dugnad_kernel::{Cx, NodeId};
+use dugnad_kernel::{Counters, Cx, NodeId};
 use dugnad_resource::describe::Description;
 use dugnad_resource::execute::{HostState, ReplicaId};
 
@@ -116,11 +116,12 @@ impl Node {
         let replica = |(id, name, state): (ReplicaId, &str, HostState)| {
             (id, String::from(name), ReplicaState::of_host(state))
         };
-        let mut counters: Vec<(&'static str, u64)> = self.connectivity.counters().collect();
+        let mut counters = Counters::default();
+        counters.extend(self.connectivity.counters());
         counters.extend(self.collective.counters());
-        counters.push(("refused_epochs", self.executor.refused_epochs()));
-        counters.push(("refused_orders", self.executor.refused_orders()));
-        counters.push(("malformed_records", self.malformed_records));
+        counters.add("refused_epochs", self.executor.refused_epochs());
+        counters.add("refused_orders", self.executor.refused_orders());
+        counters.add("malformed_records", self.malformed_records);
         Status {
             me: ring.me().clone(),
             state,
@@ -134,7 +135,7 @@ impl Node {
             records: self.collective.store().len(),
             trees: self.collective.trees().iter().copied().collect(),
             operations: self.collective.operations().collect(),
-            counters,
+            counters: counters.iter().collect(),
         }
     }
 }

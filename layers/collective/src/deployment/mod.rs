@@ -16,7 +16,7 @@ use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::calls::{CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
-use dugnad_kernel::{Component, Cx, Duration, Input, Key, NodeId, Time};
+use dugnad_kernel::{Component, Counters, Cx, Duration, Input, Key, NodeId, Time};
 use dugnad_resource::execute::{ToHost, ToManager};
 use serde::{Deserialize, Serialize};
 
@@ -183,7 +183,7 @@ pub struct Deployment {
     pub(crate) hold_until: Option<Time>,
     /// Who was linked while that lasts: when they go, they are gone.
     pub(crate) met: Set<NodeId>,
-    counters: Map<&'static str, u64>,
+    counters: Counters,
 }
 
 impl Component for Deployment {
@@ -223,12 +223,12 @@ impl Deployment {
             dead: Map::new(),
             hold_until: None,
             met: Set::new(),
-            counters: Map::new(),
+            counters: Counters::default(),
         }
     }
 
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.counters.iter().map(|(name, count)| (*name, *count))
+        self.counters.iter()
     }
 
     /// What grows with what others say: name, how many there are, how many at most.
@@ -251,7 +251,7 @@ impl Deployment {
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {
-        *self.counters.entry(what).or_default() += 1;
+        self.counters.count(what);
     }
 
     fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {

@@ -16,7 +16,7 @@ use dugnad_kernel::map::{Map, Set};
 use dugnad_connectivity::group::directory::{DirectoryAnswer, DirectoryAsk};
 use dugnad_kernel::calls::{CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
-use dugnad_kernel::{Arc, Component, Cx, Input, Key, NodeId};
+use dugnad_kernel::{Arc, Component, Counters, Cx, Input, Key, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::position::RingPosition;
@@ -182,7 +182,7 @@ pub struct Persistence {
     pub(crate) writing: Map<u32, Writing>,
     pub(crate) synced: Synced,
     pub(crate) directory: Directory,
-    counters: Map<&'static str, u64>,
+    counters: Counters,
     ticking: bool,
 }
 
@@ -221,7 +221,7 @@ impl Persistence {
             writing: Map::new(),
             synced: Synced::default(),
             directory: Directory::default(),
-            counters: Map::new(),
+            counters: Counters::default(),
             ticking: false,
         }
     }
@@ -233,7 +233,7 @@ impl Persistence {
     }
 
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.counters.iter().map(|(name, count)| (*name, *count))
+        self.counters.iter()
     }
 
     /// What grows with what others say: name, how many there are, how many at most.
@@ -253,7 +253,7 @@ impl Persistence {
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {
-        *self.counters.entry(what).or_default() += 1;
+        self.counters.count(what);
     }
 
     fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {

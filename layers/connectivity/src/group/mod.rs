@@ -27,7 +27,7 @@ use dugnad_kernel::map::{Map, Set};
 use dugnad_kernel::calls::{CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::peer::Addrs;
-use dugnad_kernel::{Component, Cx, Input, NodeId, Peer, Time};
+use dugnad_kernel::{Component, Counters, Cx, Input, NodeId, Peer, Time};
 
 use crate::config::{GROUP_ASKS, GROUPS_MAX, LIFE_BITS};
 use crate::overlay::{self, Overlay};
@@ -101,7 +101,7 @@ pub struct Groups {
     instances: u32,
     messages: u64,
     watched: Set<NodeId>,
-    counters: Map<&'static str, u64>,
+    counters: Counters,
 }
 
 impl Component for Groups {
@@ -129,7 +129,7 @@ impl Groups {
             groups: Map::new(),
             calls: CallsOf::<Self>::default(),
             watched: Set::new(),
-            counters: Map::new(),
+            counters: Counters::default(),
         }
     }
 
@@ -183,11 +183,11 @@ impl Groups {
     }
 
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.counters.iter().map(|(name, count)| (*name, *count))
+        self.counters.iter()
     }
 
     fn count(&mut self, what: &'static str) {
-        *self.counters.entry(what).or_default() += 1;
+        self.counters.count(what);
     }
 
     const fn next_instance(&mut self) -> u32 {

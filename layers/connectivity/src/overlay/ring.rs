@@ -16,9 +16,8 @@ mod stabilize;
 use alloc::vec::Vec;
 
 use dugnad_kernel::arc::in_oc;
-use dugnad_kernel::map::Map;
 use dugnad_kernel::peer::Addrs;
-use dugnad_kernel::{Arc, Component, Cx, Duration, Input, NodeId, Peer, Time};
+use dugnad_kernel::{Arc, Component, Counters, Cx, Duration, Input, NodeId, Peer, Time};
 
 use crate::config::{BACKOFF, BACKOFF_DOUBLINGS, SUCCESSORS, T_LOCK};
 
@@ -58,7 +57,7 @@ pub struct Ring {
     pub(crate) round: u32,
     /// When the neighbours changed last: stabilisation is fast for a while after.
     pub(crate) changed_at: Time,
-    counters: Map<&'static str, u64>,
+    counters: Counters,
 }
 
 /// A liveness query of stabilisation (PROTOCOL.md 2.8).
@@ -118,18 +117,18 @@ impl Ring {
             next_call: 0,
             round: 0,
             changed_at: Time::default(),
-            counters: Map::new(),
+            counters: Counters::default(),
         }
     }
 
     /// A message that comes too late, or from where it must not, changes nothing but this.
     pub(crate) fn dropped(&mut self, what: &'static str) {
-        *self.counters.entry(what).or_default() += 1;
+        self.counters.count(what);
     }
 
     /// What was dropped since the start, by message.
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.counters.iter().map(|(what, count)| (*what, *count))
+        self.counters.iter()
     }
 
     /// A member of a ring that stands (see [`crate::overlay::Overlay::planted`]).

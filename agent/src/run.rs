@@ -7,6 +7,7 @@
 
 mod boot;
 mod groups;
+mod objects;
 mod pace;
 mod people;
 mod streams;
@@ -27,6 +28,7 @@ use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender};
 
 use crate::blobs::Blobs;
+use crate::clock;
 use crate::config::{Config, Dirs};
 use crate::control::shape;
 use crate::disk::{Disk, DiskEvent};
@@ -102,6 +104,10 @@ pub(crate) struct Agent {
     /// The services there are, as `/` last heard, and when.
     listed: RefCell<Option<(Vec<Listed>, Instant)>>,
     listeners: RefCell<groups::Listeners>,
+    /// Who watches which object.
+    readers: RefCell<objects::Readers>,
+    /// What the node was told of the time of day.
+    clock: clock::Told,
     /// Why the last write failed, if it did.
     disk_trouble: RefCell<Option<String>>,
     traffic: RefCell<traffic::Traffic>,
@@ -147,7 +153,11 @@ impl Agent {
         {
             let now = Time(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX));
             let (mut node, mut rng) = (self.node.borrow_mut(), self.rng.borrow_mut());
-            node.handle(input, &mut Cx::new(now, &mut rng, &mut effects));
+            let mut handle = |input| node.handle(input, &mut Cx::new(now, &mut rng, &mut effects));
+            if let Some(set) = self.clock.news(now) {
+                handle(Input::Command(Command::Clock(set)));
+            }
+            handle(input);
         }
         for effect in effects {
             match effect {
@@ -194,6 +204,7 @@ impl Agent {
             Event::GroupMessage { group, from, from_name, body } => {
                 self.group_message(&group, from, &from_name, &body);
             }
+            Event::ObjectChanged { address, answer } => self.object_changed(&address, &answer),
             Event::HandedOver => {
                 if let Some(waiting) = self.handed_over.borrow_mut().take() {
                     // Who waited may have given up.

@@ -22,6 +22,7 @@ use toml::Spanned;
 use crate::config::file;
 pub(crate) use crate::config::file::Error;
 use crate::config::units::{Cpu, Share, Size, Span, Unit, from_text};
+use crate::host::NAMESPACES;
 
 /// Variables the agent sets; a file must not.
 const RESERVED: &[&str] = &["PORT", "HOST", "STATE_DIRECTORY"];
@@ -49,6 +50,8 @@ struct Raw {
     health: RawHealth,
     #[serde(default)]
     state: RawState,
+    #[serde(default)]
+    store: RawStore,
     stop_grace: Option<Span>,
 }
 
@@ -100,6 +103,12 @@ struct RawHealth {
 struct RawState {
     keep: Option<bool>,
     snapshot: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawStore {
+    namespaces: Vec<String>,
 }
 
 /// A service file that was found good.
@@ -216,7 +225,7 @@ impl Checker<'_> {
             kind,
             want: self.want(raw)?,
             command: raw.command.clone(),
-            env: self.env(&raw.env)?,
+            env: self.env(&raw.env, &raw.store)?,
             artifacts: Vec::new(),
             needs: Amounts {
                 memory: raw.needs.memory.map_or(64 << 20, |size| size.0),
@@ -249,7 +258,15 @@ impl Checker<'_> {
         }
     }
 
-    fn env(&self, env: &BTreeMap<Spanned<String>, String>) -> Result<Vec<(String, String)>, Error> {
+    fn env(
+        &self,
+        env: &BTreeMap<Spanned<String>, String>,
+        store: &RawStore,
+    ) -> Result<Vec<(String, String)>, Error> {
+        if let Some(bad) = store.namespaces.iter().find(|name| spec::valid_name(name).is_err()) {
+            let why = format!("\"{bad}\" is no namespace: letters, digits and '-' make one");
+            return Err(self.wrong("store.namespaces", &why));
+        }
         for (key, value) in env {
             let name = key.get_ref();
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -266,7 +283,12 @@ impl Checker<'_> {
                 return wrong("a value cannot hold a zero byte");
             }
         }
-        Ok(env.iter().map(|(key, value)| (key.get_ref().clone(), value.clone())).collect())
+        let mut all: Vec<(String, String)> =
+            env.iter().map(|(key, value)| (key.get_ref().clone(), value.clone())).collect();
+        if !store.namespaces.is_empty() {
+            all.push((NAMESPACES.to_owned(), store.namespaces.join(" ")));
+        }
+        Ok(all)
     }
 
     fn port(&self, kind: Kind, raw: &RawPort) -> Result<Port, Error> {

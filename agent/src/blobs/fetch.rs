@@ -20,7 +20,7 @@ use crate::stream::{OpenStream, Stream, StreamHead, within, write_head};
 /// Sources asked at the same time.
 const STREAMS: usize = 4;
 /// Chunks asked for and not yet come, of one source.
-const OUTSTANDING: usize = 8;
+pub(super) const OUTSTANDING: usize = 8;
 /// Sources beyond these are not tried.
 const SOURCES_MAX: usize = 16;
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
@@ -54,12 +54,7 @@ pub(super) async fn fetch(
     drop(around);
 
     let around = store.reserve(on_disk(u64::from(index.manifest))).map_err(text)?;
-    let last = index.manifest as usize % CHUNK;
-    let mut wants: Vec<_> = index.chunks.iter().map(|hash| Want::exactly(*hash, CHUNK)).collect();
-    if let (Some(want), true) = (wants.last_mut(), last > 0) {
-        want.length = Some(last);
-    }
-    fetch.get(missing(&store, wants).await).await?;
+    fetch.get(missing(&store, index.manifest_wants()).await).await?;
     drop(around);
 
     let here = Arc::clone(&store);
@@ -88,16 +83,30 @@ async fn missing(store: &Arc<Store>, wants: Vec<Want>) -> Vec<Want> {
     .await
 }
 
+/// A chunk that is wanted.
 #[derive(Clone, Copy)]
-struct Want {
-    hash: Hash,
+pub(super) struct Want {
+    pub(super) hash: Hash,
     /// Bytes it must have, if that is known.
-    length: Option<usize>,
+    pub(super) length: Option<usize>,
 }
 
 impl Want {
-    fn exactly(hash: Hash, length: usize) -> Self {
+    pub(super) fn exactly(hash: Hash, length: usize) -> Self {
         Self { hash, length: Some(length) }
+    }
+}
+
+impl Index {
+    /// The chunks of the manifest, in order.
+    pub(super) fn manifest_wants(&self) -> Vec<Want> {
+        let last = self.manifest as usize % CHUNK;
+        let mut wants: Vec<_> =
+            self.chunks.iter().map(|hash| Want::exactly(*hash, CHUNK)).collect();
+        if let (Some(want), true) = (wants.last_mut(), last > 0) {
+            want.length = Some(last);
+        }
+        wants
     }
 }
 
@@ -172,25 +181,20 @@ impl Fetch {
         let at_source = |error: io::Error| Failed::Source(error.to_string());
         let mut stream = match source.stream.take() {
             Some(stream) => stream,
-            None => self.open(source.node).await.map_err(at_source)?,
+            None => open(&self.open, source.node).await.map_err(at_source)?,
         };
         loop {
             let mut wire = Vec::new();
             while asked.len() < OUTSTANDING {
                 let Some(want) = self.todo.borrow_mut().pop_front() else { break };
-                wire.extend(want.hash.0);
+                wire.push(want.hash);
                 asked.push_back(want);
             }
             let Some(want) = asked.front().copied() else {
                 source.stream = Some(stream);
                 return Ok(());
             };
-            let answer = async {
-                stream.write_all(&wire).await?;
-                stream.flush().await?;
-                answer(&mut stream, want).await
-            };
-            let bytes = within(CHUNK_WITHIN, "sent nothing", answer).await.map_err(at_source)?;
+            let bytes = exchange(&mut stream, &wire, want).await.map_err(at_source)?;
             let store = Arc::clone(&self.store);
             smol::unblock(move || store.write(want.hash, &bytes))
                 .await
@@ -199,15 +203,31 @@ impl Fetch {
             asked.pop_front();
         }
     }
+}
 
-    async fn open(&self, node: NodeId) -> io::Result<Stream> {
-        let open = async {
-            let mut stream = (self.open)(node).await?;
-            write_head(&mut stream, &StreamHead::Chunks).await?;
-            Ok(stream)
-        };
-        within(OPEN_WITHIN, "no stream could be opened", open).await
-    }
+/// A stream on which a node is asked for chunks.
+pub(super) async fn open(open: &OpenStream, node: NodeId) -> io::Result<Stream> {
+    let open = async {
+        let mut stream = open(node).await?;
+        write_head(&mut stream, &StreamHead::Chunks).await?;
+        Ok(stream)
+    };
+    within(OPEN_WITHIN, "no stream could be opened", open).await
+}
+
+/// Asks for more chunks, and reads the one that comes next.
+pub(super) async fn exchange(
+    stream: &mut Stream,
+    more: &[Hash],
+    next: Want,
+) -> io::Result<Vec<u8>> {
+    let exchange = async {
+        let wire: Vec<u8> = more.iter().flat_map(|hash| hash.0).collect();
+        stream.write_all(&wire).await?;
+        stream.flush().await?;
+        answer(stream, next).await
+    };
+    within(CHUNK_WITHIN, "sent nothing", exchange).await
 }
 
 /// Reads one chunk and checks it.

@@ -150,7 +150,7 @@ fn each_chunk(
 }
 
 /// Writes a chunk unless it is here, and whole, already.
-fn keep(store: &Store, bytes: &[u8]) -> io::Result<Hash> {
+pub(super) fn keep(store: &Store, bytes: &[u8]) -> io::Result<Hash> {
     let hash = Hash::of(bytes);
     if !store.lists(hash) || !store.holds(hash) {
         store.write(hash, bytes)?;
@@ -159,7 +159,7 @@ fn keep(store: &Store, bytes: &[u8]) -> io::Result<Hash> {
 }
 
 /// Stores the list of files and its index.
-fn seal(store: &Store, manifest: &Manifest) -> io::Result<Tree> {
+pub(super) fn seal(store: &Store, manifest: &Manifest) -> io::Result<Tree> {
     let bytes = manifest.encode().map_err(invalid)?;
     let mut chunks = Vec::new();
     for part in bytes.chunks(CHUNK) {

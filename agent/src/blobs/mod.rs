@@ -19,6 +19,7 @@ mod offer;
 mod store;
 #[cfg(test)]
 mod tests;
+mod value;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -34,6 +35,7 @@ use smol::lock::{Mutex, RwLock, Semaphore};
 
 pub(crate) use catalog::{Catalog, Found};
 pub(crate) use manifest::{CHUNK, check_link};
+pub(crate) use value::{Incoming, ValueStream};
 
 use crate::stream::{OpenStream, Stream};
 use store::Store;

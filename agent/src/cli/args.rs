@@ -4,11 +4,12 @@ use argh::{FromArgs, SubCommands};
 
 use super::demo::Demo;
 use super::group::Group;
+use super::objects::{Get, Ls, Namespace, Put, Store, Watch};
 use super::read::{Lookup, Nodes, Ps, Status, Whoami, Why};
 use super::services::{Announce, Deploy, Plan, Rm, Rollback, Stop};
 use super::setup::{Init, Invite, Join, Leave, Reload};
 use super::stream::{Events, Logs};
-use super::{Agent, Cx, Outcome, Version, demo, group, read, services, setup, stream};
+use super::{Agent, Cx, Outcome, Version, demo, group, objects, read, services, setup, stream};
 
 /// Runs a community's services on slices of the computers its members own.
 #[derive(FromArgs, Debug)]
@@ -53,6 +54,12 @@ pub(super) enum Command {
     Events(Events),
     Announce(Announce),
     Group(Group),
+    Put(Put),
+    Get(Get),
+    Ls(Ls),
+    Watch(Watch),
+    Store(Store),
+    Namespace(Namespace),
     Stop(Stop),
     Rm(Rm),
     Rollback(Rollback),
@@ -79,7 +86,14 @@ impl Command {
             Self::Deploy(args) => services::deploy(&args, cx),
             Self::Group(args) => group::group(&args, cx),
             Self::Stop(args) => services::stop(&args, cx),
+            Self::Rm(args) if args.service.contains('/') => objects::rm(&args.service, cx),
             Self::Rm(args) => services::rm(&args, cx),
+            Self::Put(args) => objects::put(args, cx),
+            Self::Get(args) => objects::get(&args, cx),
+            Self::Ls(args) => objects::ls(&args, cx),
+            Self::Watch(args) => objects::watch(&args, cx),
+            Self::Store(Store {}) => objects::store(cx),
+            Self::Namespace(args) => objects::namespace(&args, cx),
             Self::Rollback(args) => services::rollback(&args, cx),
             Self::Logs(args) => stream::logs(&args, cx),
             Self::Events(args) => stream::events(&args, cx),

@@ -56,10 +56,11 @@ pub(super) struct Stop {
     pub(super) service: String,
 }
 
-/// stop a service and forget it
+/// stop a service and forget it; or remove the object under a key
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "rm", example = "{command_name} wiki")]
+#[argh(subcommand, name = "rm", example = "{command_name} wiki\n{command_name} notes/today")]
 pub(super) struct Rm {
+    /// a service's name, or a key: NAMESPACE/PATH
     #[argh(positional)]
     pub(super) service: String,
     /// what it has written stays where it is; a service of this name takes it up again

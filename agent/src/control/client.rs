@@ -11,12 +11,12 @@ use std::sync::atomic::AtomicUsize;
 use dugnad_kernel::Hash;
 use dugnad_resource::spec::Tree;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 use smol::Async;
-use smol::channel::bounded;
+use smol::channel::{Receiver, bounded};
 use smol_hyper::rt::FuturesIo;
 
 use super::body::Payload;
@@ -135,6 +135,47 @@ impl Client {
         self.whole(Method::POST, path, Payload::whole(body)).await
     }
 
+    /// Writes a value that comes in blocks, or removes it if there is none.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn write(
+        &self,
+        path: &str,
+        headers: &[(&'static str, &str)],
+        value: Option<Receiver<Bytes>>,
+    ) -> Result<Answered, ClientError> {
+        let method = if value.is_some() { Method::PUT } else { Method::DELETE };
+        let body = value.map_or(Payload::Whole(None), Payload::stream);
+        let (mut connection, response) = self.send(method, path, headers, body).await?;
+        let body = http_body_util::Limited::new(response.into_body(), ANSWER_MAX).collect();
+        let body = drive(&mut connection, body).await.map_err(ClientError::broken)?;
+        let value = serde_json::from_slice(&body.to_bytes()).map_err(ClientError::broken)?;
+        Ok(Answered { value, complete: true })
+    }
+
+    /// Sends JSON to be put in the place of what is there.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> Result<Answered, ClientError> {
+        self.whole(Method::PUT, path, Payload::whole(body.to_string())).await
+    }
+
+    /// Bytes as they come.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn read(&self, path: &str) -> Result<Bulk, ClientError> {
+        let body = Payload::Whole(None);
+        let (connection, response) = self.send(Method::GET, path, &[], body).await?;
+        let several = response.status() == StatusCode::MULTIPLE_CHOICES;
+        let tag = response.headers().get(hyper::header::ETAG);
+        let version = tag.and_then(|tag| tag.to_str().ok());
+        let version = version.map(|tag| tag.trim_matches('"').to_owned());
+        Ok(Bulk { connection, body: response.into_body(), several, version })
+    }
+
     /// Lines of JSON as they come.
     ///
     /// # Errors
@@ -185,7 +226,7 @@ impl Client {
         path: &str,
         body: Payload,
     ) -> Result<Answered, ClientError> {
-        let (mut connection, response) = self.send(method, path, body).await?;
+        let (mut connection, response) = self.send(method, path, &[], body).await?;
         let complete = response.headers().get("dugnad-complete").is_none_or(|v| v != "false");
         let body = http_body_util::Limited::new(response.into_body(), ANSWER_MAX).collect();
         let body = drive(&mut connection, body).await.map_err(ClientError::broken)?;
@@ -194,7 +235,7 @@ impl Client {
     }
 
     async fn lines(&self, method: Method, path: &str, body: Payload) -> Result<Lines, ClientError> {
-        let (connection, response) = self.send(method, path, body).await?;
+        let (connection, response) = self.send(method, path, &[], body).await?;
         Ok(Lines { connection, body: response.into_body(), rest: Vec::new(), scanned: 0 })
     }
 
@@ -202,6 +243,7 @@ impl Client {
         &self,
         method: Method,
         path: &str,
+        headers: &[(&'static str, &str)],
         body: Payload,
     ) -> Result<(Option<Connection>, Response<Incoming>), ClientError> {
         let stream =
@@ -219,15 +261,17 @@ impl Client {
             // The request that runs on it ends with the same error.
             let _: Result<(), hyper::Error> = connection.await;
         }));
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(hyper::header::HOST, "dugnad")
-            .body(body)
-            .map_err(ClientError::broken)?;
+        let request = Request::builder().method(method).uri(path);
+        let request = headers
+            .iter()
+            .fold(request.header(hyper::header::HOST, "dugnad"), |request, (name, value)| {
+                request.header(*name, *value)
+            });
+        let request = request.body(body).map_err(ClientError::broken)?;
         let response = drive(&mut connection, sender.send_request(request));
         let response = response.await.map_err(ClientError::broken)?;
-        if response.status().is_success() {
+        let status = response.status();
+        if status.is_success() || status == StatusCode::MULTIPLE_CHOICES {
             return Ok((connection, response));
         }
         let body = http_body_util::Limited::new(response.into_body(), ANSWER_MAX).collect();
@@ -245,6 +289,32 @@ fn trouble(value: &Value) -> ClientError {
         exit: exit.filter(|&exit| exit != exit::DONE).unwrap_or(exit::FAILED),
         text: value["error"].as_str().unwrap_or("the agent gave no reason").to_owned(),
         reasons: reasons.filter_map(Value::as_str).map(str::to_owned).collect(),
+    }
+}
+
+/// Bytes from the agent.
+pub(crate) struct Bulk {
+    connection: Option<Connection>,
+    body: Incoming,
+    /// They are JSON of several values.
+    pub(crate) several: bool,
+    /// Of the value, if it has one.
+    pub(crate) version: Option<String>,
+}
+
+impl Bulk {
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// The agent went away, or cannot get the rest.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        match drive(&mut self.connection, self.body.frame()).await {
+            None => Ok(None),
+            Some(frame) => {
+                let data = frame.map_err(ClientError::broken)?.into_data();
+                Ok(Some(data.unwrap_or_default()))
+            }
+        }
     }
 }
 

@@ -8,14 +8,17 @@
 //! | `POST /v1/groups/NAME/send?reliable=1` | the same, in order and exactly once |
 //! | `POST /v1/groups/NAME/send?one=1` | to one other member, whichever is free |
 //! | `GET /v1/groups/NAME/messages` | one JSON object a line, for as long as it reads |
+//! | `GET`, `PUT`, `DELETE /v1/store/NAMESPACE/PATH` | objects ([`super::store`]) |
 //!
 //! ```text
 //! curl --unix-socket $DUGNAD_SOCKET -X POST --data 'hello' http://d/v1/groups/choir/send
+//! curl --unix-socket $DUGNAD_SOCKET -T photo.jpg http://d/v1/store/$DUGNAD_SERVICE/photo.jpg
 //! ```
 //!
+//! Its own namespace is the one of its name; others must stand in its file and be shared with it.
+//!
 //! A service may do no more than this: it cannot deploy, stop or read what is not its own. Groups,
-//! connections and messages a second are bounded for each replica. The store will stand beside
-//! `/v1/groups`.
+//! connections, and messages and writes a second, are bounded for each replica.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -38,8 +41,9 @@ use smol::{Async, LocalExecutor, Task};
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 
 use super::body::Payload;
-use super::http::{Query, Reply, failed, json_response};
+use super::http::{Query, Reply, below, failed, json_response};
 use super::shape::Trouble;
+use super::store::{self, Who};
 use super::{AgentApi, Hold, exit, groups, socket};
 
 /// Connections of one replica at a time: some listen, one asks.
@@ -48,9 +52,47 @@ const CONNECTIONS_MAX: usize = 16;
 const GROUPS_MAX: usize = 4;
 /// Messages one replica sends: so many a second, so many at once (PROTOCOL.md 4.9; a service speaks
 /// more often than a person).
-const SENDS_A_SECOND: u32 = 10;
-const SENDS_AT_ONCE: u32 = 20;
-const SEND_EVERY: Duration = Duration::from_millis(1_000 / SENDS_A_SECOND as u64);
+const SENDS: Rate = Rate { each: Duration::from_millis(100), at_once: 20 };
+/// Writes to the store of one replica: each goes to the disks of up to twelve nodes.
+const WRITES: Rate = Rate { each: Duration::from_millis(50), at_once: 100 };
+
+/// One each so often, and some at once after a rest.
+#[derive(Clone, Copy)]
+struct Rate {
+    each: Duration,
+    at_once: u32,
+}
+
+/// What of a [`Rate`] is used: since when, and how many.
+struct Bucket {
+    rate: Rate,
+    used: Cell<(Instant, u32)>,
+}
+
+impl Bucket {
+    fn new(rate: Rate) -> Self {
+        Self { rate, used: Cell::new((Instant::now(), 0)) }
+    }
+
+    fn take(&self, now: Instant, what: &str) -> Result<(), Trouble> {
+        let (since, used) = self.used.get();
+        let earned = now.duration_since(since).as_nanos() / self.rate.each.as_nanos().max(1);
+        let earned = u32::try_from(earned).unwrap_or(u32::MAX);
+        // What was earned is paid back; the time that made no whole one counts for the next.
+        let (since, used) = match used.checked_sub(earned) {
+            Some(used) => (since + self.rate.each * earned, used),
+            None => (now, 0),
+        };
+        if used >= self.rate.at_once {
+            self.used.set((since, used));
+            let a_second = 1_000 / self.rate.each.as_millis().max(1);
+            let text = format!("a service may {what} {a_second} times a second");
+            return Err(Trouble::new(429, exit::REFUSED, text));
+        }
+        self.used.set((since, used + 1));
+        Ok(())
+    }
+}
 
 /// The open door of one replica; dropping it closes it and ends its memberships.
 pub(crate) struct ServiceDoor {
@@ -67,6 +109,7 @@ impl ServiceDoor {
         ex: Rc<LocalExecutor<'static>>,
         socket: PathBuf,
         user: Option<u32>,
+        who: Who,
         backend: Rc<dyn AgentApi>,
     ) -> io::Result<Self> {
         let listener = Async::new(socket::bind(&socket, 0o600)?)?;
@@ -79,7 +122,9 @@ impl ServiceDoor {
                 backend,
                 open: Cell::new(0),
                 holds: RefCell::default(),
-                sends: Cell::new((Instant::now(), 0)),
+                sends: Bucket::new(SENDS),
+                writes: Bucket::new(WRITES),
+                who,
             });
             // Connections end with the door.
             let mut serving: Vec<Task<()>> = Vec::new();
@@ -116,8 +161,9 @@ struct Door {
     open: Cell<usize>,
     /// Memberships of this replica, by name.
     holds: RefCell<Map<String, Hold>>,
-    /// Since when it has how many messages to its credit, counted down.
-    sends: Cell<(Instant, u32)>,
+    sends: Bucket,
+    writes: Bucket,
+    who: Who,
 }
 
 /// Counts a connection for as long as it lives.
@@ -152,6 +198,12 @@ impl Door {
 
     async fn route(&self, request: Request<Incoming>) -> Reply {
         let path = request.uri().path().to_owned();
+        if let Some(rest) = below(&path, "/v1/store") {
+            if request.method() != Method::GET {
+                self.writes.take(Instant::now(), "write")?;
+            }
+            return store::route(&self.backend, &self.who, rest, request).await;
+        }
         let mut parts = path.trim_start_matches('/').split('/');
         let place = (parts.next(), parts.next(), parts.next(), parts.next(), parts.next());
         let get = match *request.method() {
@@ -204,7 +256,7 @@ impl Door {
             (false, "send") => {
                 let query = Query(request.uri().query().unwrap_or_default().to_owned());
                 let (manner, body) = (groups::manner(&query), groups::read_message(request).await?);
-                self.may_send(Instant::now())?;
+                self.sends.take(Instant::now(), "send")?;
                 let question = GroupQuestion::Send { name, body, manner };
                 groups::ask(&self.backend, question).await?;
                 Ok(groups::done())
@@ -215,23 +267,5 @@ impl Door {
                 Err(Trouble::new(404, exit::USAGE, text))
             }
         }
-    }
-
-    fn may_send(&self, now: Instant) -> Result<(), Trouble> {
-        let (since, used) = self.sends.get();
-        let earned = now.duration_since(since).as_millis() * u128::from(SENDS_A_SECOND) / 1_000;
-        let earned = u32::try_from(earned).unwrap_or(u32::MAX);
-        // What was earned is paid back; the time that made no whole message counts for the next.
-        let (since, used) = match used.checked_sub(earned) {
-            Some(used) => (since + SEND_EVERY * earned, used),
-            None => (now, 0),
-        };
-        if used >= SENDS_AT_ONCE {
-            self.sends.set((since, used));
-            let text = format!("a service may send {SENDS_A_SECOND} messages a second");
-            return Err(Trouble::new(429, exit::REFUSED, text));
-        }
-        self.sends.set((since, used + 1));
-        Ok(())
     }
 }

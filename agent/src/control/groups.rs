@@ -103,22 +103,29 @@ pub(super) fn group(name: &str) -> Result<String, Trouble> {
     Ok(name.to_owned())
 }
 
-/// One line of `dugnad group listen`: `text` if it is text, else `hex`.
+/// One line of `dugnad group listen`.
 pub(crate) fn message(group: &str, from: &str, from_name: &str, body: &[u8]) -> Value {
+    let mut line = text_or_hex(body);
+    line["group"] = json!(group);
+    line["node"] = json!(from);
+    line["node_name"] = json!(from_name);
+    line
+}
+
+/// `text` if it is text, else `hex`.
+pub(super) fn text_or_hex(bytes: &[u8]) -> Value {
     use std::fmt::Write as _;
-    let mut line = json!({ "group": group, "node": from, "node_name": from_name });
-    match std::str::from_utf8(body) {
-        Ok(text) => line["text"] = json!(text),
+    match std::str::from_utf8(bytes) {
+        Ok(text) => json!({ "text": text }),
         Err(_) => {
-            let mut hex = String::with_capacity(body.len() * 2);
-            for byte in body {
+            let mut hex = String::with_capacity(bytes.len() * 2);
+            for byte in bytes {
                 // Writing into a String cannot fail.
                 let _: Result<(), std::fmt::Error> = write!(hex, "{byte:02x}");
             }
-            line["hex"] = json!(hex);
+            json!({ "hex": hex })
         }
     }
-    line
 }
 
 /// Used where a response has no body worth reading.

@@ -29,6 +29,11 @@ impl Query {
     }
 }
 
+/// What of a path lies below another: nothing, or a slash and what follows.
+pub(super) fn below<'a>(path: &'a str, above: &str) -> Option<&'a str> {
+    path.strip_prefix(above).filter(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// The name of a service, if it can be one.
 pub(super) fn service(name: &str) -> Result<String, Trouble> {
     valid_name(name).map_err(|why| Trouble::usage(format!("\"{name}\" is no service: {why}")))?;
@@ -43,6 +48,15 @@ pub(super) fn failed(trouble: &Trouble) -> Response<Payload> {
 
 pub(super) fn json_response(value: &Value) -> Response<Payload> {
     typed(Payload::whole(format!("{value}\n")), "application/json")
+}
+
+/// Says so if part of the community did not answer.
+pub(super) fn whole(mut response: Response<Payload>, complete: bool) -> Response<Payload> {
+    if !complete {
+        let no = hyper::header::HeaderValue::from_static("false");
+        response.headers_mut().insert("dugnad-complete", no);
+    }
+    response
 }
 
 pub(super) fn text(text: String) -> Response<Payload> {

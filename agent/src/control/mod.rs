@@ -19,6 +19,7 @@
 //! | `POST /v1/groups/NAME/create?members_only=1`, `.../join`, `.../leave` | one JSON value |
 //! | `POST /v1/groups/NAME/send?reliable=1`, body: the message | one JSON value |
 //! | `GET /v1/groups/NAME/messages` | one JSON object a line |
+//! | `/v1/store/...`, `/v1/namespaces/NAME` | objects: [`store`] |
 //! | `GET /healthz`, `/metrics` | text |
 //!
 //! An error is `{"error": TEXT, "exit": CODE, "reasons": [..]}`; the code is the command line's.
@@ -38,6 +39,7 @@ mod metrics;
 mod server;
 pub(crate) mod shape;
 mod socket;
+mod store;
 #[cfg(test)]
 pub(crate) mod tests;
 mod upload;
@@ -47,17 +49,22 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
-use dugnad_node::{Answer, Question};
+use dugnad_kernel::NodeId;
+use dugnad_node::{Address, Answer, ObjectAnswer, Question};
 use dugnad_resource::spec::Tree;
 use futures_util::Stream;
 use serde_json::Value;
 use smol::channel::Receiver;
+
+use crate::blobs::{Incoming, ValueStream};
 
 pub(crate) use client::{Answered, Client, ClientError};
 pub(crate) use door::ServiceDoor;
 pub(crate) use groups::message as group_message;
 pub(crate) use metrics::Metrics;
 pub(crate) use server::{CONNECTIONS_MAX, Control};
+pub(crate) use store::Who;
+pub(crate) use upload::Sender as BlockSender;
 
 /// A future that stays on the agent's one thread.
 pub(crate) type Local<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -78,6 +85,9 @@ pub(crate) mod exit {
     pub(crate) const TIMED_OUT: u8 = 6;
     pub(crate) const INTERRUPTED: u8 = 130;
 }
+
+/// A watched object: until when, its changes, and how it is now.
+pub(crate) type Changes = (Hold, Receiver<ObjectAnswer>, ObjectAnswer);
 
 /// Which events somebody wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +129,26 @@ pub(crate) trait AgentApi {
 
     /// Stores a local folder. The caller removes the folder afterwards.
     fn ingest(&self, folder: PathBuf) -> Local<io::Result<Tree>>;
+
+    /// Stores a value that comes in blocks; when it returns, the value is on the medium.
+    fn keep_value(&self, from: Incoming) -> Local<io::Result<Tree>>;
+
+    /// A value that was kept: others have it now, or it is not needed after all. It stays here if
+    /// this node is one of those that should have it.
+    fn let_go(&self, tree: Tree);
+
+    /// The bytes of a value, from here or from one of `sources`.
+    ///
+    /// # Errors
+    /// Nobody has it; each source and what it said.
+    fn read_value(&self, tree: Tree, sources: Vec<NodeId>) -> Local<io::Result<ValueStream>>;
+
+    /// How an object is, and how it is after every change for as long as the [`Hold`] lives. The
+    /// channel is bounded; for a reader that is too slow it ends.
+    ///
+    /// # Errors
+    /// Why it cannot be watched.
+    fn changes(&self, address: Address) -> Local<Result<Changes, ObjectAnswer>>;
 
     /// The last `tail` lines of a service's log, from every replica, and, with `follow`, those to
     /// come, until the stream is dropped. Whatever stands behind it is bounded.

@@ -24,8 +24,9 @@ use smol::{Async, LocalExecutor, Task};
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 
 use super::body::Payload;
-use super::http::{Query, Reply, failed, json_response, lines, service, text};
+use super::http::{Query, Reply, below, failed, json_response, lines, service, text, whole};
 use super::shape::{self, Told, Trouble};
+use super::store::{self, Who};
 use super::{AgentApi, Wanted, exit, groups, socket, upload};
 use crate::places::Places;
 
@@ -151,6 +152,12 @@ impl Door {
     async fn route(self: Rc<Self>, request: Request<Incoming>) -> Reply {
         let path = request.uri().path().to_owned();
         let query = Query(request.uri().query().unwrap_or_default().to_owned());
+        if let Some(rest) = below(&path, "/v1/store") {
+            return store::route(&self.backend, &Who::Person, rest, request).await;
+        }
+        if let Some(name) = below(&path, "/v1/namespaces") {
+            return store::namespaces(&self.backend, name.trim_matches('/'), request).await;
+        }
         let mut parts = path.trim_start_matches('/').split('/');
         let place = (parts.next().unwrap_or_default(), parts.next(), parts.next(), parts.next());
         let get = match *request.method() {
@@ -266,12 +273,7 @@ impl Door {
     async fn ask(&self, question: impl Into<Question>, about: &str) -> Reply {
         let Told { value, complete } =
             shape::answer(self.backend.ask(question.into()).await, about)?;
-        let mut response = json_response(&value);
-        if !complete {
-            let no = hyper::header::HeaderValue::from_static("false");
-            response.headers_mut().insert("dugnad-complete", no);
-        }
-        Ok(response)
+        Ok(whole(json_response(&value), complete))
     }
 
     async fn logs(&self, service: String, query: &Query) -> Reply {

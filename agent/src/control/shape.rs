@@ -309,6 +309,8 @@ pub(super) fn answer(answer: Answer, about: &str) -> Result<Told, Trouble> {
             "micros": u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         })),
         Answer::Groups(groups) => told(groups.iter().map(group).collect()),
+        // What is said of objects is said in `store`.
+        Answer::Object(other) => Err(Trouble::failed(format!("unexpected answer {other:?}"))),
         Answer::Done => told(json!({})),
         Answer::Unmet(reasons) => {
             let text = "it cannot be met now";

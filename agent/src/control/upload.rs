@@ -236,7 +236,7 @@ fn inside(into: &Path, path: &str, links: &HashSet<String>) -> io::Result<PathBu
 }
 
 /// Hands what is written to it to the async side in blocks.
-pub(super) struct Sender {
+pub(crate) struct Sender {
     blocks: Channel<Bytes>,
     block: Vec<u8>,
     /// Bytes handed over so far, for whoever watches.
@@ -244,7 +244,7 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(blocks: Channel<Bytes>, sent: Arc<AtomicUsize>) -> Self {
+    pub(crate) fn new(blocks: Channel<Bytes>, sent: Arc<AtomicUsize>) -> Self {
         Self { blocks, block: Vec::with_capacity(BLOCK), sent }
     }
 }

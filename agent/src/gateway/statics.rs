@@ -17,6 +17,7 @@ use super::connection::text;
 use super::hot::Hot;
 use super::{Shared, compress};
 use crate::blobs::{Blobs, Catalog, Found, Held};
+use crate::text::percent_decode;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const BYTES: &str = "application/octet-stream";
@@ -42,7 +43,7 @@ pub(super) async fn answer(
     let held = Rc::new(blobs.hold(tree)?);
     let catalog = (blobs.catalog(tree).await?, held);
     let raw = parts.uri.path();
-    let found = decode(raw).and_then(|path| {
+    let found = percent_decode(raw).and_then(|path| {
         let found = catalog.0.find(&path)?;
         Some((path, found))
     });
@@ -100,27 +101,6 @@ async fn sniff(
     };
     let odd = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\x0c' | '\x1b');
     Ok(if text.contains(odd) { BYTES } else { TEXT })
-}
-
-/// Percent-decoding. `None` for what no file of a tree can be called.
-fn decode(raw: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(raw.len());
-    let mut rest = raw.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(rest.next()?).to_digit(16);
-        let (high, low) = (digit()?, digit()?);
-        let byte = u8::try_from(high * 16 + low).ok()?;
-        // An encoded slash is not a separator, and no name holds one.
-        if byte == b'/' || byte == 0 {
-            return None;
-        }
-        bytes.push(byte);
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// Sends the client to the folder's name with a slash, so that relative links work. The answer is
@@ -366,15 +346,6 @@ mod tests {
             "bytes=+1-2",
         ] {
             assert_eq!(of(ignored, 10), None, "{ignored}");
-        }
-    }
-
-    #[test]
-    fn paths_are_decoded_once() {
-        assert_eq!(decode("/bl%C3%A5/%e5%b1%b1").as_deref(), Some("/blå/山"));
-        assert_eq!(decode("/%252e").as_deref(), Some("/%2e"));
-        for bad in ["/..%2fetc", "/a%00", "/%", "/%4", "/%zz", "/%ff"] {
-            assert_eq!(decode(bad), None, "{bad}");
         }
     }
 }

@@ -7,7 +7,8 @@
 //! | `TMPDIR` | scratch space, empty at every start |
 //! | `DUGNAD_SERVICE`, `DUGNAD_REPLICA` | its name, its number |
 //! | `DUGNAD_NODE`, `DUGNAD_ARCH` | the name and processor of the node |
-//! | `DUGNAD_SOCKET` | groups, HTTP on a Unix socket of this replica (`control/door.rs`) |
+//! | `DUGNAD_SOCKET` | store, groups: HTTP on a Unix socket of its own (`control/door.rs`) |
+//! | `DUGNAD_NAMESPACES` | namespaces of the store it uses beside its own |
 //! | `PATH` | the usual folders of programs |
 //!
 //! `LISTEN_FDS` is not passed: the agent would have to hold `PORT` open itself, and an ordinary
@@ -20,6 +21,10 @@ use dugnad_kernel::map::Map;
 use dugnad_resource::execute::Run;
 
 use super::HostConfig;
+
+/// The variable with the namespaces of the store that a service uses beside its own, with spaces
+/// between them: `[store] namespaces` of its file.
+pub(crate) const NAMESPACES: &str = "DUGNAD_NAMESPACES";
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 

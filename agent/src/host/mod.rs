@@ -47,11 +47,12 @@ use dugnad_platform::cgroup::{Group, Limits, Parent, Resource, Version};
 use dugnad_platform::explain;
 use dugnad_platform::probe::{Probe, Roots, has_users};
 use dugnad_resource::execute::{Order, ReplicaId, Report, Run};
-use dugnad_resource::spec::{Arch, Tree, key_of};
+use dugnad_resource::spec::{Arch, Spec, Tree, key_of};
 use smol::channel::{Receiver, Sender};
 use smol::{LocalExecutor, Task};
 
 pub(crate) use crate::stream::Endpoint;
+pub(crate) use contract::NAMESPACES;
 pub(crate) use keeper::keeper_main;
 pub(crate) use logs::LogLine;
 use record::{Folder, make_dir};
@@ -67,7 +68,7 @@ const EMPTY_TRASH: Duration = Duration::from_secs(3600);
 const KEEPERS: &str = "logs";
 
 /// Answers at a replica's socket, for that user alone, until the result is dropped.
-pub(crate) type OpenDoor = Rc<dyn Fn(PathBuf, Option<u32>) -> io::Result<Box<dyn Any>>>;
+pub(crate) type OpenDoor = Rc<dyn Fn(PathBuf, Option<u32>, &Spec) -> io::Result<Box<dyn Any>>>;
 
 /// Keeps a stored package on disk until the result is dropped.
 pub(crate) type Hold = Rc<dyn Fn(Tree) -> io::Result<Box<dyn Any>>>;

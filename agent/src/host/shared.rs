@@ -109,7 +109,7 @@ impl Shared {
     pub(super) fn open_door(&self, run: &Run, user: Option<u32>) -> Option<Box<dyn Any>> {
         let socket = self.socket_of(run);
         let opened = socket.parent().map_or(Ok(()), |dir| make_dir(dir, 0o755));
-        match opened.and_then(|()| (self.config.door)(socket, user)) {
+        match opened.and_then(|()| (self.config.door)(socket, user, &run.spec)) {
             Ok(door) => Some(door),
             Err(error) => {
                 log::warn!("{} {} has no socket: {error}", run.spec.name, run.id.number);

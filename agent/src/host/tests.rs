@@ -62,7 +62,7 @@ fn open(ex: &Rc<LocalExecutor<'static>>, dir: &Path) -> (Rc<Host>, Receiver<Repo
             upload: None,
         },
         socket: dir.join("d/run/dugnad.sock"),
-        door: Rc::new(|socket, _| {
+        door: Rc::new(|socket, _, _| {
             fs::write(socket, "")?;
             Ok(Box::new(()))
         }),

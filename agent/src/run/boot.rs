@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
+use async_signal::Signal;
 use dugnad_kernel::{Hash, Input, NodeId, Peer};
 use dugnad_node::disk::{self, DiskKey};
 use dugnad_node::{Command, Config as NodeConfig, Node, program_hash};
@@ -63,7 +64,6 @@ pub(crate) fn agent(dirs: Dirs, config: Config) -> Result<(), String> {
 }
 
 async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> io::Result<()> {
-    use async_signal::Signal;
     let state = dirs.state.clone();
     let kept = Kept::open(&state, config.ceilings().amounts.disk)?;
     let _lock = kept.lock;
@@ -113,6 +113,8 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> io:
         routes: streams::Routes::default(),
         listed: RefCell::default(),
         listeners: RefCell::default(),
+        readers: RefCell::default(),
+        clock: clock::Told::default(),
         disk_trouble: RefCell::default(),
         traffic: RefCell::default(),
         ending: Cell::default(),
@@ -201,10 +203,10 @@ fn host_config(
         socket: service_socket(state)?,
         // Replicas of an earlier agent are adopted before there is an agent to ask; their tasks
         // run only after.
-        door: Rc::new(move |socket, user| {
+        door: Rc::new(move |socket, user, spec| {
             let agent = itself.get().and_then(Weak::upgrade);
             let agent = agent.ok_or_else(|| io::Error::other("the agent is ending"))?;
-            Ok(Box::new(agent.open_door(socket, user)?) as Box<dyn Any>)
+            Ok(Box::new(agent.open_door(socket, user, spec)?) as Box<dyn Any>)
         }),
         hold: Rc::new(move |tree| Ok(Box::new(held.hold(tree)?) as Box<dyn Any>)),
         unpack: Rc::new(move |tree, to| {

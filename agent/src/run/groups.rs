@@ -1,17 +1,15 @@
 //! Groups: who on this node listens, and who holds a membership.
 
-use std::path::PathBuf;
 use std::rc::Rc;
 
 use dugnad_kernel::NodeId;
 use dugnad_kernel::map::Map;
 use dugnad_node::{Answer, GroupQuestion, Question};
 use serde_json::Value;
-use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender, TrySendError, bounded};
 
-use super::{Agent, people};
-use crate::control::{AgentApi, Hold, ServiceDoor, group_message};
+use super::Agent;
+use crate::control::{Hold, group_message};
 
 /// Messages that wait for a slow reader; further ones are dropped for it, and said.
 const QUEUE: usize = 256;
@@ -70,16 +68,5 @@ impl Agent {
             })),
             other => Err(other),
         }
-    }
-
-    /// The door of one replica.
-    pub(super) fn open_door(
-        self: &Rc<Self>,
-        socket: PathBuf,
-        user: Option<u32>,
-    ) -> std::io::Result<ServiceDoor> {
-        let backend = Rc::new(people::Api(Rc::clone(self))) as Rc<dyn AgentApi>;
-        let ex: Rc<LocalExecutor<'static>> = Rc::clone(&self.ex);
-        ServiceDoor::open(ex, socket, user, backend)
     }
 }

@@ -6,16 +6,17 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use dugnad_kernel::{Counters, NodeId};
-use dugnad_node::{Answer, Command, Question, ServiceQuestion};
+use dugnad_node::{Address, Answer, Command, ObjectAnswer, Question, ServiceQuestion};
 use dugnad_resource::execute::Report;
 use dugnad_resource::spec::{Tree, key_of};
 use serde_json::Value;
 use smol::channel::{Receiver, bounded};
 
 use super::{Agent, Ending};
+use crate::blobs::{self, Incoming};
 use crate::clock;
 use crate::config::{Config, Overrides};
-use crate::control::{AgentApi, Hold, Local, LogLines, Metrics, Wanted, shape};
+use crate::control::{AgentApi, Changes, Hold, Local, LogLines, Metrics, Wanted, shape};
 use crate::host::RunningView;
 use crate::invite::{Invitation, usable_addrs};
 use crate::places::Taken;
@@ -239,6 +240,30 @@ impl AgentApi for Api {
             agent.report(Report::Kept { tree }).await;
             Ok(tree)
         })
+    }
+
+    fn keep_value(&self, from: Incoming) -> Local<io::Result<Tree>> {
+        Box::pin(Rc::clone(&self.0).keep_value(from))
+    }
+
+    fn let_go(&self, tree: Tree) {
+        self.0.let_go(tree);
+    }
+
+    fn read_value(
+        &self,
+        tree: Tree,
+        sources: Vec<NodeId>,
+    ) -> Local<io::Result<blobs::ValueStream>> {
+        let agent = Rc::clone(&self.0);
+        Box::pin(async move {
+            let sources = sources.into_iter().filter(|node| *node != agent.me.id).collect();
+            agent.blobs.read_value(tree, sources, agent.open_stream()).await
+        })
+    }
+
+    fn changes(&self, address: Address) -> Local<Result<Changes, ObjectAnswer>> {
+        Box::pin(Rc::clone(&self.0).changes(address))
     }
 
     fn logs(&self, service: &str, tail: usize, follow: bool) -> Local<io::Result<LogLines>> {

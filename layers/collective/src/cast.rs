@@ -10,6 +10,7 @@ use dugnad_resource::spec::Port;
 use serde::{Deserialize, Serialize};
 
 use crate::deployment::service::ServiceView;
+use crate::objects::sums::NodeSums;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CastBody {
@@ -25,6 +26,8 @@ pub enum CastBody {
     Happened { by: NodeId, by_name: String, service: Option<String>, text: String },
     /// A service was removed for good: what its stopped replicas left goes, too.
     Removed { service: Key },
+    /// Say what you keep of objects, of one namespace or of all.
+    Objects { namespace: Option<String> },
 }
 
 /// One node's part of the feedback.
@@ -33,6 +36,7 @@ pub enum CastPart {
     Node(Box<Description>),
     Services(Vec<ServiceView>),
     Ports(Vec<(String, u16)>),
+    Objects(Box<NodeSums>),
 }
 
 /// The node descriptions among the parts of a feedback.
@@ -44,7 +48,7 @@ pub(crate) fn descriptions(parts: &[Vec<u8>]) -> Vec<Description> {
                 description.profile.name = clip_name(&description.profile.name);
                 Some(*description)
             }
-            CastPart::Services(_) | CastPart::Ports(_) => None,
+            _ => None,
         })
         .collect()
 }

@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod cast;
 pub mod deployment;
+pub mod objects;
 pub mod packages;
 pub mod persistence;
 #[cfg(test)]
@@ -33,10 +34,14 @@ use deployment::Deployment;
 use deployment::client::{ServiceAnswer, ServiceQuestion};
 use deployment::manager::Manager;
 use deployment::service::ServiceView;
+use objects::item::Address;
+use objects::siblings::Siblings;
+use objects::sums::NodeSums;
+use objects::{ObjectAnswer, ObjectQuestion, Objects};
 use packages::Packages;
 use persistence::record::{COUNTER_STEP, Name, Record};
 use persistence::store::Store;
-use persistence::{Answer, Persistence, Question};
+use persistence::{Answer, Persistence, Question, Versions};
 use position::RingPosition;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +49,7 @@ pub enum Msg {
     Persistence(persistence::Msg),
     Packages(packages::Msg),
     Deployment(deployment::Msg),
+    Objects(objects::Msg),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,13 +57,15 @@ pub enum Timer {
     Persistence(persistence::Timer),
     Packages(packages::Timer),
     Deployment(deployment::Timer),
+    Objects(objects::Timer),
 }
 
-/// Whose lookup it is, to be handed back with what was found.
+/// Whose lookup or broadcast it is, to be handed back with what came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seeker {
     Persistence(CallId),
     Deployment(CallId),
+    Objects(CallId),
 }
 
 #[derive(Clone, Debug)]
@@ -68,6 +76,8 @@ pub enum Command {
         trees: Vec<Tree>,
         lived: bool,
     },
+    /// Milliseconds since 1970 as the machine's clock has it now; `None` if it was never set.
+    Clock(Option<u64>),
     /// What this node answers for now. `gained`: without a hand-over by who had it before.
     Moved {
         position: RingPosition,
@@ -80,7 +90,7 @@ pub enum Command {
     },
     /// What came back of [`Event::Cast`].
     Feedback {
-        call: CallId,
+        seeker: Seeker,
         parts: Vec<Vec<u8>>,
         complete: bool,
     },
@@ -100,6 +110,11 @@ pub enum Command {
         ask: u64,
         question: ServiceQuestion,
     },
+    /// [`Event::Object`] follows.
+    Object {
+        ask: u64,
+        question: ObjectQuestion,
+    },
     /// Of the directory of groups; [`Event::Directory`] follows under `call`.
     Directory {
         call: u32,
@@ -116,9 +131,9 @@ pub enum Event {
         seeker: Seeker,
         key: Key,
     },
-    /// Tell everybody. `call`: who waits for the feedback, if somebody does.
+    /// Tell everybody. `seeker`: who waits for the feedback, if somebody does.
     Cast {
-        call: Option<CallId>,
+        seeker: Option<Seeker>,
         body: CastBody,
     },
     /// Records on their way to the disk; `None` deletes. With a token [`Command::Persisted`] or
@@ -138,6 +153,15 @@ pub enum Event {
         ask: u64,
         reply: ServiceAnswer,
     },
+    Object {
+        ask: u64,
+        answer: ObjectAnswer,
+    },
+    /// A watched object is another now.
+    ObjectChanged {
+        address: Address,
+        answer: ObjectAnswer,
+    },
     Directory {
         call: u32,
         answer: DirectoryAnswer,
@@ -149,6 +173,7 @@ pub enum Event {
 enum Caller {
     Packages(CallId),
     Deployment(CallId),
+    Objects(CallId),
     /// The groups of the layer below.
     Groups(u32),
 }
@@ -158,30 +183,37 @@ enum Work {
     Persistence(Input<Persistence>),
     Packages(Input<Packages>),
     Deployment(Input<Deployment>),
+    Objects(Input<Objects>),
 }
 
 /// What one input brings to the components, first in, first out: an answer to what a component
 /// asked comes after everything else it said in the same breath.
 type Queue = VecDeque<Work>;
 
-/// How far the version of a record of this name may lie above the one known here; `None` if the
-/// components here write no such records.
-fn step_of(name: &[u8]) -> Option<u64> {
+/// How the versions of records of this name grow; `None` if the components here write no such
+/// records.
+fn versions_of(name: &[u8]) -> Option<Versions> {
     use deployment::manager::reconcile::TERM_SHIFT;
     use deployment::service::{FAILED, PLAN, PREVIOUS, SPEC};
+    use objects::item::{NAMESPACE, OBJECT};
     if name == PLAN {
         // Each term has versions of its own.
-        return Some(TERM_STEP << TERM_SHIFT);
+        return Some(Versions::Counted { step: TERM_STEP << TERM_SHIFT });
     }
-    let known = [SPEC, PREVIOUS, FAILED, persistence::directory::GROUP].contains(&name)
-        || packages::is_name(name);
-    known.then_some(COUNTER_STEP)
+    if name == OBJECT {
+        return Some(Versions::Stamped);
+    }
+    let known = [SPEC, PREVIOUS, FAILED, NAMESPACE, persistence::directory::GROUP].contains(&name)
+        || packages::is_name(name)
+        || Siblings::node(name).is_some();
+    known.then_some(Versions::Counted { step: COUNTER_STEP })
 }
 
 pub struct Collective {
     persistence: Persistence,
     packages: Packages,
     deployment: Deployment,
+    objects: Objects,
     /// Questions of one component to another that are not answered yet.
     asked: Map<u32, Caller>,
     next: u32,
@@ -203,12 +235,14 @@ impl Component for Collective {
                     Msg::Persistence(msg) => Work::Persistence(Input::Message { from, msg }),
                     Msg::Packages(msg) => Work::Packages(Input::Message { from, msg }),
                     Msg::Deployment(msg) => Work::Deployment(Input::Message { from, msg }),
+                    Msg::Objects(msg) => Work::Objects(Input::Message { from, msg }),
                 });
             }
             Input::Timer(timer) => queue.push_back(match timer {
                 Timer::Persistence(timer) => Work::Persistence(Input::Timer(timer)),
                 Timer::Packages(timer) => Work::Packages(Input::Timer(timer)),
                 Timer::Deployment(timer) => Work::Deployment(Input::Timer(timer)),
+                Timer::Objects(timer) => Work::Objects(Input::Timer(timer)),
             }),
         }
         while let Some(work) = queue.pop_front() {
@@ -216,6 +250,7 @@ impl Component for Collective {
                 Work::Persistence(input) => self.feed_persistence(input, &mut queue, cx),
                 Work::Packages(input) => self.feed_packages(input, &mut queue, cx),
                 Work::Deployment(input) => self.feed_deployment(input, &mut queue, cx),
+                Work::Objects(input) => self.feed_objects(input, &mut queue, cx),
             }
         }
     }
@@ -226,6 +261,7 @@ trait Give {
     fn persist(&mut self, command: persistence::Command);
     fn package(&mut self, command: packages::Command);
     fn deploy(&mut self, command: deployment::Command);
+    fn object(&mut self, command: objects::Command);
 }
 
 impl Give for Queue {
@@ -240,16 +276,21 @@ impl Give for Queue {
     fn deploy(&mut self, command: deployment::Command) {
         self.push_back(Work::Deployment(Input::Command(command)));
     }
+
+    fn object(&mut self, command: objects::Command) {
+        self.push_back(Work::Objects(Input::Command(command)));
+    }
 }
 
 impl Collective {
     #[must_use]
     pub fn new(me: NodeId) -> Self {
-        let persistence = Persistence::new(me, step_of);
+        let persistence = Persistence::new(me, versions_of);
         let records = persistence.records();
         Self {
             packages: Packages::new(me, records.clone()),
-            deployment: Deployment::new(me, records),
+            deployment: Deployment::new(me, records.clone()),
+            objects: Objects::new(me, records),
             persistence,
             asked: Map::new(),
             next: 0,
@@ -277,27 +318,46 @@ impl Collective {
         self.deployment.views()
     }
 
+    /// What this node keeps, of one namespace or of all, without its name and what it gives.
+    #[must_use]
+    pub fn sums(&self, namespace: Option<&str>) -> NodeSums {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let store = self.store();
+        let trees = self.packages.trees();
+        NodeSums {
+            records: count(store.len()),
+            record_bytes: store.bytes() as u64,
+            trees: count(trees.len()),
+            tree_bytes: trees.iter().map(|tree| tree.bytes).sum(),
+            missing: count(self.packages.missing()),
+            uncompared: count(self.persistence.uncompared()),
+            ..self.objects.sums(namespace)
+        }
+    }
+
     /// What happened how often; a name may come more than once.
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let own = self.persistence.counters().chain(self.packages.counters());
-        own.chain(self.deployment.counters())
+        own.chain(self.deployment.counters()).chain(self.objects.counters())
     }
 
     /// What grows with what others say: name, how many there are, how many at most.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
-        let most = packages::OPS_MAX + deployment::OPS_MAX + persistence::OPS_MAX;
+        let most =
+            packages::OPS_MAX + deployment::OPS_MAX + persistence::OPS_MAX + objects::OPS_MAX;
         let own = [("asked_inside", self.asked.len(), most)].into_iter();
         let parts = self.persistence.sizes().chain(self.packages.sizes());
-        own.chain(parts).chain(self.deployment.sizes())
+        own.chain(parts).chain(self.deployment.sizes()).chain(self.objects.sizes())
     }
 
     pub fn operations(&self) -> impl Iterator<Item = &'static str> + '_ {
         let own = self.persistence.operations().chain(self.packages.operations());
-        own.chain(self.deployment.operations())
+        own.chain(self.deployment.operations()).chain(self.objects.operations())
     }
 
     fn on_command(&mut self, command: Command, queue: &mut Queue) {
         use deployment::Command as D;
+        use objects::Command as O;
         use packages::Command as K;
         use persistence::Command as P;
         match command {
@@ -308,9 +368,14 @@ impl Collective {
                 queue.persist(P::Restore(records));
                 queue.package(K::Restore(trees));
             }
+            Command::Clock(unix_ms) => {
+                queue.persist(P::Clock(unix_ms));
+                queue.object(O::Clock(unix_ms));
+            }
             Command::Moved { position, gained } => {
                 queue.persist(P::Moved { position: position.clone(), gained });
                 queue.deploy(D::Moved(position.clone()));
+                queue.object(O::Moved(position.clone()));
                 queue.package(K::Moved(position));
             }
             Command::Found { seeker: Seeker::Persistence(call), owner } => {
@@ -319,27 +384,37 @@ impl Collective {
             Command::Found { seeker: Seeker::Deployment(call), owner } => {
                 queue.deploy(D::Found { call, owner });
             }
-            Command::Feedback { call, parts, complete } => {
-                queue.deploy(D::Feedback { call, parts, complete });
+            Command::Found { seeker: Seeker::Objects(call), owner } => {
+                queue.object(O::Found { call, owner });
             }
+            Command::Feedback { seeker, parts, complete } => match seeker {
+                Seeker::Deployment(call) => queue.deploy(D::Feedback { call, parts, complete }),
+                Seeker::Objects(call) => queue.object(O::Feedback { call, parts, complete }),
+                // It tells nobody anything.
+                Seeker::Persistence(_) => {}
+            },
             Command::Persisted(token) => queue.persist(P::Persisted(token)),
             Command::NotPersisted(token) => queue.persist(P::NotPersisted(token)),
             Command::Report(report) => queue.package(K::Report(report)),
             Command::ToManager { from, msg } => queue.deploy(D::ToManager { from, msg }),
             Command::Dead(node) => {
                 queue.persist(P::Gone(node));
+                queue.object(O::Gone(node));
                 queue.deploy(D::Dead(node));
             }
             Command::Restarted(node) => {
                 queue.persist(P::Gone(node));
+                queue.object(O::Gone(node));
                 queue.deploy(D::Restarted(node));
             }
             Command::LinkUp(node) => queue.deploy(D::LinkUp(node)),
             Command::LinkDown(node) => {
                 queue.persist(P::LinkDown(node));
+                queue.object(O::LinkDown(node));
                 queue.deploy(D::LinkDown(node));
             }
             Command::Ask { ask, question } => queue.deploy(D::Ask { ask, question }),
+            Command::Object { ask, question } => queue.object(O::Ask { ask, question }),
             Command::Directory { call, key, ask } => {
                 self.ask(Some(Caller::Groups(call)), Question::Directory { key, ask }, queue);
             }
@@ -375,6 +450,7 @@ impl Collective {
                 E::Persist { token, writes } => cx.emit(Event::Persist { token, writes }),
                 E::Changed(name) => {
                     queue.package(packages::Command::Changed(name.clone()));
+                    queue.object(objects::Command::Changed(name.clone()));
                     queue.deploy(deployment::Command::Changed(name));
                 }
                 E::Answer { call, answer } => self.on_answer(call, answer, queue, cx),
@@ -389,6 +465,9 @@ impl Collective {
             }
             Some(Caller::Deployment(call)) => {
                 queue.deploy(deployment::Command::Records { call, answer });
+            }
+            Some(Caller::Objects(call)) => {
+                queue.object(objects::Command::Records { call, answer });
             }
             Some(Caller::Groups(call)) => {
                 let answer = match answer {
@@ -410,11 +489,16 @@ impl Collective {
                 E::Records { call, question } => {
                     self.ask(Some(Caller::Packages(call)), question, queue);
                 }
-                E::Answer { call, answer } => {
-                    if let Some(Caller::Deployment(call)) = self.asked.remove(&call) {
+                E::Answer { call, answer } => match self.asked.remove(&call) {
+                    Some(Caller::Deployment(call)) => {
                         queue.deploy(deployment::Command::Packages { call, answer });
                     }
-                }
+                    Some(Caller::Objects(call)) => {
+                        queue.object(objects::Command::Packages { call, answer });
+                    }
+                    // Nobody else asks the packages.
+                    Some(Caller::Packages(_) | Caller::Groups(_)) | None => {}
+                },
             }
         }
     }
@@ -431,7 +515,10 @@ impl Collective {
                 E::Lookup { call, key } => {
                     cx.emit(Event::Lookup { seeker: Seeker::Deployment(call), key });
                 }
-                E::Cast { call, body } => cx.emit(Event::Cast { call, body }),
+                E::Cast { call, body } => {
+                    let seeker = call.map(Seeker::Deployment);
+                    cx.emit(Event::Cast { seeker, body });
+                }
                 E::Records { call, question } => {
                     self.ask(call.map(Caller::Deployment), question, queue);
                 }
@@ -442,6 +529,31 @@ impl Collective {
                 E::ToHost { to, msg } => cx.emit(Event::ToHost { to, msg }),
                 E::Watch(nodes) => cx.emit(Event::Watch(nodes)),
                 E::Answer { ask, reply } => cx.emit(Event::Answer { ask, reply }),
+            }
+        }
+    }
+
+    fn feed_objects(&mut self, input: Input<Objects>, queue: &mut Queue, cx: &mut Cx<'_, Self>) {
+        use objects::Event as E;
+        for event in cx.child(&mut self.objects, input, Msg::Objects, Timer::Objects) {
+            match event {
+                E::Lookup { call, key } => {
+                    cx.emit(Event::Lookup { seeker: Seeker::Objects(call), key });
+                }
+                E::Cast { call, body } => {
+                    cx.emit(Event::Cast { seeker: Some(Seeker::Objects(call)), body });
+                }
+                E::Records { call, question } => {
+                    self.ask(Some(Caller::Objects(call)), question, queue);
+                }
+                E::Packages { call, question } => {
+                    let call = self.called(Some(Caller::Objects(call)));
+                    queue.package(packages::Command::Ask { call, question });
+                }
+                E::Answer { ask, answer } => cx.emit(Event::Object { ask, answer }),
+                E::Changed { address, answer } => {
+                    cx.emit(Event::ObjectChanged { address, answer });
+                }
             }
         }
     }

@@ -194,6 +194,15 @@ impl Packages {
         &self.trees
     }
 
+    /// Trees that should be here and are not yet.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        let store = self.records.read();
+        let mine = store.iter().filter(|record| self.position.owns_class_of(record.key));
+        let trees: Set<Tree> = mine.filter_map(needed).map(|needed| needed.tree).collect();
+        trees.iter().filter(|tree| !self.trees.contains(*tree)).count()
+    }
+
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         self.counters.iter()
     }
@@ -379,6 +388,7 @@ impl Packages {
                 }
             }
             Report::KeepFailed { tree, reason } => self.on_keep_failed(*tree, reason, cx),
+            Report::LetGo { tree } => self.drop_unneeded(tree.key(), cx),
             _ => {}
         }
     }

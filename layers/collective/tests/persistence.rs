@@ -5,11 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dugnad_collective::persistence::record::{DEGREE, Name, Record, Version, class};
-use dugnad_collective::persistence::{Answer, Command, Event, Msg, Persistence, Question};
+use dugnad_collective::persistence::record::{
+    COUNTER_STEP, DEGREE, Name, Record, TOMBSTONE_KEPT, Version, class,
+};
+use dugnad_collective::persistence::{
+    Answer, Command, Event, Msg, Persistence, Question, Versions,
+};
 use dugnad_collective::position::RingPosition;
 use dugnad_kernel::testing::{self, Around};
-use dugnad_kernel::{Arc, Duration, Id, Key, NodeId, Peer, Time};
+use dugnad_kernel::{Arc, Duration, Id, Key, NodeId, Peer, Time, hlc};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -90,8 +94,12 @@ impl Ring {
     }
 }
 
-fn any_name(_: &[u8]) -> Option<u64> {
-    Some(1 << 20)
+fn any_name(name: &[u8]) -> Option<Versions> {
+    Some(if name == b"stamped" {
+        Versions::Stamped
+    } else {
+        Versions::Counted { step: COUNTER_STEP }
+    })
 }
 
 fn world(seed: u64, count: usize) -> World {
@@ -325,4 +333,74 @@ fn answers_of_strangers_are_counted() {
     let late = world.get(me).unwrap().counters().find(|(name, _)| *name == "late_response");
     assert_eq!(late, Some(("late_response", 1)));
     assert!(world.now > Time(0));
+}
+
+/// A stamp of the future is refused by whoever knows better, and taken where no clock says so.
+#[test]
+fn a_stamp_of_the_future_is_refused() {
+    let mut world = world(61, 4);
+    let now = 1_800_000_000_000;
+    let ids = world.ids();
+    for id in &ids {
+        world.command(*id, Command::Clock(Some(now)));
+    }
+    world.run(SECOND);
+    let key = Id(61 << 100);
+    let hour = u64::try_from(Duration::from_secs(3_600).as_millis()).unwrap();
+    let stamped = |unix_ms| Record {
+        key,
+        name: b"stamped".to_vec(),
+        version: Version { counter: hlc::stamp(unix_ms), author: ids[0] },
+        value: Some(vec![1]),
+    };
+    let early = ask(&mut world, ids[0], Question::Put { record: stamped(now + hour), enough: 2 });
+    world.run(MINUTE);
+    assert!(matches!(&world.around.answers[&early], Answer::Stored(holders) if holders.is_empty()));
+    for id in &ids {
+        world.command(*id, Command::Clock(None));
+    }
+    let unknown = ask(&mut world, ids[0], Question::Put { record: stamped(now + hour), enough: 2 });
+    world.run(MINUTE);
+    assert!(
+        matches!(&world.around.answers[&unknown], Answer::Stored(holders) if holders.len() > 1)
+    );
+}
+
+/// Tombstones of stamped records go after a month, everywhere, and do not come back; others stay.
+#[test]
+fn old_tombstones_are_forgotten() {
+    let mut world = world(62, 5);
+    let now = 1_800_000_000_000;
+    let ids = world.ids();
+    for id in &ids {
+        world.command(*id, Command::Clock(Some(now)));
+    }
+    world.run(SECOND);
+    let key = Id(62 << 100);
+    let version = Version { counter: hlc::stamp(now), author: ids[0] };
+    for (name, counter) in [(&b"stamped"[..], version.counter), (b"counted", 1)] {
+        let version = Version { counter, ..version };
+        let record = Record { key, name: name.to_vec(), version, value: None };
+        ask(&mut world, ids[0], Question::Put { record, enough: 2 });
+    }
+    world.run(MINUTE);
+    let here = |world: &World, name: &[u8]| {
+        world.live().filter(|(_, node)| node.records().get(key, name).is_some()).count()
+    };
+    assert!(here(&world, b"stamped") > 0 && here(&world, b"counted") > 0);
+    let later = u64::try_from((TOMBSTONE_KEPT + MINUTE).as_millis()).unwrap();
+    // One clock lags: it keeps what it has, and gives it to nobody.
+    for id in &ids[1..] {
+        world.command(*id, Command::Clock(Some(now + later)));
+    }
+    world.run(MINUTE * 40);
+    let kept = world.get(ids[0]).unwrap().records().get(key, b"stamped").is_some();
+    assert_eq!(here(&world, b"stamped"), usize::from(kept));
+    world.command(ids[0], Command::Clock(Some(now + later)));
+    world.run(MINUTE * 20);
+    assert_eq!(here(&world, b"stamped"), 0);
+    assert!(here(&world, b"counted") > 0, "a count says nothing about time");
+    assert!(
+        world.around.disks.values().all(|disk| !disk.contains_key(&(key, b"stamped".to_vec())))
+    );
 }

@@ -6,6 +6,10 @@ use dugnad_kernel::map::Set;
 
 pub use dugnad_collective::deployment::client::ServiceQuestion;
 pub use dugnad_collective::deployment::service::{Desired, ReplicaState, ServiceView, Slot};
+pub use dugnad_collective::objects::item::{Address, Content, Manner, Namespace};
+pub use dugnad_collective::objects::siblings::Context;
+pub use dugnad_collective::objects::sums::{Listed, NodeSums};
+pub use dugnad_collective::objects::{Expect, ObjectAnswer, ObjectQuestion, Value};
 pub use dugnad_connectivity::group::Manner as GroupManner;
 pub use dugnad_connectivity::group::directory::{Mode as GroupMode, Policy as GroupPolicy};
 use dugnad_fabric::{Amounts, Ceilings};
@@ -41,6 +45,9 @@ pub enum Command {
     /// Nothing of this batch is promised: the disk is full or failed.
     NotPersisted(Token),
     Host(Report),
+    /// What the machine's clock says now, in milliseconds since 1970: at the start, and when it was
+    /// set; `None` while it was never set.
+    Clock(Option<u64>),
     Ask(AskId, Question),
     /// The owner's ceilings, and whether she takes work at all.
     Limits {
@@ -85,6 +92,11 @@ pub enum Event {
         from_name: String,
         body: Vec<u8>,
     },
+    /// A watched object is another now.
+    ObjectChanged {
+        address: Address,
+        answer: ObjectAnswer,
+    },
     /// Nothing runs here any more.
     HandedOver,
     /// The ring no longer counts on this node.
@@ -102,6 +114,14 @@ pub enum Question {
     Announce(String),
     /// Answers [`Answer::Groups`] to a list, else [`Answer::Done`].
     Group(GroupQuestion),
+    /// Answers [`Answer::Object`].
+    Object(ObjectQuestion),
+}
+
+impl From<ObjectQuestion> for Question {
+    fn from(question: ObjectQuestion) -> Self {
+        Self::Object(question)
+    }
 }
 
 impl From<ServiceQuestion> for Question {
@@ -170,6 +190,7 @@ pub enum Answer {
         took: Duration,
     },
     Groups(Vec<GroupView>),
+    Object(ObjectAnswer),
     Done,
     /// It cannot be met now; one line a reason (exit 3).
     Unmet(Vec<String>),

@@ -8,7 +8,6 @@ use dugnad_kernel::map::Map;
 use dugnad_collective::{self as collective, Seeker};
 use dugnad_connectivity::overlay;
 use dugnad_connectivity::route::Found;
-use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Key, NodeId, Time};
 use dugnad_resource::execute::ReplicaId;
 use dugnad_resource::executor::{self, clip_note};
@@ -32,8 +31,8 @@ pub(crate) enum Why {
     /// Something waits for the address of this node.
     Address(NodeId),
     Collective(Seeker),
-    /// The deployment waits for what the community answers.
-    Feedback(CallId),
+    /// Somebody waits for what the community answers.
+    Feedback(Seeker),
     /// A person asked who answers for a key.
     Person {
         ask: AskId,

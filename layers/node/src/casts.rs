@@ -4,9 +4,10 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use dugnad_collective::Seeker;
 use dugnad_collective::cast::{CastBody, CastPart};
+use dugnad_collective::objects::sums::NodeSums;
 use dugnad_connectivity::overlay;
-use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Hash};
 use dugnad_resource::describe::{Description, clip_name};
 use dugnad_resource::execute::Order;
@@ -17,15 +18,20 @@ use crate::asked::Why;
 use crate::{Event, Happened, Node, program_hash};
 
 impl Node {
-    /// Tells everybody. `call`: who waits for what they answer, if somebody does.
-    pub(crate) fn cast(&mut self, call: Option<CallId>, mut body: CastBody, cx: &mut Cx<'_, Self>) {
+    /// Tells everybody. `seeker`: who waits for what they answer, if somebody does.
+    pub(crate) fn cast(
+        &mut self,
+        seeker: Option<Seeker>,
+        mut body: CastBody,
+        cx: &mut Cx<'_, Self>,
+    ) {
         if let CastBody::Happened { by_name, .. } = &mut body {
             by_name.clone_from(&self.profile.name);
         }
         // Plain data into memory cannot fail.
         if let Ok(body) = postcard::to_allocvec(&body) {
-            let feedback = call.is_some();
-            let call = call.map_or(0, |call| self.asked.call(Why::Feedback(call)));
+            let feedback = seeker.is_some();
+            let call = seeker.map_or(0, |seeker| self.asked.call(Why::Feedback(seeker)));
             self.ring(overlay::Command::Cast { call, body, feedback }, cx);
         }
     }
@@ -54,6 +60,11 @@ impl Node {
                 CastPart::Services(views)
             }
             CastBody::Ports => CastPart::Ports(self.managed_ports()),
+            CastBody::Objects { namespace } => CastPart::Objects(Box::new(NodeSums {
+                name: self.profile.name.clone(),
+                given: self.executor.ledger().ceilings().amounts.disk,
+                ..self.collective.sums(namespace.as_deref())
+            })),
             CastBody::Changed { name, port, removed } => {
                 self.on_changed(name, port, removed, cx);
                 return None;

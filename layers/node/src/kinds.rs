@@ -1,7 +1,7 @@
 //! Names of the messages, for counters: a storm must be visible by name from outside.
 
 use dugnad_collective::persistence::sync::SyncMsg;
-use dugnad_collective::{self as collective, deployment, packages, persistence};
+use dugnad_collective::{self as collective, deployment, objects, packages, persistence};
 use dugnad_connectivity as connectivity;
 use dugnad_connectivity::entry::EntryMsg;
 use dugnad_connectivity::group::directory::DirectoryAsk;
@@ -90,6 +90,7 @@ const fn community(msg: &collective::Msg) -> &'static str {
         collective::Msg::Packages(packages::Msg::Mirror { .. }) => "tree_mirror",
         collective::Msg::Packages(packages::Msg::NotHeld { .. }) => "tree_not_held",
         collective::Msg::Deployment(msg) => in_deployment(msg),
+        collective::Msg::Objects(msg) => in_objects(msg),
     }
 }
 
@@ -133,6 +134,21 @@ const fn in_deployment(msg: &deployment::Msg) -> &'static str {
                 "response"
             }
         },
+    }
+}
+
+const fn in_objects(msg: &objects::Msg) -> &'static str {
+    use objects::{Msg, Request};
+    match msg {
+        Msg::Request { request, .. } => match request {
+            Request::Read { .. } => "object_read",
+            Request::Add { .. } => "object_add",
+            Request::List { .. } => "object_list",
+            Request::Watch { .. } => "object_watch",
+            Request::Clock { .. } => "object_clock",
+        },
+        Msg::Response { .. } => "response",
+        Msg::Changed { .. } => "object_changed",
     }
 }
 

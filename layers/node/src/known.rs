@@ -9,7 +9,7 @@ use dugnad_kernel::{Cx, NodeId};
 use dugnad_resource::execute::Order;
 
 use crate::asked::Why;
-use crate::{Answer, AskId, Event, Msg, Node};
+use crate::{Answer, AskId, Event, Msg, Node, ObjectAnswer};
 
 /// Messages, orders and answers that wait for an address. Further ones go without: a message is
 /// lost as on a broken link, an order or an answer names a node that cannot be reached.
@@ -66,6 +66,9 @@ impl Node {
     pub(crate) fn answer_known(&mut self, ask: AskId, answer: Answer, cx: &mut Cx<'_, Self>) {
         let missing = match &answer {
             Answer::Resolved(view) => self.unknown(view.slots.iter().map(|slot| slot.node)),
+            Answer::Object(ObjectAnswer::Found { values, .. }) => {
+                self.unknown(values.iter().flat_map(|value| value.sources.iter().copied()))
+            }
             _ => Set::new(),
         };
         self.defer(missing, What::Answer(ask, answer), cx);

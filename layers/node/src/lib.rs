@@ -241,6 +241,9 @@ impl Node {
             Command::Ask(ask, Question::Service(question)) => {
                 self.community(collective::Command::Ask { ask, question }, cx);
             }
+            Command::Ask(ask, Question::Object(question)) => {
+                self.community(collective::Command::Object { ask, question }, cx);
+            }
             Command::Ask(ask, Question::Group(question)) => self.ask_group(ask, question, cx),
             Command::Ask(ask, Question::Lookup(key)) => self.on_lookup(ask, key, cx),
             Command::Ask(ask, Question::Announce(text)) => self.on_announce(ask, &text, cx),
@@ -248,6 +251,7 @@ impl Node {
                 self.host(executor::Command::Limits { ceilings, takes_work }, cx);
             }
             Command::KeptState(kept) => self.kept_state = kept,
+            Command::Clock(unix_ms) => self.community(collective::Command::Clock(unix_ms), cx),
             Command::Addresses { addrs, home } => {
                 self.profile.home = home;
                 self.connectivity.set_addrs(addrs);
@@ -381,9 +385,9 @@ impl Node {
                 }
             }
             E::Feedback { call, feedback } => {
-                if let Some(Why::Feedback(call)) = self.asked.over(call) {
+                if let Some(Why::Feedback(seeker)) = self.asked.over(call) {
                     let (parts, complete) = (feedback.parts, feedback.complete);
-                    self.community(collective::Command::Feedback { call, parts, complete }, cx);
+                    self.community(collective::Command::Feedback { seeker, parts, complete }, cx);
                 }
             }
             E::Restarted(id) => {
@@ -450,7 +454,7 @@ impl Node {
                 collective::Event::Lookup { seeker, key } => {
                     self.look_up(Why::Collective(seeker), key, cx);
                 }
-                collective::Event::Cast { call, body } => self.cast(call, body, cx),
+                collective::Event::Cast { seeker, body } => self.cast(seeker, body, cx),
                 collective::Event::Persist { token, writes } => {
                     let writes = writes.into_iter();
                     let writes = writes.map(|(name, value)| (DiskKey::Record(name), value));
@@ -467,6 +471,12 @@ impl Node {
                     self.connect(connectivity::Command::Group(command), cx);
                 }
                 collective::Event::Answer { ask, reply } => self.on_reply(ask, reply, cx),
+                collective::Event::Object { ask, answer } => {
+                    self.answer_known(ask, Answer::Object(answer), cx);
+                }
+                collective::Event::ObjectChanged { address, answer } => {
+                    cx.emit(Event::ObjectChanged { address, answer });
+                }
             }
         }
     }

@@ -87,6 +87,10 @@ pub enum Report {
         tree: Tree,
         reason: String,
     },
+    /// Nothing here needs the tree any more, unless a record that lies here says so.
+    LetGo {
+        tree: Tree,
+    },
 }
 
 /// Which manager speaks, and in which term: nodes obey the highest they have seen and refuse the

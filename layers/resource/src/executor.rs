@@ -569,7 +569,7 @@ impl Executor {
                 }
             }
             // Trees are kept for the community, not for a replica.
-            Report::Kept { .. } | Report::KeepFailed { .. } => {}
+            Report::Kept { .. } | Report::KeepFailed { .. } | Report::LetGo { .. } => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! The world: nodes, time, and the carrying out of effects.
 
+mod clock;
 mod crash;
 
 use std::cmp::Reverse;
@@ -7,7 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Component, Cx, Duration, Effect, Hash, Id, Input, NodeId, Peer, Time, wire};
-use dugnad_node::{Answer, AskId, Command, Config, Event, Happened, Msg, Node, Question, Timer};
+use dugnad_node::{
+    Address, Answer, AskId, Command, Config, Event, Happened, Msg, Node, ObjectAnswer, Question,
+    Timer,
+};
 use dugnad_resource::describe::Profile;
 use dugnad_resource::execute::{Order, ReplicaId, Report};
 use dugnad_resource::spec::{Arch, Tree};
@@ -58,6 +62,10 @@ pub struct Machine {
     pub happened: Vec<(Time, Happened)>,
     /// Messages of groups, in order: the group, from whom, and what.
     pub heard: Vec<(String, NodeId, Vec<u8>)>,
+    /// Changes of objects it watches, in order.
+    pub changes: Vec<(Address, ObjectAnswer)>,
+    /// Milliseconds its clock is ahead of the right time; `None` if it was never set.
+    clock: Option<i64>,
     pub left: bool,
     pub handed_over: bool,
     /// On top of what a sync takes anyway.
@@ -198,6 +206,8 @@ impl World {
             heard: Vec::new(),
             left: false,
             handed_over: false,
+            changes: Vec::new(),
+            clock: Some(0),
             slow_sync: Duration::ZERO,
             last_order: Time(0),
         };
@@ -239,6 +249,7 @@ impl World {
         let trees = machine.disk.trees.iter().copied().collect();
         let alone = machine.seeds.is_empty() && machine.inc == 1;
         let life = machine.life;
+        self.tell_clock(id);
         self.input(id, Input::Command(Command::Boot { records, trees, alone }));
         self.at(self.now, Happening::Redial { node: id, life, tries: 0 });
     }
@@ -438,6 +449,11 @@ impl World {
                 }
             }
             Event::Ports(_) => {}
+            Event::ObjectChanged { address, answer } => {
+                if let Some(machine) = self.machines.get_mut(&id) {
+                    machine.changes.push((address, answer));
+                }
+            }
             Event::HandedOver => {
                 if let Some(machine) = self.machines.get_mut(&id) {
                     machine.handed_over = true;

@@ -133,7 +133,7 @@ async fn answer(
             let (parts, _) = cast(&asker, CastBody::Ports).await;
             let ports = parts.into_iter().filter_map(|part| match part {
                 CastPart::Ports(ports) => Some(ports),
-                CastPart::Node(_) | CastPart::Services(_) => None,
+                _ => None,
             });
             ServiceAnswer::Ports(ports.flatten().collect())
         }
@@ -143,7 +143,7 @@ async fn answer(
             let (parts, complete) = cast(&asker, CastBody::Services).await;
             let views = parts.into_iter().filter_map(|part| match part {
                 CastPart::Services(views) => Some(views),
-                CastPart::Node(_) | CastPart::Ports(_) => None,
+                _ => None,
             });
             ServiceAnswer::Ps { views: newest(views.flatten().collect()), complete }
         }
@@ -367,7 +367,7 @@ async fn port_taken(asker: &Asker, spec: &Spec) -> Option<String> {
     let (parts, _) = cast(asker, CastBody::Ports).await;
     let ports = parts.into_iter().filter_map(|part| match part {
         CastPart::Ports(ports) => Some(ports),
-        CastPart::Node(_) | CastPart::Services(_) => None,
+        _ => None,
     });
     let (holder, _) = ports.flatten().find(|(name, taken)| *taken == port && *name != spec.name)?;
     Some(format!(

@@ -16,7 +16,7 @@ use dugnad_kernel::map::{Map, Set};
 use dugnad_connectivity::group::directory::{DirectoryAnswer, DirectoryAsk};
 use dugnad_kernel::calls::{CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
-use dugnad_kernel::{Arc, Component, Counters, Cx, Input, Key, NodeId};
+use dugnad_kernel::{Arc, Component, Counters, Cx, Hlc, Input, Key, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::position::RingPosition;
@@ -32,9 +32,19 @@ pub(crate) use operations::{Asker, Outcome, Reply};
 /// Operations at a time; more are refused.
 pub(crate) const OPS_MAX: usize = 512;
 
-/// How far the version of a record of this name may lie above the one known here; `None` if nobody
-/// in this community writes records of such a name.
-pub(crate) type StepOf = fn(&[u8]) -> Option<u64>;
+/// How the versions of a kind of record grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Versions {
+    /// They count writes, and may lie so far above the one known here.
+    Counted { step: u64 },
+    /// They are stamps of a hybrid logical clock; tombstones are forgotten after
+    /// [`record::TOMBSTONE_KEPT`].
+    Stamped,
+}
+
+/// How the versions of records of this name grow; `None` if nobody in this community writes records
+/// of such a name.
+pub(crate) type VersionsOf = fn(&[u8]) -> Option<Versions>;
 
 /// A request between nodes; its answer is a [`Response`] to the same call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,6 +135,8 @@ pub enum Answer {
 pub enum Command {
     /// What the disk held.
     Restore(Vec<Record>),
+    /// Milliseconds since 1970 as the machine's clock has it now; `None` if it was never set.
+    Clock(Option<u64>),
     /// What this node answers for now. `gained`: without a hand-over by who had it before.
     Moved {
         position: RingPosition,
@@ -171,7 +183,8 @@ pub enum Event {
 /// The records of one node, and its part in keeping those of the community.
 pub struct Persistence {
     pub(crate) me: NodeId,
-    step_of: StepOf,
+    versions_of: VersionsOf,
+    clock: Hlc,
     pub(crate) position: RingPosition,
     /// What it answered for before it went out of the ring, until it is in again.
     range_before: Option<Arc>,
@@ -209,10 +222,11 @@ impl Component for Persistence {
 
 impl Persistence {
     #[must_use]
-    pub fn new(me: NodeId, step_of: StepOf) -> Self {
+    pub fn new(me: NodeId, versions_of: VersionsOf) -> Self {
         Self {
             me,
-            step_of,
+            versions_of,
+            clock: Hlc::default(),
             position: RingPosition::default(),
             range_before: None,
             records: Records::default(),
@@ -252,6 +266,13 @@ impl Persistence {
         self.calls.names()
     }
 
+    /// Copy holders that were not compared with since the ring moved: what they lack is not known.
+    #[must_use]
+    pub fn uncompared(&self) -> usize {
+        let holders = self.position.copy_holders(self.me).into_iter();
+        holders.filter(|id| !self.synced.is_compared(*id)).count()
+    }
+
     pub(crate) fn count(&mut self, what: &'static str) {
         self.counters.count(what);
     }
@@ -259,6 +280,7 @@ impl Persistence {
     fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {
         match command {
             Command::Restore(records) => self.records.write().restore(records),
+            Command::Clock(unix_ms) => self.clock.set(unix_ms, cx.now),
             Command::Moved { position, gained } => self.on_moved(position, gained, cx),
             Command::Found { call, owner } => self.answer(call, Reply::Found(owner), cx),
             Command::Persisted(token) => self.on_persisted(token, true, cx),

@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use dugnad_kernel::{Arc, Key, NodeId};
+use dugnad_kernel::{Arc, Duration, Key, NodeId};
 use serde::{Deserialize, Serialize};
 
 /// Degree of the replication.
@@ -17,12 +17,14 @@ pub const COPIES: usize = 2;
 pub const NAME_MAX: usize = 64;
 pub const VALUE_MAX: usize = 32 * 1024;
 /// Records one node holds; more are refused.
-pub const RECORDS_MAX: usize = 16 * 1024;
+pub const RECORDS_MAX: usize = 32 * 1024;
 /// Bytes of all names and values one node holds in memory; more are refused.
 pub const STORE_BYTES_MAX: usize = 16 << 20;
 /// Of both, what one author may have.
 pub const AUTHOR_MAX: usize = RECORDS_MAX / 2;
 pub const AUTHOR_BYTES_MAX: usize = STORE_BYTES_MAX / 2;
+/// How long it is remembered that an object was removed: who was away for longer brings it back.
+pub const TOMBSTONE_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// Versions count writes; one beyond this was not reached by writing.
 pub const COUNTER_MAX: u64 = 1 << 62;
 /// How far a version may lie above the one known here: nobody misses so many writes, and a record

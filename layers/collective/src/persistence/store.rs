@@ -6,13 +6,17 @@ use alloc::vec::Vec;
 use core::cell::{Ref, RefCell, RefMut};
 
 use dugnad_kernel::calls::Operates;
-use dugnad_kernel::{Cx, Key, NodeId};
+use dugnad_kernel::{Cx, Key, NodeId, Time, hlc};
 
 use super::put;
 use super::record::{
-    AUTHOR_BYTES_MAX, AUTHOR_MAX, DEGREE, Name, RECORDS_MAX, Record, STORE_BYTES_MAX, Version, owns,
+    AUTHOR_BYTES_MAX, AUTHOR_MAX, DEGREE, Name, RECORDS_MAX, Record, STORE_BYTES_MAX,
+    TOMBSTONE_KEPT, Version, owns,
 };
-use super::{Event, Persistence, Request, Response};
+use super::{Event, Persistence, Request, Response, Versions};
+
+/// Tombstones forgotten at a time.
+const FORGET_MAX: usize = 256;
 
 #[derive(Debug, Default)]
 pub struct Store {
@@ -65,6 +69,21 @@ impl Store {
         if let Some(old) = self.records.insert(record.id(), record) {
             self.bytes -= old.bytes();
         }
+    }
+
+    fn remove(&mut self, names: &[Name]) {
+        for name in names {
+            if let Some(old) = self.records.remove(name) {
+                self.bytes -= old.bytes();
+            }
+        }
+    }
+
+    /// What lies under one key, by name.
+    pub fn under(&self, key: Key) -> impl Iterator<Item = &Record> {
+        let from: Name = (key, Vec::new());
+        let under = self.records.range(from..).map(|(_, record)| record);
+        under.take_while(move |record| record.key == key)
     }
 
     /// Whether `record` may be added, or put in the place of an older version.
@@ -131,13 +150,8 @@ impl Persistence {
             self.count("record_out_of_bounds");
             return Applied::Refused;
         }
-        let Some(step) = (self.step_of)(&record.name) else {
-            self.count("record_of_unknown_kind");
-            return Applied::Refused;
-        };
-        let counter = known.map_or(0, |known| known.counter);
-        if record.version.counter > counter.saturating_add(step) {
-            self.count("version_out_of_bounds");
+        if let Some(why) = self.version_refused(record, known, cx.now) {
+            self.count(why);
             return Applied::Refused;
         }
         if known.is_some_and(|known| known >= record.version) {
@@ -154,6 +168,48 @@ impl Persistence {
         self.records.write().insert(record.clone());
         cx.emit(Event::Changed(record.id()));
         Applied::New
+    }
+
+    /// What is wrong with the version of a record, by its kind.
+    fn version_refused(
+        &self,
+        record: &Record,
+        known: Option<Version>,
+        now: Time,
+    ) -> Option<&'static str> {
+        let counter = record.version.counter;
+        match (self.versions_of)(&record.name) {
+            None => Some("record_of_unknown_kind"),
+            Some(Versions::Counted { step }) => {
+                let known = known.map_or(0, |known| known.counter);
+                (counter > known.saturating_add(step)).then_some("version_out_of_bounds")
+            }
+            Some(Versions::Stamped) if self.clock.is_ahead(counter, now) => {
+                Some("stamp_of_the_future")
+            }
+            Some(Versions::Stamped) => self.is_old(record, now).then_some("tombstone_too_old"),
+        }
+    }
+
+    /// A tombstone that everybody who is to hear of it has heard of.
+    fn is_old(&self, record: &Record, now: Time) -> bool {
+        let kept = u64::try_from(TOMBSTONE_KEPT.as_millis()).unwrap_or(u64::MAX);
+        let stamped = (self.versions_of)(&record.name) == Some(Versions::Stamped);
+        let until = hlc::millis(record.version.counter).saturating_add(kept);
+        stamped && record.value.is_none() && self.clock.unix_ms(now).is_some_and(|ms| ms > until)
+    }
+
+    /// Forgets tombstones that are old enough.
+    pub(crate) fn forget_tombstones(&mut self, cx: &mut Cx<'_, Self>) {
+        let store = self.records.read();
+        let old = store.iter().filter(|record| self.is_old(record, cx.now));
+        let old: Vec<Name> = old.map(Record::id).take(FORGET_MAX).collect();
+        drop(store);
+        if !old.is_empty() {
+            self.records.write().remove(&old);
+            let writes = old.into_iter().map(|name| (name, None)).collect();
+            cx.emit(Event::Persist { token: None, writes });
+        }
     }
 
     /// Whether `from` may bring a record of this key here: to one of its owners, or as one.

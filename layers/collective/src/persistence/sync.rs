@@ -43,6 +43,10 @@ pub(crate) struct Synced {
 }
 
 impl Synced {
+    pub(crate) fn is_compared(&self, node: NodeId) -> bool {
+        self.ranges.contains_key(&node)
+    }
+
     /// What was in flight to it is lost; whether it was compared with.
     pub(crate) fn forget(&mut self, node: NodeId) -> bool {
         self.ranges.remove(&node).is_some()
@@ -86,6 +90,7 @@ impl Persistence {
         self.synced.ranges.clear();
         self.plan_sync(cx);
         self.expire_groups(cx);
+        self.forget_tombstones(cx);
         if let Some(range) = self.position.range {
             let x = cx.rng.u32(1..DEGREE);
             self.repair(range, &[x], cx);

@@ -77,7 +77,7 @@ variants!(Load, "load": Above, Topology, Cast);
 variants!(detector::Msg, "detect": Ping, Pong, PingReq, Reached, Gone);
 variants!(EntryMsg, "entry": Probe, ProbeRes, Merge, Hint);
 variants!(collective::Msg, "collective":
-    Persistence => inner, Packages => inner, Deployment => inner);
+    Persistence => inner, Packages => inner, Deployment => inner, Objects => inner);
 variants!(persistence::Msg, "persistence":
     Request => request named, Response => response named, Sync => inner);
 variants!(packages::Msg, "packages": Held, Mirror, NotHeld);
@@ -100,8 +100,9 @@ variants!(SyncMsg, "sync": Digest, Want, Items);
 variants!(ToHost, "tohost": Reserve, Start, Stop, Probe, BeatAck, NotManager);
 variants!(ToManager, "tomanager": Reserved, Refused, Beat, Nothing, Deposed,
     Leaving);
-variants!(CastBody, "body": Describe, Services, Ports, Changed, Happened, Removed);
-variants!(CastPart, "part": Node, Services, Ports);
+variants!(CastBody, "body": Describe, Services, Ports, Changed, Happened, Removed,
+    Objects);
+variants!(CastPart, "part": Node, Services, Ports, Objects);
 variants!(Desired, "desired": Running, Stopped, Removed, RemovedButState);
 variants!(ReplicaState, "slot": Reserved, Starting, Ready, Draining, Lost);
 variants!(HostState, "state":
@@ -126,6 +127,8 @@ impl Variants for Bulk {
     }
 }
 
+pub(crate) mod objects;
+
 /// Every variant that travels as a message. The parts of a broadcast travel inside one as bytes.
 pub(crate) fn all_variants() -> Vec<String> {
     let all = [
@@ -148,6 +151,9 @@ pub(crate) fn all_variants() -> Vec<String> {
         deployment::Msg::ALL,
         deployment::Request::ALL,
         deployment::Response::ALL,
+        collective::objects::Msg::ALL,
+        collective::objects::Request::ALL,
+        collective::objects::Response::ALL,
         SyncMsg::ALL,
         ToHost::ALL,
         ToManager::ALL,
@@ -487,7 +493,8 @@ fn collective_messages() -> Vec<collective::Msg> {
     let persistence = persistence_messages().into_iter().map(collective::Msg::Persistence);
     let deployment = deployment_messages().into_iter().map(collective::Msg::Deployment);
     let packages = packages.into_iter().map(collective::Msg::Packages);
-    persistence.chain(packages).chain(deployment).collect()
+    let objects = objects::messages().into_iter().map(collective::Msg::Objects);
+    persistence.chain(packages).chain(deployment).chain(objects).collect()
 }
 
 fn host_messages() -> Vec<Msg> {
@@ -523,6 +530,7 @@ pub(crate) fn stored(lines: &mut Lines) {
     lines.stored("record", &record());
     lines.stored("tombstone", &Record { value: None, ..record() });
     lines.stored("group", &group_record());
+    objects::stored(lines);
     lines.stored("needed", &Needed { tree: tree(), origin: id(1) });
     lines.stored("run", &Run { id: replica(), generation: 2, spec: spec(), package: Some(tree()) });
     let states = [
@@ -551,12 +559,14 @@ pub(crate) fn stored(lines: &mut Lines) {
             text: "healed".into(),
         },
         CastBody::Removed { service: id(9) },
+        CastBody::Objects { namespace: Some("notes".into()) },
     ];
     every(lines, "cast", bodies, |body| body);
     let parts = [
         CastPart::Node(Box::new(description())),
         CastPart::Services(vec![view()]),
         CastPart::Ports(vec![("wiki".into(), 6379)]),
+        CastPart::Objects(Box::new(objects::sums())),
     ];
     every(lines, "part", parts, |part| part);
     let states = [

@@ -1,0 +1,484 @@
+//! `/v1/store` and `/v1/namespaces`: objects, for people and for services.
+//!
+//! | endpoint | does |
+//! |---|---|
+//! | `GET /v1/store/NAMESPACE/PATH` | the value; `ETag` is its version |
+//! | the same `?watch=1` | a JSON line at every change; `?watch=now`: first how it is |
+//! | `PUT` there, body: the value | writes it; `If-Match: VERSION`, `If-None-Match: *` |
+//! | `DELETE` there | removes it; `If-Match` |
+//! | `GET /v1/store/NAMESPACE?prefix=P&after=PATH` | up to 256 objects, in order |
+//! | `GET /v1/namespaces/NAMESPACE`, `PUT` with the same JSON | how it is kept |
+//! | `GET /v1/store` (people) | what every node keeps |
+//!
+//! Where concurrent values are kept, an answer has `Dugnad-Context`; a write that sends it back
+//! replaces what was read, and one without replaces what there is. Several values come as JSON with
+//! status 300.
+
+use std::io;
+use std::rc::Rc;
+
+use dugnad_node::{
+    Address, Answer, Content, Context, Expect, Listed, Manner, Namespace, NodeSums, ObjectAnswer,
+    ObjectQuestion, Question, Value,
+};
+use futures_util::StreamExt as _;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::json;
+use smol::channel::bounded;
+
+use super::body::Payload;
+use super::http::{Query, Reply, json_response, lines, whole};
+use super::shape::Trouble;
+use super::{AgentApi, exit};
+use crate::text::percent_decode;
+
+/// Bytes of a value that travels with its question; a longer one goes to disk first.
+const INLINE_MAX: usize = 4096;
+/// Blocks on their way to the disk.
+const BLOCKS: usize = 4;
+/// Bytes of the description of a namespace.
+const NAMESPACE_MAX: usize = 16 << 10;
+const CONTEXT: HeaderName = HeaderName::from_static("dugnad-context");
+
+/// Who asks.
+pub(crate) enum Who {
+    Person,
+    /// A service, and the namespaces its file names beside its own.
+    Service {
+        name: String,
+        namespaces: Vec<String>,
+    },
+}
+
+impl Who {
+    /// Whether it is the service of this name.
+    fn is(&self, service: &str) -> bool {
+        matches!(self, Self::Service { name, .. } if name == service)
+    }
+}
+
+/// A request below `/v1/store`; `path` is what follows it.
+pub(super) async fn route(
+    backend: &Rc<dyn AgentApi>,
+    who: &Who,
+    path: &str,
+    request: Request<Incoming>,
+) -> Reply {
+    let query = Query(request.uri().query().unwrap_or_default().to_owned());
+    let path = path.strip_prefix('/').unwrap_or(path);
+    let path = percent_decode(path).ok_or_else(|| Trouble::usage("the key is no UTF-8 text"))?;
+    match (request.method(), path.split_once('/')) {
+        (&Method::GET, None) if path.is_empty() => match who {
+            Who::Person => sums(backend).await,
+            Who::Service { name, .. } => list(backend, who, name, &query).await,
+        },
+        (&Method::GET, None) => list(backend, who, &path, &query).await,
+        (&Method::GET, Some((namespace, ""))) => list(backend, who, namespace, &query).await,
+        (method, _) => {
+            let address = Address::parse(&path).map_err(|why| {
+                Trouble::usage(format!("\"{}\" is no key: {why}", crate::text::plain(&path)))
+            })?;
+            may_use(backend, who, &address.namespace).await?;
+            match *method {
+                Method::GET if query.get("watch").is_some() => {
+                    watch(backend, address, query.get("watch") == Some("now")).await
+                }
+                Method::GET => get(backend, address, request.headers()).await,
+                Method::PUT => put(backend, who, address, request).await,
+                Method::DELETE => {
+                    let (expect, context) = conditions(request.headers())?;
+                    write(backend, who, address, None, expect, context).await
+                }
+                _ => Err(Trouble::new(405, exit::USAGE, "only GET, PUT and DELETE are known")),
+            }
+        }
+    }
+}
+
+async fn ask(
+    backend: &Rc<dyn AgentApi>,
+    question: ObjectQuestion,
+) -> Result<ObjectAnswer, Trouble> {
+    match backend.ask(Question::Object(question)).await {
+        Answer::Object(answer) => Ok(answer),
+        Answer::Failed(text) => Err(Trouble::failed(text)),
+        other => Err(Trouble::failed(format!("unexpected answer {other:?}"))),
+    }
+}
+
+/// What an answer means that is not what was hoped for.
+fn trouble(answer: ObjectAnswer, key: &str) -> Trouble {
+    match answer {
+        ObjectAnswer::Absent { .. } => {
+            Trouble::new(404, exit::FAILED, format!("there is no {key}; see: dugnad ls"))
+        }
+        ObjectAnswer::Unknown(text) => Trouble::new(404, exit::FAILED, text),
+        ObjectAnswer::Lost { version: 0 } => {
+            Trouble::new(412, exit::FAILED, format!("{key} does not exist now"))
+        }
+        ObjectAnswer::Lost { version } => {
+            Trouble::new(412, exit::FAILED, format!("{key} is at version {version:016x} now"))
+        }
+        ObjectAnswer::Refused(text) => Trouble::new(403, exit::REFUSED, text),
+        ObjectAnswer::Unmet(mut reasons) if reasons.len() == 1 => {
+            Trouble::new(507, exit::UNMET, reasons.remove(0))
+        }
+        ObjectAnswer::Unmet(reasons) => {
+            let text = format!("{key} cannot be kept now");
+            Trouble { reasons, ..Trouble::new(507, exit::UNMET, text) }
+        }
+        ObjectAnswer::Failed(text) => Trouble::new(503, exit::FAILED, text),
+        other => Trouble::failed(format!("unexpected answer {other:?}")),
+    }
+}
+
+/// A service uses its own namespace, and those its file names and that are shared with it.
+async fn may_use(backend: &Rc<dyn AgentApi>, who: &Who, namespace: &str) -> Result<(), Trouble> {
+    let Who::Service { name, namespaces } = who else { return Ok(()) };
+    if namespace == name {
+        return Ok(());
+    }
+    let refused = |text: String| Err(Trouble::new(403, exit::REFUSED, text));
+    if !namespaces.iter().any(|named| named == namespace) {
+        return refused(format!(
+            "the file of {name} does not name the namespace {namespace}: add [store] namespaces \
+             = [\"{namespace}\"]"
+        ));
+    }
+    match ask(backend, ObjectQuestion::Namespace(namespace.to_owned())).await? {
+        ObjectAnswer::Namespace(known) if known.shared.contains(name) => Ok(()),
+        ObjectAnswer::Namespace(_) => refused(format!(
+            "the namespace {namespace} is not shared with {name}; who agrees says: dugnad \
+             namespace {namespace} --share {name}"
+        )),
+        other => Err(trouble(other, namespace)),
+    }
+}
+
+/// What a write expects, and what its writer has seen.
+fn conditions(headers: &HeaderMap) -> Result<(Option<Expect>, Option<Context>), Trouble> {
+    let wrong = |what: &str| Trouble::usage(format!("{what} cannot be read"));
+    let expect = match (headers.get(IF_MATCH), headers.get(IF_NONE_MATCH)) {
+        (Some(tag), _) => {
+            let tag = tag.to_str().ok().and_then(version);
+            Some(Expect::Version(tag.ok_or_else(|| wrong("the version of If-Match"))?))
+        }
+        (None, Some(all)) if all == "*" => Some(Expect::Absent),
+        (None, Some(_)) => return Err(wrong("If-None-Match (only * is known to a write)")),
+        (None, None) => None,
+    };
+    let context = match headers.get(CONTEXT) {
+        Some(text) => {
+            let context = text.to_str().ok().and_then(Context::from_text);
+            Some(context.ok_or_else(|| wrong("Dugnad-Context"))?)
+        }
+        None => None,
+    };
+    Ok((expect, context))
+}
+
+/// A version as an `ETag` says it, or bare.
+fn version(tag: &str) -> Option<u64> {
+    let tag = tag.trim().trim_matches('"');
+    (tag.len() == 16).then(|| u64::from_str_radix(tag, 16).ok()).flatten()
+}
+
+fn tagged(
+    mut response: Response<Payload>,
+    version: u64,
+    context: Option<&Context>,
+) -> Response<Payload> {
+    let headers = response.headers_mut();
+    if version > 0 {
+        if let Ok(tag) = HeaderValue::try_from(format!("\"{version:016x}\"")) {
+            headers.insert(ETAG, tag);
+        }
+    }
+    if let Some(Ok(context)) = context.map(|context| HeaderValue::try_from(context.to_text())) {
+        headers.insert(CONTEXT, context);
+    }
+    response
+}
+
+async fn get(backend: &Rc<dyn AgentApi>, address: Address, headers: &HeaderMap) -> Reply {
+    let key = format!("{}/{}", address.namespace, address.path);
+    match ask(backend, ObjectQuestion::Get(address)).await? {
+        ObjectAnswer::Found { mut values, version: at, context } => {
+            let asked = headers.get(IF_NONE_MATCH).and_then(|tag| tag.to_str().ok());
+            if at > 0 && asked.and_then(version) == Some(at) {
+                let mut response = Response::new(Payload::Whole(None));
+                *response.status_mut() = StatusCode::NOT_MODIFIED;
+                return Ok(tagged(response, at, context.as_ref()));
+            }
+            let mut response = match (values.pop(), values.is_empty()) {
+                (Some(value), true) => raw(backend, value).await?,
+                (last, _) => several(values.iter().chain(&last)),
+            };
+            response = tagged(response, at, context.as_ref());
+            Ok(response)
+        }
+        other => Err(trouble(other, &key)),
+    }
+}
+
+/// One value as it is.
+async fn raw(backend: &Rc<dyn AgentApi>, value: Value) -> Result<Response<Payload>, Trouble> {
+    let payload = match value.content {
+        Content::Inline(bytes) => Payload::whole(bytes),
+        Content::Blob(tree) => {
+            let blocks = backend.read_value(tree, value.sources).await;
+            let blocks =
+                blocks.map_err(|error| Trouble::new(503, exit::UNMET, error.to_string()))?;
+            Payload::sized(blocks.map(|block| block.map(Bytes::from)), tree.bytes)
+        }
+    };
+    let mut response = Response::new(payload);
+    let kind = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
+    Ok(response)
+}
+
+/// Values that do not know of each other.
+fn several<'a>(values: impl Iterator<Item = &'a Value>) -> Response<Payload> {
+    let values: Vec<_> = values.map(|value| shown(&value.content)).collect();
+    let mut response = json_response(&json!({ "values": values }));
+    *response.status_mut() = StatusCode::MULTIPLE_CHOICES;
+    response
+}
+
+/// A value in JSON: `text` if it is text, else `hex`; of a long one only how long it is.
+fn shown(content: &Content) -> serde_json::Value {
+    match content {
+        Content::Inline(bytes) => super::groups::text_or_hex(bytes),
+        Content::Blob(tree) => json!({ "bytes": tree.bytes }),
+    }
+}
+
+async fn put(
+    backend: &Rc<dyn AgentApi>,
+    who: &Who,
+    address: Address,
+    request: Request<Incoming>,
+) -> Reply {
+    let (expect, context) = conditions(request.headers())?;
+    let mut body = request.into_body();
+    let said = body.size_hint().exact();
+    let mut head: Vec<u8> = Vec::new();
+    while head.len() <= INLINE_MAX {
+        match body.frame().await {
+            None => {
+                let content = Some(Content::Inline(head));
+                return write(backend, who, address, content, expect, context).await;
+            }
+            Some(frame) => head.extend(block(frame)?),
+        }
+    }
+    let key = format!("{}/{}", address.namespace, address.path);
+    let (bytes, create) = (said.unwrap_or(head.len() as u64), may_create(who, &address));
+    let check = ObjectQuestion::Check { address: address.clone(), bytes, create };
+    match ask(backend, check).await? {
+        ObjectAnswer::Done => {}
+        other => return Err(trouble(other, &key)),
+    }
+    let (to, from) = bounded::<io::Result<Vec<u8>>>(BLOCKS);
+    let sending = async move {
+        let mut next = Ok(head);
+        loop {
+            let over = next.is_err();
+            if to.send(next).await.is_err() || over {
+                return;
+            }
+            next = match body.frame().await {
+                None => return,
+                Some(frame) => block(frame).map_err(|trouble| io::Error::other(trouble.text)),
+            };
+        }
+    };
+    let ((), kept) = futures_util::future::join(sending, backend.keep_value(from)).await;
+    let tree = kept.map_err(|error| match error.kind() {
+        io::ErrorKind::StorageFull => Trouble::new(507, exit::UNMET, error.to_string()),
+        _ => Trouble::failed(error.to_string()),
+    })?;
+    let written = write(backend, who, address, Some(Content::Blob(tree)), expect, context).await;
+    backend.let_go(tree);
+    written
+}
+
+/// The bytes of a frame of a body.
+fn block(frame: Result<hyper::body::Frame<Bytes>, hyper::Error>) -> Result<Vec<u8>, Trouble> {
+    let frame = frame.map_err(|error| {
+        Trouble::new(400, exit::FAILED, format!("the value broke off: {error}"))
+    })?;
+    Ok(frame.into_data().map(|data| data.to_vec()).unwrap_or_default())
+}
+
+/// People make a namespace by writing to it; so does a service, of its own name.
+fn may_create(who: &Who, address: &Address) -> bool {
+    matches!(who, Who::Person) || who.is(&address.namespace)
+}
+
+async fn write(
+    backend: &Rc<dyn AgentApi>,
+    who: &Who,
+    address: Address,
+    content: Option<Content>,
+    expect: Option<Expect>,
+    context: Option<Context>,
+) -> Reply {
+    let key = format!("{}/{}", address.namespace, address.path);
+    let create = may_create(who, &address);
+    let question = ObjectQuestion::Put { address, content, expect, context, create };
+    match ask(backend, question).await? {
+        ObjectAnswer::Written { version, copies, wanted, context } => {
+            let tag = (version > 0).then(|| format!("{version:016x}"));
+            let told = json!({ "key": key, "version": tag, "copies": copies, "wanted": wanted });
+            Ok(tagged(json_response(&told), version, context.as_ref()))
+        }
+        other => Err(trouble(other, &key)),
+    }
+}
+
+async fn list(backend: &Rc<dyn AgentApi>, who: &Who, namespace: &str, query: &Query) -> Reply {
+    may_use(backend, who, namespace).await?;
+    let text = |name: &str| {
+        let raw = query.get(name).unwrap_or_default();
+        percent_decode(raw).ok_or_else(|| Trouble::usage(format!("{name} is no UTF-8 text")))
+    };
+    let (prefix, after) = (text("prefix")?, text("after")?);
+    let question = ObjectQuestion::List { namespace: namespace.to_owned(), prefix, after };
+    match ask(backend, question).await? {
+        ObjectAnswer::Listed { objects, more, complete } => {
+            let next = objects.last().filter(|_| more).map(|last| last.path.clone());
+            let objects: Vec<_> = objects.iter().map(|o| listed(namespace, o)).collect();
+            Ok(whole(json_response(&json!({ "objects": objects, "next": next })), complete))
+        }
+        // A service that has written nothing yet.
+        ObjectAnswer::Unknown(_) if who.is(namespace) => {
+            Ok(json_response(&json!({ "objects": [], "next": null })))
+        }
+        other => Err(trouble(other, namespace)),
+    }
+}
+
+fn listed(namespace: &str, object: &Listed) -> serde_json::Value {
+    let stamp = Some(object.version).filter(|version| *version > 0);
+    json!({
+        "key": format!("{namespace}/{}", object.path),
+        "version": stamp.map(|stamp| format!("{stamp:016x}")),
+        "modified_unix_ms": stamp.map(dugnad_kernel::hlc::millis),
+        "bytes": object.bytes,
+        "values": object.values,
+    })
+}
+
+async fn watch(backend: &Rc<dyn AgentApi>, address: Address, now: bool) -> Reply {
+    let key = format!("{}/{}", address.namespace, address.path);
+    let (hold, changes, first) = backend.changes(address).await.map_err(|a| trouble(a, &key))?;
+    let first = futures_util::stream::iter(now.then(|| change(&key, &first)));
+    let later = futures_util::stream::unfold((hold, changes), move |(hold, changes)| {
+        let key = key.clone();
+        async move {
+            let answer = changes.recv().await.ok()?;
+            Some((change(&key, &answer), (hold, changes)))
+        }
+    });
+    Ok(lines(first.chain(later)))
+}
+
+/// One line of `dugnad watch`.
+fn change(key: &str, answer: &ObjectAnswer) -> serde_json::Value {
+    let (values, version) = match answer {
+        ObjectAnswer::Found { values, version, .. } => (values.as_slice(), *version),
+        ObjectAnswer::Absent { version, .. } => (&[][..], *version),
+        _ => (&[][..], 0),
+    };
+    let mut line = match values {
+        [value] => shown(&value.content),
+        _ => json!({}),
+    };
+    line["key"] = json!(key);
+    line["version"] = json!((version > 0).then(|| format!("{version:016x}")));
+    line["removed"] = json!(values.is_empty());
+    line["values"] = json!(values.len());
+    line
+}
+
+async fn sums(backend: &Rc<dyn AgentApi>) -> Reply {
+    match ask(backend, ObjectQuestion::Sums).await? {
+        ObjectAnswer::Sums { nodes, complete } => {
+            Ok(whole(json_response(&nodes.iter().map(node).collect()), complete))
+        }
+        other => Err(trouble(other, "")),
+    }
+}
+
+fn node(sums: &NodeSums) -> serde_json::Value {
+    let all = sums.namespaces.iter();
+    let namespaces: Vec<_> = all
+        .map(|(name, keys, bytes)| json!({ "namespace": name, "keys": keys, "bytes": bytes }))
+        .collect();
+    json!({
+        "node": sums.node.to_string(),
+        "name": sums.name,
+        "given_bytes": sums.given,
+        "used_bytes": sums.record_bytes.saturating_add(sums.tree_bytes),
+        "keys": sums.keys,
+        "copies": sums.copies,
+        "records": sums.records,
+        "record_bytes": sums.record_bytes,
+        "trees": sums.trees,
+        "tree_bytes": sums.tree_bytes,
+        "missing": sums.missing,
+        "uncompared": sums.uncompared,
+        "namespaces": namespaces,
+    })
+}
+
+/// A request below `/v1/namespaces`.
+pub(super) async fn namespaces(
+    backend: &Rc<dyn AgentApi>,
+    name: &str,
+    request: Request<Incoming>,
+) -> Reply {
+    let question = match *request.method() {
+        Method::GET => ObjectQuestion::Namespace(name.to_owned()),
+        Method::PUT => ObjectQuestion::Declare(read_namespace(name, request).await?),
+        _ => return Err(Trouble::new(405, exit::USAGE, "only GET and PUT are known")),
+    };
+    match ask(backend, question).await? {
+        ObjectAnswer::Namespace(namespace) => Ok(json_response(&json!({
+            "namespace": namespace.name,
+            "merge": namespace.manner == Manner::Merge,
+            "read_only": namespace.read_only,
+            "quota_bytes": namespace.quota,
+            "shared": namespace.shared,
+        }))),
+        other => Err(trouble(other, name)),
+    }
+}
+
+async fn read_namespace(name: &str, request: Request<Incoming>) -> Result<Namespace, Trouble> {
+    let body = Limited::new(request.into_body(), NAMESPACE_MAX).collect().await;
+    let body = body.map_err(|error| Trouble::usage(format!("cannot read it: {error}")))?;
+    let said: serde_json::Value = serde_json::from_slice(&body.to_bytes())
+        .map_err(|error| Trouble::usage(format!("this is no JSON: {error}")))?;
+    let plain = Namespace::plain(name);
+    let shared = said["shared"].as_array().into_iter().flatten();
+    let namespace = Namespace {
+        manner: if said["merge"] == true { Manner::Merge } else { Manner::Last },
+        read_only: said["read_only"] == true,
+        quota: said["quota_bytes"].as_u64().unwrap_or(plain.quota),
+        shared: shared.filter_map(|service| service.as_str().map(str::to_owned)).collect(),
+        ..plain
+    };
+    if !namespace.fits() {
+        return Err(Trouble::usage(
+            "a namespace has 1 to 48 lower-case letters, digits and '-', and is shared with at \
+             most 32 services",
+        ));
+    }
+    Ok(namespace)
+}

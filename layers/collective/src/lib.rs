@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod cast;
 pub mod deployment;
+pub mod linear;
 pub mod objects;
 pub mod packages;
 pub mod persistence;

@@ -4,7 +4,7 @@ use argh::{FromArgs, SubCommands};
 
 use super::demo::Demo;
 use super::group::Group;
-use super::objects::{Get, Ls, Namespace, Put, Store, Watch};
+use super::objects::{Cas, Get, Ls, Namespace, Put, Store, Watch};
 use super::read::{Lookup, Nodes, Ps, Status, Whoami, Why};
 use super::services::{Announce, Deploy, Plan, Rm, Rollback, Stop};
 use super::setup::{Init, Invite, Join, Leave, Reload};
@@ -56,6 +56,7 @@ pub(super) enum Command {
     Group(Group),
     Put(Put),
     Get(Get),
+    Cas(Cas),
     Ls(Ls),
     Watch(Watch),
     Store(Store),
@@ -90,6 +91,7 @@ impl Command {
             Self::Rm(args) => services::rm(&args, cx),
             Self::Put(args) => objects::put(args, cx),
             Self::Get(args) => objects::get(&args, cx),
+            Self::Cas(args) => objects::cas(args, cx),
             Self::Ls(args) => objects::ls(&args, cx),
             Self::Watch(args) => objects::watch(&args, cx),
             Self::Store(Store {}) => objects::store(cx),

@@ -34,9 +34,13 @@ pub(super) struct Put {
     /// the value; - or nothing reads it from stdin
     #[argh(positional)]
     pub(super) value: Option<String>,
-    /// the later of two writes counts; this is how it is for now
+    /// everybody sees each write before or after every other; a majority of those who keep it has
+    /// to be there
     #[argh(switch)]
-    #[expect(dead_code, reason = "says what is so anyway, until there is another way")]
+    pub(super) strong: bool,
+    /// of two writes at the same time the later counts; any node will do (this is how a new
+    /// namespace is kept if nothing is said)
+    #[argh(switch)]
     pub(super) any: bool,
     /// only if the value is at this version
     #[argh(option, arg_name = "version")]
@@ -53,10 +57,27 @@ pub(super) struct Get {
     /// NAMESPACE/PATH
     #[argh(positional)]
     pub(super) key: String,
-    /// from any node that has it; a write of a moment ago may not show. This is how it is for now
+    /// only if the namespace is strong
     #[argh(switch)]
-    #[expect(dead_code, reason = "says what is so anyway, until there is another way")]
+    pub(super) strong: bool,
+    /// only if it is not: from any node that has it; a write of a moment ago may not show
+    #[argh(switch)]
     pub(super) any: bool,
+}
+
+/// write a value if it is still at a revision; only in a strong namespace
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "cas", example = "{command_name} notes/today 18 'we meet at nine'")]
+pub(super) struct Cas {
+    /// NAMESPACE/PATH
+    #[argh(positional)]
+    pub(super) key: String,
+    /// the revision it must be at; 0: it must not be there
+    #[argh(positional)]
+    pub(super) old_revision: u64,
+    /// the value; - reads it from stdin
+    #[argh(positional)]
+    pub(super) value: String,
 }
 
 /// list the keys that begin so
@@ -101,6 +122,9 @@ pub(super) struct Namespace {
     /// two writes that do not know of each other both stay; only for a new namespace
     #[argh(switch)]
     pub(super) merge: bool,
+    /// each write is before or after every other for everybody; only for a new namespace
+    #[argh(switch)]
+    pub(super) strong: bool,
     /// bytes of all its values, such as 500M (default: 256M)
     #[argh(option, arg_name = "size")]
     pub(super) quota: Option<String>,
@@ -129,8 +153,18 @@ fn path(key: &str) -> Result<String, Failure> {
     Ok(format!("/v1/store/{}", percent_encode(key)))
 }
 
+/// How the namespace must be kept, as a query.
+fn kept(strong: bool, any: bool) -> Result<&'static str, Failure> {
+    match (strong, any) {
+        (true, true) => Err(Failure::usage("say --strong or --any, not both")),
+        (true, false) => Ok("?kept=strong"),
+        (false, true) => Ok("?kept=any"),
+        (false, false) => Ok(""),
+    }
+}
+
 pub(super) fn put(args: Put, cx: &mut Cx<'_>) -> Outcome {
-    let path = path(&args.key)?;
+    let path = format!("{}{}", path(&args.key)?, kept(args.strong, args.any)?);
     let mut headers = Vec::new();
     if let Some(version) = &args.if_version {
         headers.push(("if-match", version.as_str()));
@@ -138,21 +172,41 @@ pub(super) fn put(args: Put, cx: &mut Cx<'_>) -> Outcome {
     if args.if_absent {
         headers.push(("if-none-match", "*"));
     }
+    send(&args.key, &path, &headers, args.value, cx)
+}
+
+pub(super) fn cas(args: Cas, cx: &mut Cx<'_>) -> Outcome {
+    let path = format!("{}?kept=strong", path(&args.key)?);
+    let version = format!("{:016x}", args.old_revision);
+    let headers = match args.old_revision {
+        0 => ("if-none-match", "*"),
+        _ => ("if-match", version.as_str()),
+    };
+    send(&args.key, &path, &[headers], Some(args.value), cx)
+}
+
+/// Writes a value: what was typed, or what comes from stdin.
+fn send(
+    key: &str,
+    path: &str,
+    headers: &[(&'static str, &str)],
+    value: Option<String>,
+    cx: &mut Cx<'_>,
+) -> Outcome {
     let client = cx.client()?;
     let (blocks, from) = bounded(4);
     let sent = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&sent);
     let reading = smol::unblock(move || {
         let mut out = BlockSender::new(blocks, counted);
-        match args.value.filter(|value| value != setup::STDIN) {
+        match value.filter(|value| value != setup::STDIN) {
             Some(value) => io::copy(&mut value.as_bytes(), &mut out)?,
             None => io::copy(&mut io::stdin().lock(), &mut out)?,
         };
         io::Write::flush(&mut out)
     });
-    let key = &args.key;
     let written = smol::block_on(within(VALUE_LIMIT, async {
-        let writing = client.write(&path, &headers, Some(from));
+        let writing = client.write(path, headers, Some(from));
         let both = futures_util::future::join(reading, writing);
         let telling = async {
             loop {
@@ -183,6 +237,14 @@ fn tell_written(written: &Value, what: &str, cx: &mut Cx<'_>) -> Outcome {
         cx.print_json(written)?;
         return Ok(exit::DONE);
     }
+    if let Some(revision) = written["revision"].as_u64() {
+        let where_to = match written["members"].as_u64() {
+            Some(1) => "on one node".to_owned(),
+            members => format!("on a majority of {} nodes", members.unwrap_or_default()),
+        };
+        cx.say(format!("ok rev {revision}: {} {what} {where_to}", text(&written["key"])));
+        return Ok(exit::DONE);
+    }
     let (copies, wanted) = (written["copies"].as_u64(), written["wanted"].as_u64());
     let few = if copies < wanted { "; the others hear of it when they are back" } else { "" };
     let nodes = if copies == Some(1) { "node" } else { "nodes" };
@@ -198,7 +260,8 @@ fn tell_written(written: &Value, what: &str, cx: &mut Cx<'_>) -> Outcome {
 }
 
 pub(super) fn get(args: &Get, cx: &mut Cx<'_>) -> Outcome {
-    let (client, path) = (cx.client()?, path(&args.key)?);
+    let path = format!("{}{}", path(&args.key)?, kept(args.strong, args.any)?);
+    let client = cx.client()?;
     smol::block_on(within(VALUE_LIMIT, async {
         let mut bulk = client.read(&path).await?;
         if !bulk.several && !cx.json {
@@ -229,7 +292,10 @@ pub(super) fn get(args: &Get, cx: &mut Cx<'_>) -> Outcome {
             }]
         };
         if cx.json {
-            let told = json!({ "key": args.key, "version": version, "values": values });
+            let mut told = json!({ "key": args.key, "version": version, "values": values });
+            if let Some(revision) = bulk.revision {
+                told["revision"] = json!(revision);
+            }
             cx.print_json(&told)?;
             return Ok(exit::DONE);
         }
@@ -400,7 +466,11 @@ pub(super) fn namespace(args: &Namespace, cx: &mut Cx<'_>) -> Outcome {
         None => None,
     };
     let (client, path) = (cx.client()?, format!("/v1/namespaces/{name}"));
+    if args.merge && args.strong {
+        return Err(Failure::usage("say --merge or --strong, not both"));
+    }
     let changes = args.merge
+        || args.strong
         || quota.is_some()
         || args.read_only
         || args.writable
@@ -410,8 +480,10 @@ pub(super) fn namespace(args: &Namespace, cx: &mut Cx<'_>) -> Outcome {
     let told = if changes {
         // One that is not there yet begins plain.
         let mut said = known.map_or_else(|_| json!({}), |known| known.value);
-        if args.merge {
-            said["merge"] = json!(true);
+        for (wanted, name) in [(args.merge, "merge"), (args.strong, "strong")] {
+            if wanted {
+                said[name] = json!(true);
+            }
         }
         if let Some(quota) = quota {
             said["quota_bytes"] = json!(quota);
@@ -432,10 +504,18 @@ pub(super) fn namespace(args: &Namespace, cx: &mut Cx<'_>) -> Outcome {
     };
     if cx.json {
         cx.print_json(&told)?;
-        return Ok(exit::DONE);
+    } else {
+        writeln!(cx.out, "{}", namespace_text(&told))?;
     }
-    let manner =
-        if told["merge"] == true { "concurrent values stay" } else { "the last write counts" };
+    Ok(exit::DONE)
+}
+
+fn namespace_text(told: &Value) -> String {
+    let manner = match (&told["merge"], &told["strong"]) {
+        (Value::Bool(true), _) => "concurrent values stay",
+        (_, Value::Bool(true)) => "strong",
+        _ => "the last write counts",
+    };
     let open = if told["read_only"] == true { "read-only" } else { "writable" };
     let quota = Bytes(told["quota_bytes"].as_u64().unwrap_or_default());
     let shared = told["shared"].as_array().cloned().unwrap_or_default();
@@ -446,6 +526,5 @@ pub(super) fn namespace(args: &Namespace, cx: &mut Cx<'_>) -> Outcome {
             format!(", shared with {}", names.join(", "))
         }
     };
-    writeln!(cx.out, "{}: {manner}, {open}, up to {quota}{shared}", text(&told["namespace"]))?;
-    Ok(exit::DONE)
+    format!("{}: {manner}, {open}, up to {quota}{shared}", text(&told["namespace"]))
 }

@@ -173,7 +173,9 @@ impl Client {
         let tag = response.headers().get(hyper::header::ETAG);
         let version = tag.and_then(|tag| tag.to_str().ok());
         let version = version.map(|tag| tag.trim_matches('"').to_owned());
-        Ok(Bulk { connection, body: response.into_body(), several, version })
+        let revision = response.headers().get("dugnad-revision");
+        let revision = revision.and_then(|n| n.to_str().ok()?.parse().ok());
+        Ok(Bulk { connection, body: response.into_body(), several, version, revision })
     }
 
     /// Lines of JSON as they come.
@@ -300,6 +302,8 @@ pub(crate) struct Bulk {
     pub(crate) several: bool,
     /// Of the value, if it has one.
     pub(crate) version: Option<String>,
+    /// The same of a strong one.
+    pub(crate) revision: Option<u64>,
 }
 
 impl Bulk {

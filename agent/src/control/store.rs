@@ -6,6 +6,7 @@
 //! | the same `?watch=1` | a JSON line at every change; `?watch=now`: first how it is |
 //! | `PUT` there, body: the value | writes it; `If-Match: VERSION`, `If-None-Match: *` |
 //! | `DELETE` there | removes it; `If-Match` |
+//! | `?kept=strong`, `?kept=any` with them | how the namespace must be kept, and is made |
 //! | `GET /v1/store/NAMESPACE?prefix=P&after=PATH` | up to 256 objects, in order |
 //! | `GET /v1/namespaces/NAMESPACE`, `PUT` with the same JSON | how it is kept |
 //! | `GET /v1/store` (people) | what every node keeps |
@@ -42,6 +43,7 @@ const BLOCKS: usize = 4;
 /// Bytes of the description of a namespace.
 const NAMESPACE_MAX: usize = 16 << 10;
 const CONTEXT: HeaderName = HeaderName::from_static("dugnad-context");
+const REVISION: HeaderName = HeaderName::from_static("dugnad-revision");
 
 /// Who asks.
 pub(crate) enum Who {
@@ -86,11 +88,12 @@ pub(super) async fn route(
                 Method::GET if query.get("watch").is_some() => {
                     watch(backend, address, query.get("watch") == Some("now")).await
                 }
-                Method::GET => get(backend, address, request.headers()).await,
-                Method::PUT => put(backend, who, address, request).await,
+                Method::GET => get(backend, address, manner(&query)?, request.headers()).await,
+                Method::PUT => put(backend, who, address, manner(&query)?, request).await,
                 Method::DELETE => {
                     let (expect, context) = conditions(request.headers())?;
-                    write(backend, who, address, None, expect, context).await
+                    let writing = Writing { address, expect, context, manner: manner(&query)? };
+                    write(backend, who, writing, None).await
                 }
                 _ => Err(Trouble::new(405, exit::USAGE, "only GET, PUT and DELETE are known")),
             }
@@ -109,6 +112,30 @@ async fn ask(
     }
 }
 
+/// What is to be written where, and under what condition.
+struct Writing {
+    address: Address,
+    expect: Option<Expect>,
+    context: Option<Context>,
+    manner: Option<Manner>,
+}
+
+impl Writing {
+    fn key(&self) -> String {
+        format!("{}/{}", self.address.namespace, self.address.path)
+    }
+}
+
+/// `?kept=strong` or `any`: how the namespace must be kept.
+fn manner(query: &Query) -> Result<Option<Manner>, Trouble> {
+    match query.get("kept") {
+        None | Some("") => Ok(None),
+        Some("strong") => Ok(Some(Manner::Strong)),
+        Some("any") => Ok(Some(Manner::Last)),
+        Some(_) => Err(Trouble::usage("kept is strong or any")),
+    }
+}
+
 /// What an answer means that is not what was hoped for.
 fn trouble(answer: ObjectAnswer, key: &str) -> Trouble {
     match answer {
@@ -116,10 +143,22 @@ fn trouble(answer: ObjectAnswer, key: &str) -> Trouble {
             Trouble::new(404, exit::FAILED, format!("there is no {key}; see: dugnad ls"))
         }
         ObjectAnswer::Unknown(text) => Trouble::new(404, exit::FAILED, text),
-        ObjectAnswer::Lost { version: 0 } => {
+        ObjectAnswer::Lost { version, strong: true } => {
+            Trouble::new(412, exit::FAILED, format!("{key} is now revision {version}"))
+        }
+        ObjectAnswer::Unavailable { maybe: false } => {
+            let text = "unavailable: a majority of the nodes that keep it does not answer";
+            Trouble::new(503, exit::UNMET, format!("{key}: {text}"))
+        }
+        ObjectAnswer::Unavailable { maybe: true } => {
+            let text = "the majority of the nodes that keep it went away meanwhile: it may have \
+                        been written or not; get it to see";
+            Trouble::new(503, exit::UNMET, format!("{key}: {text}"))
+        }
+        ObjectAnswer::Lost { version: 0, .. } => {
             Trouble::new(412, exit::FAILED, format!("{key} does not exist now"))
         }
-        ObjectAnswer::Lost { version } => {
+        ObjectAnswer::Lost { version, .. } => {
             Trouble::new(412, exit::FAILED, format!("{key} is at version {version:016x} now"))
         }
         ObjectAnswer::Refused(text) => Trouble::new(403, exit::REFUSED, text),
@@ -203,10 +242,32 @@ fn tagged(
     response
 }
 
-async fn get(backend: &Rc<dyn AgentApi>, address: Address, headers: &HeaderMap) -> Reply {
+/// A revision as people count it, beside the `ETag`.
+fn revision(response: &mut Response<Payload>, revision: u64) {
+    response.headers_mut().insert(REVISION, HeaderValue::from(revision));
+}
+
+async fn get(
+    backend: &Rc<dyn AgentApi>,
+    address: Address,
+    manner: Option<Manner>,
+    headers: &HeaderMap,
+) -> Reply {
     let key = format!("{}/{}", address.namespace, address.path);
+    if let Some(manner) = manner {
+        let namespace = ObjectQuestion::Namespace(address.namespace.clone());
+        match ask(backend, namespace).await? {
+            ObjectAnswer::Namespace(known) if known.manner == manner => {}
+            ObjectAnswer::Namespace(known) => {
+                let is = if known.manner == Manner::Strong { "strong" } else { "not strong" };
+                let text = format!("the namespace {} is {is}: leave the flag out", known.name);
+                return Err(Trouble::new(403, exit::REFUSED, text));
+            }
+            other => return Err(trouble(other, &key)),
+        }
+    }
     match ask(backend, ObjectQuestion::Get(address)).await? {
-        ObjectAnswer::Found { mut values, version: at, context } => {
+        ObjectAnswer::Found { mut values, version: at, context, strong } => {
             let asked = headers.get(IF_NONE_MATCH).and_then(|tag| tag.to_str().ok());
             if at > 0 && asked.and_then(version) == Some(at) {
                 let mut response = Response::new(Payload::Whole(None));
@@ -217,8 +278,10 @@ async fn get(backend: &Rc<dyn AgentApi>, address: Address, headers: &HeaderMap) 
                 (Some(value), true) => raw(backend, value).await?,
                 (last, _) => several(values.iter().chain(&last)),
             };
-            response = tagged(response, at, context.as_ref());
-            Ok(response)
+            if strong {
+                revision(&mut response, at);
+            }
+            Ok(tagged(response, at, context.as_ref()))
         }
         other => Err(trouble(other, &key)),
     }
@@ -261,9 +324,11 @@ async fn put(
     backend: &Rc<dyn AgentApi>,
     who: &Who,
     address: Address,
+    manner: Option<Manner>,
     request: Request<Incoming>,
 ) -> Reply {
     let (expect, context) = conditions(request.headers())?;
+    let writing = Writing { address, expect, context, manner };
     let mut body = request.into_body();
     let said = body.size_hint().exact();
     let mut head: Vec<u8> = Vec::new();
@@ -271,14 +336,14 @@ async fn put(
         match body.frame().await {
             None => {
                 let content = Some(Content::Inline(head));
-                return write(backend, who, address, content, expect, context).await;
+                return write(backend, who, writing, content).await;
             }
             Some(frame) => head.extend(block(frame)?),
         }
     }
-    let key = format!("{}/{}", address.namespace, address.path);
-    let (bytes, create) = (said.unwrap_or(head.len() as u64), may_create(who, &address));
-    let check = ObjectQuestion::Check { address: address.clone(), bytes, create };
+    let (key, bytes) = (writing.key(), said.unwrap_or(head.len() as u64));
+    let (address, create) = (writing.address.clone(), may_create(who, &writing.address));
+    let check = ObjectQuestion::Check { address, bytes, manner, create };
     match ask(backend, check).await? {
         ObjectAnswer::Done => {}
         other => return Err(trouble(other, &key)),
@@ -302,7 +367,7 @@ async fn put(
         io::ErrorKind::StorageFull => Trouble::new(507, exit::UNMET, error.to_string()),
         _ => Trouble::failed(error.to_string()),
     })?;
-    let written = write(backend, who, address, Some(Content::Blob(tree)), expect, context).await;
+    let written = write(backend, who, writing, Some(Content::Blob(tree))).await;
     backend.let_go(tree);
     written
 }
@@ -323,19 +388,23 @@ fn may_create(who: &Who, address: &Address) -> bool {
 async fn write(
     backend: &Rc<dyn AgentApi>,
     who: &Who,
-    address: Address,
+    writing: Writing,
     content: Option<Content>,
-    expect: Option<Expect>,
-    context: Option<Context>,
 ) -> Reply {
-    let key = format!("{}/{}", address.namespace, address.path);
-    let create = may_create(who, &address);
-    let question = ObjectQuestion::Put { address, content, expect, context, create };
+    let (key, create) = (writing.key(), may_create(who, &writing.address));
+    let Writing { address, expect, context, manner } = writing;
+    let question = ObjectQuestion::Put { address, content, expect, context, manner, create };
     match ask(backend, question).await? {
         ObjectAnswer::Written { version, copies, wanted, context } => {
             let tag = (version > 0).then(|| format!("{version:016x}"));
             let told = json!({ "key": key, "version": tag, "copies": copies, "wanted": wanted });
             Ok(tagged(json_response(&told), version, context.as_ref()))
+        }
+        ObjectAnswer::Chosen { revision: at, members } => {
+            let told = json!({ "key": key, "revision": at, "members": members });
+            let mut response = json_response(&told);
+            revision(&mut response, at);
+            Ok(tagged(response, at, None))
         }
         other => Err(trouble(other, &key)),
     }
@@ -452,6 +521,7 @@ pub(super) async fn namespaces(
         ObjectAnswer::Namespace(namespace) => Ok(json_response(&json!({
             "namespace": namespace.name,
             "merge": namespace.manner == Manner::Merge,
+            "strong": namespace.manner == Manner::Strong,
             "read_only": namespace.read_only,
             "quota_bytes": namespace.quota,
             "shared": namespace.shared,
@@ -468,7 +538,11 @@ async fn read_namespace(name: &str, request: Request<Incoming>) -> Result<Namesp
     let plain = Namespace::plain(name);
     let shared = said["shared"].as_array().into_iter().flatten();
     let namespace = Namespace {
-        manner: if said["merge"] == true { Manner::Merge } else { Manner::Last },
+        manner: match (&said["merge"], &said["strong"]) {
+            (_, serde_json::Value::Bool(true)) => Manner::Strong,
+            (serde_json::Value::Bool(true), _) => Manner::Merge,
+            _ => Manner::Last,
+        },
         read_only: said["read_only"] == true,
         quota: said["quota_bytes"].as_u64().unwrap_or(plain.quota),
         shared: shared.filter_map(|service| service.as_str().map(str::to_owned)).collect(),

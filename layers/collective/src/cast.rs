@@ -10,6 +10,7 @@ use dugnad_resource::spec::Port;
 use serde::{Deserialize, Serialize};
 
 use crate::deployment::service::ServiceView;
+use crate::linear::view::View;
 use crate::objects::sums::NodeSums;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,8 @@ pub enum CastBody {
     Removed { service: Key },
     /// Say what you keep of objects, of one namespace or of all.
     Objects { namespace: Option<String> },
+    /// Who keeps which registers from now on.
+    Views(Vec<View>),
 }
 
 /// One node's part of the feedback.

@@ -35,6 +35,8 @@ use deployment::Deployment;
 use deployment::client::{ServiceAnswer, ServiceQuestion};
 use deployment::manager::Manager;
 use deployment::service::ServiceView;
+use linear::Linear;
+use linear::view::View;
 use objects::item::Address;
 use objects::siblings::Siblings;
 use objects::sums::NodeSums;
@@ -51,6 +53,7 @@ pub enum Msg {
     Packages(packages::Msg),
     Deployment(deployment::Msg),
     Objects(objects::Msg),
+    Linear(linear::Msg),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +62,7 @@ pub enum Timer {
     Packages(packages::Timer),
     Deployment(deployment::Timer),
     Objects(objects::Timer),
+    Linear(linear::Timer),
 }
 
 /// Whose lookup or broadcast it is, to be handed back with what came of it.
@@ -67,6 +71,7 @@ pub enum Seeker {
     Persistence(CallId),
     Deployment(CallId),
     Objects(CallId),
+    Linear(CallId),
 }
 
 #[derive(Clone, Debug)]
@@ -74,8 +79,12 @@ pub enum Command {
     /// What the disk held, and whether this node has lived before.
     Restore {
         records: Vec<Record>,
+        registers: linear::Kept,
         trees: Vec<Tree>,
-        lived: bool,
+        /// The life of this node, from 1.
+        inc: u32,
+        /// It begins a community.
+        alone: bool,
     },
     /// Milliseconds since 1970 as the machine's clock has it now; `None` if it was never set.
     Clock(Option<u64>),
@@ -97,6 +106,11 @@ pub enum Command {
     },
     Persisted(u64),
     NotPersisted(u64),
+    /// Of registers.
+    RegistersPersisted(u64),
+    RegistersNotPersisted(u64),
+    /// Who keeps which registers, as somebody told everybody.
+    Views(Vec<View>),
     Report(Report),
     ToManager {
         from: NodeId,
@@ -143,6 +157,11 @@ pub enum Event {
         token: Option<u64>,
         writes: Vec<(Name, Option<Vec<u8>>)>,
     },
+    /// The same for registers.
+    PersistRegisters {
+        token: u64,
+        writes: Vec<(linear::DiskKey, Option<Vec<u8>>)>,
+    },
     Order(Order),
     ToHost {
         to: NodeId,
@@ -185,6 +204,7 @@ enum Work {
     Packages(Input<Packages>),
     Deployment(Input<Deployment>),
     Objects(Input<Objects>),
+    Linear(Input<Linear>),
 }
 
 /// What one input brings to the components, first in, first out: an answer to what a component
@@ -210,11 +230,22 @@ fn versions_of(name: &[u8]) -> Option<Versions> {
     known.then_some(Versions::Counted { step: COUNTER_STEP })
 }
 
+/// What a lookup found, to who asked for it.
+fn found(seeker: Seeker, owner: Option<NodeId>, queue: &mut Queue) {
+    match seeker {
+        Seeker::Persistence(call) => queue.persist(persistence::Command::Found { call, owner }),
+        Seeker::Deployment(call) => queue.deploy(deployment::Command::Found { call, owner }),
+        Seeker::Objects(call) => queue.object(objects::Command::Found { call, owner }),
+        Seeker::Linear(call) => queue.line(linear::Command::Found { call, owner }),
+    }
+}
+
 pub struct Collective {
     persistence: Persistence,
     packages: Packages,
     deployment: Deployment,
     objects: Objects,
+    linear: Linear,
     /// Questions of one component to another that are not answered yet.
     asked: Map<u32, Caller>,
     next: u32,
@@ -237,6 +268,7 @@ impl Component for Collective {
                     Msg::Packages(msg) => Work::Packages(Input::Message { from, msg }),
                     Msg::Deployment(msg) => Work::Deployment(Input::Message { from, msg }),
                     Msg::Objects(msg) => Work::Objects(Input::Message { from, msg }),
+                    Msg::Linear(msg) => Work::Linear(Input::Message { from, msg }),
                 });
             }
             Input::Timer(timer) => queue.push_back(match timer {
@@ -244,6 +276,7 @@ impl Component for Collective {
                 Timer::Packages(timer) => Work::Packages(Input::Timer(timer)),
                 Timer::Deployment(timer) => Work::Deployment(Input::Timer(timer)),
                 Timer::Objects(timer) => Work::Objects(Input::Timer(timer)),
+                Timer::Linear(timer) => Work::Linear(Input::Timer(timer)),
             }),
         }
         while let Some(work) = queue.pop_front() {
@@ -252,6 +285,7 @@ impl Component for Collective {
                 Work::Packages(input) => self.feed_packages(input, &mut queue, cx),
                 Work::Deployment(input) => self.feed_deployment(input, &mut queue, cx),
                 Work::Objects(input) => self.feed_objects(input, &mut queue, cx),
+                Work::Linear(input) => self.feed_linear(input, &mut queue, cx),
             }
         }
     }
@@ -263,6 +297,7 @@ trait Give {
     fn package(&mut self, command: packages::Command);
     fn deploy(&mut self, command: deployment::Command);
     fn object(&mut self, command: objects::Command);
+    fn line(&mut self, command: linear::Command);
 }
 
 impl Give for Queue {
@@ -281,6 +316,10 @@ impl Give for Queue {
     fn object(&mut self, command: objects::Command) {
         self.push_back(Work::Objects(Input::Command(command)));
     }
+
+    fn line(&mut self, command: linear::Command) {
+        self.push_back(Work::Linear(Input::Command(command)));
+    }
 }
 
 impl Collective {
@@ -288,10 +327,12 @@ impl Collective {
     pub fn new(me: NodeId) -> Self {
         let persistence = Persistence::new(me, versions_of);
         let records = persistence.records();
+        let linear = Linear::new(me);
         Self {
             packages: Packages::new(me, records.clone()),
             deployment: Deployment::new(me, records.clone()),
-            objects: Objects::new(me, records),
+            objects: Objects::new(me, records, linear.registers()),
+            linear,
             persistence,
             asked: Map::new(),
             next: 0,
@@ -339,79 +380,91 @@ impl Collective {
     /// What happened how often; a name may come more than once.
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let own = self.persistence.counters().chain(self.packages.counters());
-        own.chain(self.deployment.counters()).chain(self.objects.counters())
+        own.chain(self.deployment.counters())
+            .chain(self.objects.counters())
+            .chain(self.linear.counters())
     }
 
     /// What grows with what others say: name, how many there are, how many at most.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
-        let most =
-            packages::OPS_MAX + deployment::OPS_MAX + persistence::OPS_MAX + objects::OPS_MAX;
+        let most = packages::OPS_MAX
+            + deployment::OPS_MAX
+            + persistence::OPS_MAX
+            + objects::OPS_MAX
+            + linear::WAITING_MAX;
         let own = [("asked_inside", self.asked.len(), most)].into_iter();
         let parts = self.persistence.sizes().chain(self.packages.sizes());
-        own.chain(parts).chain(self.deployment.sizes()).chain(self.objects.sizes())
+        own.chain(parts)
+            .chain(self.deployment.sizes())
+            .chain(self.objects.sizes())
+            .chain(self.linear.sizes())
     }
 
     pub fn operations(&self) -> impl Iterator<Item = &'static str> + '_ {
         let own = self.persistence.operations().chain(self.packages.operations());
-        own.chain(self.deployment.operations()).chain(self.objects.operations())
+        own.chain(self.deployment.operations())
+            .chain(self.objects.operations())
+            .chain(self.linear.operations())
     }
 
     fn on_command(&mut self, command: Command, queue: &mut Queue) {
         use deployment::Command as D;
+        use linear::Command as L;
         use objects::Command as O;
         use packages::Command as K;
         use persistence::Command as P;
         match command {
-            Command::Restore { records, trees, lived } => {
-                if lived {
+            Command::Restore { records, registers, trees, inc, alone } => {
+                if inc > 1 {
                     queue.deploy(D::Lived);
                 }
                 queue.persist(P::Restore(records));
+                queue.line(L::Restore { inc, alone, kept: registers });
                 queue.package(K::Restore(trees));
             }
             Command::Clock(unix_ms) => {
                 queue.persist(P::Clock(unix_ms));
                 queue.object(O::Clock(unix_ms));
+                queue.line(L::Clock(unix_ms));
             }
             Command::Moved { position, gained } => {
                 queue.persist(P::Moved { position: position.clone(), gained });
                 queue.deploy(D::Moved(position.clone()));
                 queue.object(O::Moved(position.clone()));
+                queue.line(L::Moved(position.clone()));
                 queue.package(K::Moved(position));
             }
-            Command::Found { seeker: Seeker::Persistence(call), owner } => {
-                queue.persist(P::Found { call, owner });
-            }
-            Command::Found { seeker: Seeker::Deployment(call), owner } => {
-                queue.deploy(D::Found { call, owner });
-            }
-            Command::Found { seeker: Seeker::Objects(call), owner } => {
-                queue.object(O::Found { call, owner });
-            }
+            Command::Found { seeker, owner } => found(seeker, owner, queue),
             Command::Feedback { seeker, parts, complete } => match seeker {
                 Seeker::Deployment(call) => queue.deploy(D::Feedback { call, parts, complete }),
                 Seeker::Objects(call) => queue.object(O::Feedback { call, parts, complete }),
                 // It tells nobody anything.
-                Seeker::Persistence(_) => {}
+                Seeker::Persistence(_) | Seeker::Linear(_) => {}
             },
             Command::Persisted(token) => queue.persist(P::Persisted(token)),
             Command::NotPersisted(token) => queue.persist(P::NotPersisted(token)),
+            Command::RegistersPersisted(token) => queue.line(L::Persisted(token)),
+            Command::RegistersNotPersisted(token) => queue.line(L::NotPersisted(token)),
+            Command::Views(views) => queue.line(L::Views(views)),
             Command::Report(report) => queue.package(K::Report(report)),
             Command::ToManager { from, msg } => queue.deploy(D::ToManager { from, msg }),
             Command::Dead(node) => {
                 queue.persist(P::Gone(node));
                 queue.object(O::Gone(node));
+                queue.line(L::Gone(node));
                 queue.deploy(D::Dead(node));
             }
             Command::Restarted(node) => {
                 queue.persist(P::Gone(node));
                 queue.object(O::Gone(node));
+                queue.line(L::Gone(node));
                 queue.deploy(D::Restarted(node));
             }
             Command::LinkUp(node) => queue.deploy(D::LinkUp(node)),
             Command::LinkDown(node) => {
                 queue.persist(P::LinkDown(node));
                 queue.object(O::LinkDown(node));
+                queue.line(L::LinkDown(node));
                 queue.deploy(D::LinkDown(node));
             }
             Command::Ask { ask, question } => queue.deploy(D::Ask { ask, question }),
@@ -551,9 +604,33 @@ impl Collective {
                     let call = self.called(Some(Caller::Objects(call)));
                     queue.package(packages::Command::Ask { call, question });
                 }
+                E::Linear { call, question } => {
+                    let call = self.called(Some(Caller::Objects(call)));
+                    queue.line(linear::Command::Ask { call, question });
+                }
                 E::Answer { ask, answer } => cx.emit(Event::Object { ask, answer }),
                 E::Changed { address, answer } => {
                     cx.emit(Event::ObjectChanged { address, answer });
+                }
+            }
+        }
+    }
+
+    fn feed_linear(&mut self, input: Input<Linear>, queue: &mut Queue, cx: &mut Cx<'_, Self>) {
+        use linear::Event as E;
+        for event in cx.child(&mut self.linear, input, Msg::Linear, Timer::Linear) {
+            match event {
+                E::Lookup { call, key } => {
+                    cx.emit(Event::Lookup { seeker: Seeker::Linear(call), key });
+                }
+                E::Persist { token, writes } => cx.emit(Event::PersistRegisters { token, writes }),
+                E::Tell(views) => {
+                    cx.emit(Event::Cast { seeker: None, body: CastBody::Views(views) });
+                }
+                E::Answer { call, answer } => {
+                    if let Some(Caller::Objects(call)) = self.asked.remove(&call) {
+                        queue.object(objects::Command::Linear { call, answer });
+                    }
                 }
             }
         }

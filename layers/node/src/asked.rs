@@ -20,8 +20,8 @@ const PEOPLE_MAX: usize = 64;
 /// Every layer bounds its operations, and none asks for more than the four places of a class at a
 /// time; together they stay below this.
 pub(crate) const CALLS_MAX: usize = 8192;
-/// One an operation of the persistence module, and two a replica.
-pub(crate) const WRITES_MAX: usize = 2048;
+/// One an operation of the persistence module, two a replica, and the registers' unsent answers.
+pub(crate) const WRITES_MAX: usize = 8192;
 
 /// Why something was asked of the overlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub(crate) enum Writer {
     Run(ReplicaId),
     /// The persistence module, by its token.
     Records(u64),
+    /// Registers, by its token.
+    Registers(u64),
     Nobody,
 }
 
@@ -138,6 +140,12 @@ impl Node {
             Some(Writer::Run(id)) => self.host(E::NotPersisted(id), cx),
             Some(Writer::Records(token)) if done => self.community(C::Persisted(token), cx),
             Some(Writer::Records(token)) => self.community(C::NotPersisted(token), cx),
+            Some(Writer::Registers(token)) if done => {
+                self.community(C::RegistersPersisted(token), cx);
+            }
+            Some(Writer::Registers(token)) => {
+                self.community(C::RegistersNotPersisted(token), cx);
+            }
             Some(Writer::Nobody) | None => {}
         }
     }

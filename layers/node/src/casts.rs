@@ -4,9 +4,9 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use dugnad_collective::Seeker;
 use dugnad_collective::cast::{CastBody, CastPart};
 use dugnad_collective::objects::sums::NodeSums;
+use dugnad_collective::{self as collective, Seeker};
 use dugnad_connectivity::overlay;
 use dugnad_kernel::{Cx, Hash};
 use dugnad_resource::describe::{Description, clip_name};
@@ -65,6 +65,10 @@ impl Node {
                 given: self.executor.ledger().ceilings().amounts.disk,
                 ..self.collective.sums(namespace.as_deref())
             })),
+            CastBody::Views(views) => {
+                self.community(collective::Command::Views(views), cx);
+                return None;
+            }
             CastBody::Changed { name, port, removed } => {
                 self.on_changed(name, port, removed, cx);
                 return None;

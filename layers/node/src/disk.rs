@@ -3,12 +3,19 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use dugnad_collective::linear;
 use dugnad_collective::persistence::record::Name;
+use dugnad_kernel::{Id, Key};
 use dugnad_resource::execute::ReplicaId;
 
 const RUN: u8 = b'x';
 const RECORD: u8 = b'r';
 const MEMBERSHIP: u8 = b'g';
+const REGISTERS: u8 = b'l';
+/// Behind [`REGISTERS`].
+const MEMBER: u8 = b'm';
+const REPLICA: u8 = b'v';
+const REGISTER: u8 = b'r';
 
 /// What lies under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +26,9 @@ pub enum DiskKey {
     Record(Name),
     /// A group this node is a member of; nothing lies there: `g`, the name.
     Membership(String),
+    /// Of registers: `lm`: which member this disk is, `lv`, the first key of a range, how many
+    /// bits it has, the number: a view, `lr`, the key: a register.
+    Registers(linear::DiskKey),
 }
 
 /// What a key is of. The rest of it stands in the value, too, except of a membership.
@@ -28,6 +38,9 @@ pub enum Kept<'a> {
     Record,
     /// Its name.
     Membership(&'a str),
+    Member,
+    View,
+    Register(Key),
 }
 
 impl DiskKey {
@@ -40,6 +53,14 @@ impl DiskKey {
             }
             Self::Record((key, name)) => [&[RECORD], &key.0.to_be_bytes()[..], name].concat(),
             Self::Membership(name) => [&[MEMBERSHIP], name.as_bytes()].concat(),
+            Self::Registers(linear::DiskKey::Member) => Vec::from([REGISTERS, MEMBER]),
+            Self::Registers(linear::DiskKey::Replica((range, number))) => {
+                let (start, number) = (range.start.0.to_be_bytes(), number.to_be_bytes());
+                [&[REGISTERS, REPLICA], &start[..], &[range.bits], &number].concat()
+            }
+            Self::Registers(linear::DiskKey::Register(key)) => {
+                [&[REGISTERS, REGISTER], &key.0.to_be_bytes()[..]].concat()
+            }
         }
     }
 
@@ -49,6 +70,12 @@ impl DiskKey {
         match bytes.split_first()? {
             (&RUN, _) => Some(Kept::Run),
             (&RECORD, _) => Some(Kept::Record),
+            (&REGISTERS, &[MEMBER]) => Some(Kept::Member),
+            (&REGISTERS, [REPLICA, ..]) => Some(Kept::View),
+            (&REGISTERS, [REGISTER, key @ ..]) => {
+                let key: [u8; 16] = key.try_into().ok()?;
+                Some(Kept::Register(Id(u128::from_be_bytes(key))))
+            }
             (&MEMBERSHIP, name) => core::str::from_utf8(name).ok().map(Kept::Membership),
             _ => None,
         }

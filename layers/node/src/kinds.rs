@@ -1,7 +1,7 @@
 //! Names of the messages, for counters: a storm must be visible by name from outside.
 
 use dugnad_collective::persistence::sync::SyncMsg;
-use dugnad_collective::{self as collective, deployment, objects, packages, persistence};
+use dugnad_collective::{self as collective, deployment, linear, objects, packages, persistence};
 use dugnad_connectivity as connectivity;
 use dugnad_connectivity::entry::EntryMsg;
 use dugnad_connectivity::group::directory::DirectoryAsk;
@@ -91,6 +91,7 @@ const fn community(msg: &collective::Msg) -> &'static str {
         collective::Msg::Packages(packages::Msg::NotHeld { .. }) => "tree_not_held",
         collective::Msg::Deployment(msg) => in_deployment(msg),
         collective::Msg::Objects(msg) => in_objects(msg),
+        collective::Msg::Linear(msg) => in_linear(msg),
     }
 }
 
@@ -149,6 +150,25 @@ const fn in_objects(msg: &objects::Msg) -> &'static str {
         },
         Msg::Response { .. } => "response",
         Msg::Changed { .. } => "object_changed",
+    }
+}
+
+const fn in_linear(msg: &linear::Msg) -> &'static str {
+    use linear::{Msg, Request};
+    match msg {
+        Msg::Request { request, .. } => match request {
+            Request::Query { .. } => "register_query",
+            Request::Prepare { .. } => "register_prepare",
+            Request::Accept { .. } => "register_accept",
+            Request::Propose { .. } => "view_propose",
+            Request::Choose { .. } => "view_choose",
+            Request::Commit { .. } => "view_commit",
+            Request::Pull { .. } => "view_pull",
+            Request::Release { .. } => "view_release",
+            Request::Views => "views",
+        },
+        Msg::Response { .. } => "response",
+        Msg::Told { .. } => "view_told",
     }
 }
 

@@ -25,6 +25,7 @@ use dugnad_kernel::map::{Map, Set};
 
 use dugnad_collective as collective;
 use dugnad_collective::Collective;
+use dugnad_collective::linear;
 use dugnad_collective::persistence::record::Record;
 use dugnad_collective::position::RingPosition;
 use dugnad_connectivity as connectivity;
@@ -278,6 +279,7 @@ impl Node {
     ) {
         self.started = Some(cx.now);
         let (mut runs, mut stored) = (Vec::new(), Vec::new());
+        let mut registers = linear::Kept::default();
         for (key, value) in records {
             let taken = match DiskKey::kind(&key) {
                 Some(Kept::Run) => {
@@ -287,13 +289,25 @@ impl Node {
                     postcard::from_bytes::<Record>(&value).map(|r| stored.push(r)).is_ok()
                 }
                 Some(Kept::Membership(name)) => self.groups.restore(name),
+                Some(Kept::Member) => {
+                    registers.member = postcard::from_bytes(&value).ok();
+                    registers.member.is_some()
+                }
+                Some(Kept::View) => {
+                    postcard::from_bytes(&value).map(|v| registers.replicas.push(v)).is_ok()
+                }
+                Some(Kept::Register(key)) => postcard::from_bytes(&value)
+                    .map(|register| registers.registers.push((key, register)))
+                    .is_ok(),
                 None => false,
             };
             self.malformed_records += u64::from(!taken);
         }
         self.host(executor::Command::Restore(runs), cx);
-        let lived = self.connectivity.ring().me().inc > 1;
-        self.community(collective::Command::Restore { records: stored, trees, lived }, cx);
+        let inc = self.connectivity.ring().me().inc;
+        let records = stored;
+        let restore = collective::Command::Restore { records, registers, trees, inc, alone };
+        self.community(restore, cx);
         self.ring(overlay::Command::Boot { alone }, cx);
     }
 
@@ -460,6 +474,11 @@ impl Node {
                     let writes = writes.map(|(name, value)| (DiskKey::Record(name), value));
                     let writer = token.map_or(Writer::Nobody, Writer::Records);
                     self.write(writer, writes.collect(), cx);
+                }
+                collective::Event::PersistRegisters { token, writes } => {
+                    let writes = writes.into_iter();
+                    let writes = writes.map(|(key, value)| (DiskKey::Registers(key), value));
+                    self.write(Writer::Registers(token), writes.collect(), cx);
                 }
                 collective::Event::Order(order) => self.on_order(order, cx),
                 collective::Event::ToHost { to, msg } => cx.send(to, Msg::ToHost(msg)),

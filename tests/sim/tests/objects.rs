@@ -26,8 +26,8 @@ fn inline(value: &str) -> Content {
 }
 
 fn putting(key: &str, content: Option<Content>) -> ObjectQuestion {
-    let (expect, context) = (None, None);
-    ObjectQuestion::Put { address: at(key), content, expect, context, create: true }
+    let (expect, context, manner) = (None, None, None);
+    ObjectQuestion::Put { address: at(key), content, expect, context, manner, create: true }
 }
 
 fn answered(world: &mut World, ask: AskId) -> ObjectAnswer {
@@ -109,12 +109,13 @@ fn what_is_put_at_one_node_is_read_at_all() {
             content: Some(inline("x")),
             expect: Some(expect),
             context: None,
+            manner: None,
             create: false,
         };
         let lost = ask(&mut world, first, expect(Expect::Version(1)));
-        assert_eq!(lost, ObjectAnswer::Lost { version });
+        assert_eq!(lost, ObjectAnswer::Lost { version, strong: false });
         let lost = ask(&mut world, first, expect(Expect::Absent));
-        assert_eq!(lost, ObjectAnswer::Lost { version });
+        assert_eq!(lost, ObjectAnswer::Lost { version, strong: false });
         let won = ask(&mut world, first, expect(Expect::Version(version)));
         assert!(matches!(won, ObjectAnswer::Written { .. }), "{won:?}");
         let removed = ask(&mut world, last, putting("notes/today", None));
@@ -374,6 +375,69 @@ fn what_was_acknowledged_survives_crashes() {
             let lost = writes.iter().find(|w| w.done(&world) && over.is_some_and(|o| w.from > o));
             let lost = lost.map(|write| &write.value);
             assert_eq!(lost, None, "seed {seed}: {key} is {values:?}");
+        }
+    }
+}
+
+/// Writes to a strong namespace: the revision.
+fn strong(world: &mut World, id: NodeId, value: &str, expect: Option<Expect>) -> ObjectAnswer {
+    let (content, manner) = (Some(inline(value)), Some(Manner::Strong));
+    let address = at("reg/x");
+    let put = ObjectQuestion::Put { address, content, expect, context: None, manner, create: true };
+    ask(world, id, put)
+}
+
+/// A strong namespace at every small size: one order for everybody, a true degree, and silence.
+#[test]
+fn a_strong_namespace_has_one_order_for_everybody() {
+    for (size, members) in [(1, 1), (2, 1), (3, 3), (5, 5), (9, 5)] {
+        let mut world = World::new(Options::seed(7_800 + size as u64));
+        let ids = community(&mut world, size);
+        world.run_for(Duration::from_secs(120));
+        for (id, revision) in ids.iter().zip(1..) {
+            let expect = match revision {
+                1 => Expect::Absent,
+                later => Expect::Version(later - 1),
+            };
+            let value = revision.to_string();
+            let written = strong(&mut world, *id, &value, Some(expect));
+            assert_eq!(written, ObjectAnswer::Chosen { revision, members }, "{size} nodes");
+            let lost = strong(&mut world, ids[0], "x", Some(Expect::Version(revision + 1)));
+            assert_eq!(lost, ObjectAnswer::Lost { version: revision, strong: true });
+            for reader in &ids {
+                let read = get(&mut world, *reader, "reg/x").0;
+                assert_eq!(read.first(), Some(&value), "{size} nodes");
+            }
+        }
+        assert_eq!(list(&mut world, ids[0], "reg/"), ["x"]);
+    }
+}
+
+/// The founder and others die one by one and are replaced; what was written stays readable, also
+/// after everybody lost power together.
+#[test]
+fn a_strong_value_outlives_those_who_kept_it() {
+    for seed in 0..12 {
+        let mut world = World::new(Options::seed(7_900 + seed));
+        let ids = community(&mut world, 6);
+        world.run_for(Duration::from_secs(120));
+        let written = strong(&mut world, ids[3], "kept", None);
+        assert!(matches!(written, ObjectAnswer::Chosen { .. }), "seed {seed}: {written:?}");
+        for id in &ids[..2] {
+            world.crash(*id, Crash::Power);
+            world.run_for(Duration::from_secs(180));
+            let reader = world.alive()[0];
+            assert_eq!(get(&mut world, reader, "reg/x").0, ["kept"], "seed {seed}");
+        }
+        for id in world.alive() {
+            world.crash(id, Crash::Power);
+        }
+        for id in &ids {
+            world.start(*id);
+        }
+        world.run_for(Duration::from_secs(120));
+        for id in &ids {
+            assert_eq!(get(&mut world, *id, "reg/x").0, ["kept"], "seed {seed}");
         }
     }
 }

@@ -219,6 +219,7 @@ impl AgentApi for FakeAgent {
             }],
             version,
             context: None,
+            strong: false,
         };
         to.try_send(found(address.path.as_bytes(), 2)).unwrap();
         to.try_send(ObjectAnswer::Absent { version: 3, context: None }).unwrap();

@@ -21,7 +21,12 @@ fn found(contents: &[&[u8]], context: Option<Context>) -> ObjectAnswer {
     let value =
         |content: &&[u8]| Value { content: Content::Inline(content.to_vec()), sources: Vec::new() };
     let version = if context.is_some() { 0 } else { VERSION };
-    ObjectAnswer::Found { values: contents.iter().map(value).collect(), version, context }
+    ObjectAnswer::Found {
+        values: contents.iter().map(value).collect(),
+        version,
+        context,
+        strong: false,
+    }
 }
 
 /// A community that knows `notes/today` and few other keys.
@@ -33,20 +38,38 @@ pub(super) fn answer(question: ObjectQuestion) -> ObjectAnswer {
             ("files", "big") => {
                 let tree = Tree { root: Hash([4; 32]), bytes: 100_000 };
                 let value = Value { content: Content::Blob(tree), sources: Vec::new() };
-                ObjectAnswer::Found { values: vec![value], version: VERSION, context: None }
+                ObjectAnswer::Found {
+                    values: vec![value],
+                    version: VERSION,
+                    context: None,
+                    strong: false,
+                }
             }
             ("nowhere", _) => ObjectAnswer::Unknown("there is no namespace nowhere".to_owned()),
             _ => ObjectAnswer::Absent { version: 0, context: None },
         },
-        ObjectQuestion::Put { address, content, expect, .. } => match (&*address.path, expect) {
-            ("full", _) => ObjectAnswer::Unmet(vec!["the namespace is full".to_owned()]),
-            ("locked", _) => ObjectAnswer::Refused("the namespace is read-only".to_owned()),
-            (_, Some(Expect::Version(1))) => ObjectAnswer::Lost { version: VERSION },
-            ("nothing", _) if content.is_none() => {
-                ObjectAnswer::Absent { version: 0, context: None }
+        ObjectQuestion::Put { address, content, expect, manner, .. } => {
+            match (&*address.path, expect) {
+                ("reg", Some(Expect::Version(7))) => {
+                    ObjectAnswer::Lost { version: 9, strong: true }
+                }
+                ("reg", _) if manner == Some(Manner::Strong) => {
+                    ObjectAnswer::Chosen { revision: 8, members: 3 }
+                }
+                ("reg", _) => ObjectAnswer::Unavailable { maybe: false },
+                ("full", _) => ObjectAnswer::Unmet(vec!["the namespace is full".to_owned()]),
+                ("locked", _) => ObjectAnswer::Refused("the namespace is read-only".to_owned()),
+                (_, Some(Expect::Version(1))) => {
+                    ObjectAnswer::Lost { version: VERSION, strong: false }
+                }
+                ("nothing", _) if content.is_none() => {
+                    ObjectAnswer::Absent { version: 0, context: None }
+                }
+                _ => {
+                    ObjectAnswer::Written { version: VERSION, copies: 2, wanted: 3, context: None }
+                }
             }
-            _ => ObjectAnswer::Written { version: VERSION, copies: 2, wanted: 3, context: None },
-        },
+        }
         ObjectQuestion::Check { .. } | ObjectQuestion::Watch(_) | ObjectQuestion::Unwatch(_) => {
             ObjectAnswer::Done
         }

@@ -104,7 +104,9 @@ pub(super) async fn exec(
         let done = match &question {
             Question::Read { .. } => read(&asker, &at, &view, &mut writing).await,
             Question::Change { .. } => {
-                write(&asker, &at, &view, &mut writing).await.map(|(_, done)| Answer::Done(done))
+                let members = view.members.len();
+                let written = write(&asker, &at, &view, &mut writing).await;
+                written.map(|(_, done)| Answer::Done { done, members })
             }
         };
         match done {

@@ -4,13 +4,15 @@
 //! what changed, and all that changed before it, is on disk.
 
 use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::{Ref, RefCell, RefMut};
 
 use dugnad_kernel::Key;
 use dugnad_kernel::map::Map;
 use serde::{Deserialize, Serialize};
 
-use super::register::Register;
+use super::register::{Cell, Register};
 use super::view::{Ballot, Known, Member, Range, View, ViewId, may_follow};
 use super::{Part, Request, Response, is_left_out};
 
@@ -49,6 +51,12 @@ impl Replica {
         Self { view, phase, prior, next: Vec::new(), promised, accepted: None }
     }
 
+    /// A part in a view that comes from these.
+    #[must_use]
+    pub fn syncing(view: View, prior: Vec<View>) -> Self {
+        Self::new(view, Phase::Syncing, prior)
+    }
+
     /// Whether it answers no more, and has all it answered with.
     fn is_over(&self) -> bool {
         let unsealed = is_left_out(Part::Sealing) && self.phase == Phase::Active;
@@ -61,6 +69,26 @@ impl Replica {
 pub enum Changed {
     Replica(ViewId),
     Register(Key),
+}
+
+/// What a member keeps, to read. Only its component writes, and nobody holds what it reads beyond
+/// one input.
+#[derive(Clone, Debug, Default)]
+pub struct Registers(Rc<RefCell<Keeper>>);
+
+impl Registers {
+    pub(super) fn new(keeper: Keeper) -> Self {
+        Self(Rc::new(RefCell::new(keeper)))
+    }
+
+    #[must_use]
+    pub fn read(&self) -> Ref<'_, Keeper> {
+        self.0.borrow()
+    }
+
+    pub(super) fn write(&self) -> RefMut<'_, Keeper> {
+        self.0.borrow_mut()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +152,40 @@ impl Keeper {
 
     pub fn replica(&self, id: ViewId) -> Option<&Replica> {
         self.replicas.get(&id)
+    }
+
+    /// The views it answers in as their first member.
+    #[must_use]
+    pub fn led(&self) -> Vec<View> {
+        let active = self.replicas.values().filter(|replica| replica.phase == Phase::Active);
+        let views = active.map(|replica| &replica.view);
+        views.filter(|view| view.members.first() == Some(&self.me)).cloned().collect()
+    }
+
+    /// The views it has entered and does not answer in yet.
+    pub(super) fn syncing(&self) -> Vec<ViewId> {
+        let entered = self.replicas.values().filter(|replica| replica.phase == Phase::Syncing);
+        entered.map(|replica| replica.view.id()).collect()
+    }
+
+    /// The views before one that it has entered; `None` if it has not, or answers already.
+    pub(super) fn prior(&self, id: ViewId) -> Option<Vec<View>> {
+        let replica = self.replicas.get(&id).filter(|replica| replica.phase == Phase::Syncing)?;
+        Some(replica.prior.clone())
+    }
+
+    /// Registers with a value of the views it answers in, and whether it is the first member there.
+    pub fn values(&self) -> impl Iterator<Item = (&Cell, bool)> {
+        let active = self.replicas.values().filter(|replica| replica.phase == Phase::Active);
+        active.flat_map(|replica| {
+            let leads = replica.view.members.first() == Some(&self.me);
+            let range = replica.view.range;
+            let registers = self.registers.range(range.start..).map(move |(key, register)| {
+                range.contains(*key).then_some((&register.cell, leads))
+            });
+            let cells = registers.map_while(|cell| cell);
+            cells.filter(|(cell, _)| cell.value.is_some())
+        })
     }
 
     pub fn registers(&self) -> impl Iterator<Item = (&Key, &Register)> {

@@ -27,7 +27,7 @@ use dugnad_kernel::{Component, Counters, Cx, Duration, Hlc, Input, Key, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::position::RingPosition;
-use keeper::{Before, Changed, Keeper, REGISTERS_MAX, REPLICAS_MAX, Replica};
+use keeper::{Before, Changed, Keeper, REGISTERS_MAX, REPLICAS_MAX, Registers, Replica};
 use operations::{Awaited, Reply};
 use register::{Cell, Change, Done, Register, RequestId};
 use view::{Ballot, Known, Member, Range, View, ViewId};
@@ -36,7 +36,7 @@ pub(crate) use operations::OPS_MAX;
 
 /// Answers that wait for the disk, and requests of people that wait for one before them.
 const UNSENT_MAX: usize = 4_096;
-const WAITING_MAX: usize = 256;
+pub(crate) const WAITING_MAX: usize = 256;
 
 /// A request between nodes; its answer is a [`Response`] to the same call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,11 +152,9 @@ pub enum Question {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// `None` if it has no value.
-    Cell {
-        revision: u64,
-        value: Option<Vec<u8>>,
-    },
-    Done(Done),
+    Cell { revision: u64, value: Option<Vec<u8>> },
+    /// By so many members, of which a majority has it on disk.
+    Done { done: Done, members: usize },
     /// No majority answers; nothing was changed.
     Unavailable,
     /// It may have been changed or not: the majority went away in between.
@@ -174,15 +172,23 @@ pub enum DiskKey {
     Register(Key),
 }
 
+/// All that lies on disk.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Which member this disk is.
+    pub member: Option<u32>,
+    pub replicas: Vec<Replica>,
+    pub registers: Vec<(Key, Register)>,
+}
+
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// What lay on disk. `inc`: the life of the node; `founds`: it begins a community.
+    /// What lay on disk. `inc`: the life of the node; `alone`: it begins a community, if it has not
+    /// done so before.
     Restore {
         inc: u32,
-        founds: bool,
-        member: Option<u32>,
-        replicas: Vec<Replica>,
-        registers: Vec<(Key, Register)>,
+        alone: bool,
+        kept: Kept,
     },
     /// Milliseconds since 1970; `None` if the machine's clock was never set.
     Clock(Option<u64>),
@@ -248,7 +254,7 @@ pub struct Linear {
     inc: u32,
     position: RingPosition,
     clock: Hlc,
-    keeper: Keeper,
+    keeper: Registers,
     known: Rc<RefCell<Known>>,
     calls: CallsOf<Self>,
     tokens: u64,
@@ -298,7 +304,7 @@ impl Linear {
             inc: 0,
             position: RingPosition::default(),
             clock: Hlc::default(),
-            keeper: Keeper::new(Member { node: me, inc: 0 }),
+            keeper: Registers::new(Keeper::new(Member { node: me, inc: 0 })),
             known: Rc::default(),
             calls: CallsOf::<Self>::default(),
             tokens: 0,
@@ -314,10 +320,10 @@ impl Linear {
         }
     }
 
-    /// What this node keeps.
+    /// To read what this node keeps, now and later.
     #[must_use]
-    pub const fn keeper(&self) -> &Keeper {
-        &self.keeper
+    pub fn registers(&self) -> Registers {
+        self.keeper.clone()
     }
 
     /// The newest view of the range a key lies in, as far as this node heard.
@@ -334,8 +340,8 @@ impl Linear {
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
         [
             ("register_operations", self.calls.len(), OPS_MAX),
-            ("registers", self.keeper.registers().count(), REGISTERS_MAX),
-            ("views_kept", self.keeper.replicas().count(), REPLICAS_MAX),
+            ("registers", self.keeper.read().registers().count(), REGISTERS_MAX),
+            ("views_kept", self.keeper.read().replicas().count(), REPLICAS_MAX),
             ("views_known", self.known.borrow().len(), view::KNOWN_MAX),
             ("register_answers", self.unsent.len(), UNSENT_MAX),
             ("register_requests", self.waiting(), WAITING_MAX),
@@ -357,9 +363,7 @@ impl Linear {
 
     fn on_command(&mut self, command: Command, cx: &mut Cx<'_, Self>) {
         match command {
-            Command::Restore { inc, founds, member, replicas, registers } => {
-                self.restore(inc, founds, member, replicas, registers, cx);
-            }
+            Command::Restore { inc, alone, kept } => self.restore(inc, alone, kept, cx),
             Command::Clock(unix_ms) => self.clock.set(unix_ms, cx.now),
             Command::Moved(position) => {
                 self.position = position;
@@ -375,27 +379,20 @@ impl Linear {
         }
     }
 
-    fn restore(
-        &mut self,
-        inc: u32,
-        founds: bool,
-        member: Option<u32>,
-        replicas: Vec<Replica>,
-        registers: Vec<(Key, Register)>,
-        cx: &mut Cx<'_, Self>,
-    ) {
+    fn restore(&mut self, inc: u32, alone: bool, kept: Kept, cx: &mut Cx<'_, Self>) {
+        let Kept { member, replicas, registers } = kept;
         self.inc = inc;
         // Without a note of who it was it lost its disk, or never had one: it is somebody new.
         let known = member.is_some();
-        self.keeper = Keeper::new(Member { node: self.me, inc: member.unwrap_or(inc) });
+        *self.keeper.write() = Keeper::new(Member { node: self.me, inc: member.unwrap_or(inc) });
         if known {
             for replica in replicas {
                 self.known.borrow_mut().learn(&replica.view);
                 replica.next.iter().for_each(|next| _ = self.known.borrow_mut().learn(next));
-                self.keeper.restore(replica);
+                self.keeper.write().restore(replica);
             }
             for (key, register) in registers {
-                self.keeper.restore_register(key, register);
+                self.keeper.write().restore_register(key, register);
             }
         } else {
             let (token, inc) = (self.token(), postcard::to_allocvec(&inc).ok());
@@ -403,9 +400,9 @@ impl Linear {
             let (before, answers, entered) = (Vec::new(), Vec::new(), Vec::new());
             self.unsent.push_back(Unsent { token, before, answers, entered });
             cx.emit(Event::Persist { token, writes });
-            if founds {
-                self.keeper.found();
-                let first = View::first(self.keeper.me());
+            if alone {
+                self.keeper.write().found();
+                let first = View::first(self.keeper.read().me());
                 self.known.borrow_mut().learn(&first);
                 self.save(Vec::new(), Vec::new(), cx);
             }
@@ -428,7 +425,7 @@ impl Linear {
             Request::Commit { next, .. } => next.clone(),
             _ => Vec::new(),
         };
-        let response = self.keeper.answer(request, &self.known.borrow());
+        let response = self.keeper.write().answer(request, &self.known.borrow());
         self.save(Vec::from([(from, call, response)]), Vec::new(), cx);
         if !heard.is_empty() {
             self.learn(&heard, cx);
@@ -443,7 +440,7 @@ impl Linear {
         entered: Vec<ViewId>,
         cx: &mut Cx<'_, Self>,
     ) {
-        let before = self.keeper.changes();
+        let before = self.keeper.write().changes();
         if before.is_empty() {
             match self.unsent.back_mut() {
                 // What it says may rest on what is not on disk yet.
@@ -460,7 +457,7 @@ impl Linear {
                 Changed::Replica(id) => DiskKey::Replica(*id),
                 Changed::Register(key) => DiskKey::Register(*key),
             };
-            (key, self.keeper.encode(*changed))
+            (key, self.keeper.read().encode(*changed))
         };
         let writes = changed.iter().map(write).collect();
         let token = self.token();
@@ -494,7 +491,7 @@ impl Linear {
             self.unsent.iter().skip(at).flat_map(|u| u.before.iter().map(Before::of)).collect();
         for before in failed.before.into_iter().rev() {
             if !later.contains(&before.of()) {
-                self.keeper.undo(before);
+                self.keeper.write().undo(before);
             }
         }
         let entered: Vec<ViewId> = failed.entered;

@@ -130,7 +130,7 @@ impl Operates for Linear {
             Outcome::Ended { key, call, answer } => self.ended(key, call, answer, cx),
             Outcome::Heard(views) => self.learn(&views, cx),
             Outcome::Page { view, registers } => {
-                self.keeper.take_in(view, &registers);
+                self.keeper.write().take_in(view, &registers);
                 self.save(Vec::new(), Vec::new(), cx);
             }
             Outcome::Synced { view, all } => self.on_synced(view, all, cx),

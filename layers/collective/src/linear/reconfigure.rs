@@ -10,7 +10,6 @@ use alloc::vec::Vec;
 use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
 
-use super::keeper::Phase;
 use super::operations::{Asker, AskerExt, Outcome, ask_members, hear};
 use super::view::{Ballot, MEMBERS, Member, Range, View, ViewId};
 use super::{Event, Linear, Part, Request, Response, SYNC_AGAIN, Timer, is_left_out};
@@ -183,10 +182,7 @@ impl Linear {
             self.start("learn views", |asker| ask_around(asker, nodes), cx);
             return;
         }
-        let me = self.keeper.me();
-        let leads = |view: &&View| view.members.first() == Some(&me);
-        let active = self.keeper.replicas().filter(|replica| replica.phase == Phase::Active);
-        let views: Vec<View> = active.map(|replica| &replica.view).filter(leads).cloned().collect();
+        let views = self.keeper.read().led();
         for view in views {
             if !self.position.owns(view.range.start) {
                 self.start("tell owner", |asker| tell_owner(asker, view), cx);
@@ -196,8 +192,7 @@ impl Linear {
 
     /// Collects what is missing in views this node entered.
     pub(super) fn sync_all(&mut self, cx: &mut Cx<'_, Self>) {
-        let entered = self.keeper.replicas().filter(|replica| replica.phase == Phase::Syncing);
-        let entered: Vec<ViewId> = entered.map(|replica| replica.view.id()).collect();
+        let entered = self.keeper.read().syncing();
         for id in entered {
             if !self.syncing.contains_key(&id) {
                 self.sync(id, cx);
@@ -206,12 +201,10 @@ impl Linear {
     }
 
     pub(super) fn sync(&mut self, id: ViewId, cx: &mut Cx<'_, Self>) {
-        let replica = self.keeper.replica(id).filter(|replica| replica.phase == Phase::Syncing);
-        let Some(replica) = replica else {
+        let Some(prior) = self.keeper.read().prior(id) else {
             self.syncing.remove(&id);
             return;
         };
-        let prior = replica.prior.clone();
         self.syncing.entry(id).or_default();
         if !self.start("sync range", |asker| sync(asker, id, prior), cx) {
             self.on_synced(id, false, cx);
@@ -221,7 +214,7 @@ impl Linear {
     pub(super) fn on_synced(&mut self, id: ViewId, all: bool, cx: &mut Cx<'_, Self>) {
         if all {
             self.syncing.remove(&id);
-            if self.keeper.activate(id) {
+            if self.keeper.write().activate(id) {
                 self.save(Vec::new(), Vec::from([id]), cx);
             }
             return;
@@ -234,7 +227,7 @@ impl Linear {
 
     /// It answers in a view from now on.
     pub(super) fn on_entered(&mut self, id: ViewId, cx: &mut Cx<'_, Self>) {
-        let view = self.keeper.replica(id).map(|replica| replica.view.clone());
+        let view = self.keeper.read().replica(id).map(|replica| replica.view.clone());
         if let Some(view) = view {
             self.learn(&[view], cx);
         }

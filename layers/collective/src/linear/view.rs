@@ -12,8 +12,8 @@ pub const MEMBERS: usize = 5;
 /// Bits of the smallest range: no more than 64 of them.
 pub const BITS_MAX: u8 = 6;
 
-/// A node with the disk it had when it began to keep registers. A node that lost its disk is another
-/// member: it must not answer for what it promised before.
+/// A node with the disk it had when it began to keep registers. A node that lost its disk is
+/// another member: it must not answer for what it promised before.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]

@@ -140,6 +140,8 @@ pub enum Manner {
     Last,
     /// Both stay, until somebody who has read both writes again.
     Merge,
+    /// There are not two: each is before or after the other for everybody (8).
+    Strong,
 }
 
 /// How the objects of a namespace are kept.

@@ -11,6 +11,7 @@ use super::item::{Address, KEY_MAX, Namespace, Object};
 use super::operations::{Asker, AskerExt, Outcome, Unreachable};
 use super::read::{self, NOBODY, unknown};
 use super::siblings::{Siblings, merge};
+use super::strong;
 use super::sums::{Listed, NodeSums};
 use super::{ObjectAnswer, Objects, Request, Response};
 use crate::cast::{CastBody, CastPart};
@@ -58,6 +59,18 @@ impl Objects {
         }
     }
 
+    /// Calls `with` for every object in registers here: whether this node is the first to keep it.
+    fn each_strong(&self, mut with: impl FnMut(bool, Address, Listed)) {
+        let keeper = self.registers.read();
+        for (cell, leads) in keeper.values() {
+            let content = cell.value.as_deref().and_then(strong::decode);
+            if let (Ok(address), Some(content)) = (Address::parse(&cell.name), content) {
+                let (path, bytes) = (address.path.clone(), content.bytes());
+                with(leads, address, Listed { path, version: 0, bytes, values: 1 });
+            }
+        }
+    }
+
     pub(super) fn list_here(&self, namespace: &str, prefix: &str, after: &str) -> Response {
         let mut objects = Vec::new();
         self.each(|key, address, listed| {
@@ -69,7 +82,16 @@ impl Objects {
                 objects.push(listed);
             }
         });
+        self.each_strong(|_, address, listed| {
+            let wanted = address.namespace == namespace
+                && listed.path.starts_with(prefix)
+                && listed.path.as_str() > after;
+            if wanted {
+                objects.push(listed);
+            }
+        });
         objects.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        objects.dedup_by(|a, b| a.path == b.path);
         let all = objects.len();
         let mut bytes = 0;
         let fits = |listed: &&Listed| {
@@ -86,21 +108,24 @@ impl Objects {
     pub fn sums(&self, only: Option<&str>) -> NodeSums {
         let mut sums = NodeSums { node: self.me, ..NodeSums::default() };
         let mut namespaces: Map<String, (u32, u64)> = Map::new();
-        self.each(|key, address, listed| {
+        let mut count = |answers: bool, address: Address, listed: Listed| {
             if only.is_some_and(|only| only != address.namespace) {
                 return;
             }
             sums.copies = sums.copies.saturating_add(1);
-            if self.position.owns(key) {
-                sums.keys = sums.keys.saturating_add(1);
-                if namespaces.len() < NAMESPACES_MAX || namespaces.contains_key(&address.namespace)
-                {
-                    let (keys, bytes) = namespaces.entry(address.namespace).or_default();
-                    *keys = keys.saturating_add(1);
-                    *bytes = bytes.saturating_add(listed.bytes);
-                }
+            if !answers {
+                return;
             }
-        });
+            sums.keys = sums.keys.saturating_add(1);
+            let known = namespaces.contains_key(&address.namespace);
+            if known || namespaces.len() < NAMESPACES_MAX {
+                let (keys, bytes) = namespaces.entry(address.namespace).or_default();
+                *keys = keys.saturating_add(1);
+                *bytes = bytes.saturating_add(listed.bytes);
+            }
+        };
+        self.each(|key, address, listed| count(self.position.owns(key), address, listed));
+        self.each_strong(&mut count);
         let line = |(name, (keys, bytes)): (&String, &(u32, u64))| (name.clone(), *keys, *bytes);
         sums.namespaces = namespaces.iter().map(line).collect();
         sums
@@ -136,7 +161,7 @@ pub(super) async fn list(asker: Asker, ask: u64, known: Option<Namespace>, page:
 /// what lies behind the last of a node that has more is for the next page.
 async fn page_of(asker: &Asker, page: &Page) -> ObjectAnswer {
     let (nodes, mut complete) = ask_all(asker, Some(page.namespace.clone())).await;
-    let has = |sums: &&NodeSums| sums.keys_of(&page.namespace) > 0;
+    let has = |sums: &&NodeSums| sums.copies > 0;
     let nodes: Vec<NodeId> = nodes.iter().filter(has).map(|sums| sums.node).collect();
     let mut found: BTreeMap<String, Listed> = BTreeMap::new();
     let mut until: Option<String> = None;

@@ -10,6 +10,7 @@ mod list;
 mod operations;
 mod read;
 pub mod siblings;
+mod strong;
 pub mod sums;
 mod watch;
 mod write;
@@ -24,11 +25,12 @@ use dugnad_kernel::{Component, Counters, Cx, Duration, Hlc, Input, Key, NodeId, 
 use serde::{Deserialize, Serialize};
 
 use crate::cast::CastBody;
+use crate::linear::keeper::Registers;
 use crate::persistence::record::{Name, Record};
 use crate::persistence::store::Records;
 use crate::position::RingPosition;
-use crate::{packages, persistence};
-use item::{Address, Content, Namespace};
+use crate::{linear, packages, persistence};
+use item::{Address, Content, Manner, Namespace};
 use operations::{Awaited, Reply};
 use siblings::Context;
 use sums::{Listed, NodeSums};
@@ -112,12 +114,15 @@ pub enum ObjectQuestion {
         content: Option<Content>,
         expect: Option<Expect>,
         context: Option<Context>,
+        /// How the namespace must be kept, and is made; `None`: as it is.
+        manner: Option<Manner>,
         create: bool,
     },
     /// Whether so many bytes may be written there; [`ObjectAnswer::Done`] if so.
     Check {
         address: Address,
         bytes: u64,
+        manner: Option<Manner>,
         create: bool,
     },
     /// At most 256 objects whose path begins with `prefix` and comes after `after`.
@@ -151,6 +156,7 @@ pub enum ObjectAnswer {
         values: Vec<Value>,
         version: u64,
         context: Option<Context>,
+        strong: bool,
     },
     /// There is none, at this version.
     Absent {
@@ -167,6 +173,17 @@ pub enum ObjectAnswer {
     /// What was expected is not so: the version now, 0 if there is none.
     Lost {
         version: u64,
+        strong: bool,
+    },
+    /// In a namespace that is strong: at this revision, by so many members, of which a majority
+    /// has it on disk.
+    Chosen {
+        revision: u64,
+        members: usize,
+    },
+    /// A majority of those who keep it does not answer; whether it may have been written.
+    Unavailable {
+        maybe: bool,
     },
     Listed {
         objects: Vec<Listed>,
@@ -217,6 +234,11 @@ pub enum Command {
         call: CallId,
         answer: Result<(), Vec<String>>,
     },
+    /// The answer to [`Event::Linear`].
+    Linear {
+        call: CallId,
+        answer: linear::Answer,
+    },
     /// It will not answer any more.
     Gone(NodeId),
     LinkDown(NodeId),
@@ -245,6 +267,11 @@ pub enum Event {
         call: CallId,
         question: packages::Question,
     },
+    /// Asks the registers.
+    Linear {
+        call: CallId,
+        question: linear::Question,
+    },
     Answer {
         ask: u64,
         answer: ObjectAnswer,
@@ -261,6 +288,7 @@ pub struct Objects {
     me: NodeId,
     position: RingPosition,
     records: Records,
+    registers: Registers,
     clock: Hlc,
     calls: CallsOf<Self>,
     /// How namespaces are kept, as was read lately.
@@ -299,13 +327,14 @@ impl Component for Objects {
 }
 
 impl Objects {
-    /// `records`: those of this node's persistence module.
+    /// `records`: those of this node's persistence module; `registers`: what it keeps of those.
     #[must_use]
-    pub fn new(me: NodeId, records: Records) -> Self {
+    pub fn new(me: NodeId, records: Records, registers: Registers) -> Self {
         Self {
             me,
             position: RingPosition::default(),
             records,
+            registers,
             clock: Hlc::default(),
             calls: CallsOf::<Self>::default(),
             known: Map::new(),
@@ -357,6 +386,7 @@ impl Objects {
             }
             Command::Records { call, answer } => self.answer(call, Reply::Records(answer), cx),
             Command::Packages { call, answer } => self.answer(call, Reply::Packages(answer), cx),
+            Command::Linear { call, answer } => self.answer(call, Reply::Linear(answer), cx),
             Command::Gone(node) => {
                 self.watchers.forget(node);
                 self.give_up_on(node, cx);
@@ -378,13 +408,14 @@ impl Objects {
                 let known = known(self, &address.namespace);
                 self.start("get object", |asker| read::get(asker, ask, known, address), cx)
             }
-            ObjectQuestion::Put { address, content, expect, context, create } => {
-                let wanted = write::Wanted { address, content, expect, context, create };
+            ObjectQuestion::Put { address, content, expect, context, manner, create } => {
+                let wanted = write::Wanted { address, content, expect, context, manner, create };
                 let facts = self.facts(&wanted.address.namespace, cx.now);
                 self.start("put object", |asker| write::prepare(asker, ask, facts, wanted), cx)
             }
-            ObjectQuestion::Check { address, bytes, create } => {
+            ObjectQuestion::Check { address, bytes, manner, create } => {
                 let facts = self.facts(&address.namespace, cx.now);
+                let create = write::Create { manner, make: create };
                 let op = |asker| write::check(asker, ask, facts, address, bytes, create);
                 self.start("check object", op, cx)
             }

@@ -13,7 +13,7 @@ use super::siblings::Context;
 use super::{Event, Msg, ObjectAnswer, Objects, Request, Response, Timer};
 use crate::cast::{CastBody, CastPart};
 use crate::persistence::record::{Name, Record};
-use crate::{packages, persistence};
+use crate::{linear, packages, persistence};
 
 /// Operations at a time; more are refused.
 pub(crate) const OPS_MAX: usize = 256;
@@ -28,6 +28,7 @@ pub enum Ask {
     Cast(CastBody),
     Records(persistence::Question),
     Packages(packages::Question),
+    Linear(linear::Question),
 }
 
 #[derive(Clone, Debug)]
@@ -37,6 +38,7 @@ pub enum Reply {
     Parts { parts: Vec<Vec<u8>>, complete: bool },
     Records(persistence::Answer),
     Packages(Result<(), Vec<String>>),
+    Linear(linear::Answer),
 }
 
 /// A write that needs a stamp.
@@ -115,13 +117,14 @@ pub enum Awaited {
     Feedback,
     Records,
     Packages,
+    Linear,
 }
 
 impl calls::Awaited for Awaited {
     fn node(&self) -> Option<NodeId> {
         match self {
             Self::Call { to } => Some(*to),
-            Self::Lookup | Self::Feedback | Self::Records | Self::Packages => None,
+            Self::Lookup | Self::Feedback | Self::Records | Self::Packages | Self::Linear => None,
         }
     }
 }
@@ -165,6 +168,10 @@ impl Operates for Objects {
                 cx.emit(Event::Packages { call, question });
                 (Awaited::Packages, None)
             }
+            Ask::Linear(question) => {
+                cx.emit(Event::Linear { call, question });
+                (Awaited::Linear, None)
+            }
         }
     }
 
@@ -197,6 +204,7 @@ impl Operates for Objects {
             Awaited::Feedback => Reply::Parts { parts: Vec::new(), complete: false },
             Awaited::Records => Reply::Records(persistence::Answer::Unreachable),
             Awaited::Packages => Reply::Packages(Err(Vec::new())),
+            Awaited::Linear => Reply::Linear(linear::Answer::Unavailable),
         })
     }
 
@@ -224,6 +232,8 @@ pub(crate) trait AskerExt {
     fn records(&self, question: persistence::Question) -> AnsweredOf<Objects, persistence::Answer>;
     /// The newest version of a record; `Err` if nobody answers for it.
     fn get(&self, name: Name) -> AnsweredOf<Objects, Result<Option<Record>, Unreachable>>;
+    /// What the registers say.
+    fn linear(&self, question: linear::Question) -> AnsweredOf<Objects, linear::Answer>;
     /// `Err`: why not, a line a reason.
     fn packages(
         &self,
@@ -267,6 +277,13 @@ impl AskerExt for Asker {
         self.ask(Ask::Records(persistence::Question::Get(name))).read(|reply| match reply {
             Reply::Records(persistence::Answer::Found(record)) => Ok(record),
             _ => Err(Unreachable),
+        })
+    }
+
+    fn linear(&self, question: linear::Question) -> AnsweredOf<Objects, linear::Answer> {
+        self.ask(Ask::Linear(question)).read(|reply| match reply {
+            Reply::Linear(answer) => answer,
+            _ => linear::Answer::Unavailable,
         })
     }
 

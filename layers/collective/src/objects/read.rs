@@ -10,6 +10,7 @@ use dugnad_kernel::{Key, NodeId};
 use super::item::{Address, Content, Manner, NAMESPACE, Namespace, OBJECT, Object};
 use super::operations::{Asker, AskerExt, Outcome, Unreachable};
 use super::siblings::{Merged, Siblings, merge};
+use super::strong;
 use super::{ObjectAnswer, Request, Response, Value};
 use crate::persistence;
 use crate::persistence::record::{DEGREE, Name, Record, class};
@@ -79,6 +80,7 @@ pub(super) async fn look(asker: &Asker, manner: Manner, address: &Address) -> Ob
             None => ObjectAnswer::Absent { version: 0, context: None },
         }),
         Manner::Merge => merged(asker, key).await.map(|merged| all(&merged)),
+        Manner::Strong => Ok(strong::look(asker, key).await),
     };
     match found {
         Ok(answer) => sources(asker, answer).await,
@@ -92,7 +94,12 @@ pub(super) fn last(record: &Record) -> ObjectAnswer {
     match Object::of(record) {
         Some(object) => {
             let value = Value { content: object.content, sources: Vec::new() };
-            ObjectAnswer::Found { values: Vec::from([value]), version, context: None }
+            ObjectAnswer::Found {
+                values: Vec::from([value]),
+                version,
+                context: None,
+                strong: false,
+            }
         }
         None => ObjectAnswer::Absent { version, context: None },
     }
@@ -106,12 +113,14 @@ pub(super) fn all(merged: &Merged) -> ObjectAnswer {
     }
     let value = |content: &Content| Value { content: content.clone(), sources: Vec::new() };
     let values = merged.values.iter().map(value).collect();
-    ObjectAnswer::Found { values, version: 0, context }
+    ObjectAnswer::Found { values, version: 0, context, strong: false }
 }
 
 /// Says of blobs who should have them.
 async fn sources(asker: &Asker, answer: ObjectAnswer) -> ObjectAnswer {
-    let ObjectAnswer::Found { mut values, version, context } = answer else { return answer };
+    let ObjectAnswer::Found { mut values, version, context, strong } = answer else {
+        return answer;
+    };
     for value in &mut values {
         let Some(tree) = value.content.blob() else { continue };
         let owners = asker.records(persistence::Question::Owners(tree.key())).await;
@@ -119,7 +128,7 @@ async fn sources(asker: &Asker, answer: ObjectAnswer) -> ObjectAnswer {
             value.sources = owners.iter().copied().collect();
         }
     }
-    ObjectAnswer::Found { values, version, context }
+    ObjectAnswer::Found { values, version, context, strong }
 }
 
 /// The owners of the class of `key`, each once, in the order of the places.

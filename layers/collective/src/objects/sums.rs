@@ -47,9 +47,4 @@ impl NodeSums {
         let own = self.namespaces.iter().filter(|(name, ..)| name == namespace);
         own.map(|(.., bytes)| *bytes).sum()
     }
-
-    pub(crate) fn keys_of(&self, namespace: &str) -> u32 {
-        let own = self.namespaces.iter().filter(|(name, ..)| name == namespace);
-        own.map(|(_, keys, _)| *keys).sum()
-    }
 }

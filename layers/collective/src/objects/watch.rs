@@ -182,6 +182,9 @@ async fn begin(
     let answer = match read::namespace(&asker, known, &address.namespace).await {
         Err(Unreachable) => ObjectAnswer::Failed(NOBODY.into()),
         Ok(None) => unknown(&address.namespace),
+        Ok(Some(namespace)) if namespace.manner == Manner::Strong => ObjectAnswer::Refused(
+            "a strong namespace cannot be watched yet; get the key from time to time".into(),
+        ),
         Ok(Some(namespace)) => {
             let answer = read::look(&asker, namespace.manner, &address).await;
             if matches!(answer, ObjectAnswer::Found { .. } | ObjectAnswer::Absent { .. }) {
@@ -204,6 +207,8 @@ async fn ask_owner(asker: Asker, key: Key, manner: Manner) -> Outcome {
     let records = records.iter().filter(|record| record.fits() && record.key == key);
     let answer = match manner {
         Manner::Merge => read::all(&read::merge_records(records)),
+        // It is not watched so.
+        Manner::Strong => return Outcome::Nothing,
         Manner::Last => match records.into_iter().find(|record| record.name == item::OBJECT) {
             Some(record) => read::last(record),
             None => return Outcome::Nothing,

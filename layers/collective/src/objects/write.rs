@@ -14,6 +14,7 @@ use super::item::{Address, Content, INLINE_MAX, Manner, NAMESPACE, Namespace, OB
 use super::operations::{Adding, Asker, AskerExt, Outcome, Stamping, Unreachable};
 use super::read::{self, NOBODY, merge_records, unknown};
 use super::siblings::{Context, Full, Siblings};
+use super::strong;
 use super::sums::NodeSums;
 use super::{Expect, KNOWN_MAX, ObjectAnswer, Objects, Request, Response, list};
 use crate::packages;
@@ -34,7 +35,17 @@ pub(super) struct Wanted {
     pub(super) content: Option<Content>,
     pub(super) expect: Option<Expect>,
     pub(super) context: Option<Context>,
+    pub(super) manner: Option<Manner>,
     pub(super) create: bool,
+}
+
+/// What is wanted of the namespace.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Create {
+    /// How it must be kept; `None`: as it is.
+    pub(super) manner: Option<Manner>,
+    /// Whether it is made if there is none.
+    pub(super) make: bool,
 }
 
 /// What this node knows when a write begins.
@@ -68,12 +79,18 @@ async fn try_prepare(
     facts: Facts,
     wanted: Wanted,
 ) -> Result<Outcome, ObjectAnswer> {
-    let Wanted { address, content, expect, context, create } = wanted;
-    let (bytes, create) = (content.as_ref().map(Content::bytes), create && content.is_some());
+    let Wanted { address, content, expect, context, manner, create } = wanted;
+    let create = Create { manner, make: create && content.is_some() };
+    let bytes = content.as_ref().map(Content::bytes);
     let (namespace, known) = may_write(asker, &facts, &address, bytes, create).await?;
     let copies = usize::try_from(facts.size).unwrap_or(usize::MAX).clamp(1, COPIES);
-    if namespace.manner == Manner::Merge {
-        return add(asker, ask, address, content, context, copies).await;
+    match namespace.manner {
+        Manner::Merge => return add(asker, ask, address, content, context, copies).await,
+        Manner::Strong => {
+            let answer = strong::put(asker, &address, content, expect).await;
+            return Ok(Outcome::Answer { ask, answer });
+        }
+        Manner::Last => {}
     }
     clock_is_right(asker, &facts).await?;
     expected(known.as_ref(), expect)?;
@@ -93,6 +110,15 @@ async fn try_prepare(
     Ok(Outcome::Stamp(Box::new(stamping)))
 }
 
+/// What a namespace does with two writes at once.
+const fn words(manner: Manner) -> &'static str {
+    match manner {
+        Manner::Last => "keeps the last value",
+        Manner::Merge => "keeps concurrent values",
+        Manner::Strong => "is strong",
+    }
+}
+
 /// Before the bytes of a long value come: whether there is any use in it.
 pub(super) async fn check(
     asker: Asker,
@@ -100,7 +126,7 @@ pub(super) async fn check(
     facts: Facts,
     address: Address,
     bytes: u64,
-    create: bool,
+    create: Create,
 ) -> Outcome {
     let may = may_write(&asker, &facts, &address, Some(bytes), create).await;
     let answer = match may {
@@ -120,15 +146,25 @@ async fn may_write(
     facts: &Facts,
     address: &Address,
     bytes: Option<u64>,
-    create: bool,
+    create: Create,
 ) -> Result<(Namespace, Option<Record>), ObjectAnswer> {
     let name = &address.namespace;
     let known = read::namespace(asker, facts.known.clone(), name).await;
     let namespace = match known.map_err(|Unreachable| failed(NOBODY))? {
         Some(namespace) => namespace,
-        None if create => make(asker, facts.me, Namespace::plain(name), None).await?,
+        None if create.make => {
+            let manner = create.manner.unwrap_or_default();
+            let new = Namespace { manner, ..Namespace::plain(name) };
+            make(asker, facts.me, new, None).await?
+        }
         None => return Err(unknown(name)),
     };
+    if create.manner.is_some_and(|manner| manner != namespace.manner) {
+        let kept = words(namespace.manner);
+        return Err(ObjectAnswer::Refused(format!(
+            "namespace {name} {kept}: leave the flag out, or use another namespace"
+        )));
+    }
     if namespace.read_only {
         return Err(ObjectAnswer::Refused(format!(
             "namespace {name} is read-only; open it: dugnad namespace {name} --writable"
@@ -136,7 +172,7 @@ async fn may_write(
     }
     let known = match namespace.manner {
         Manner::Last => asker.get((address.key(), OBJECT.to_vec())).await,
-        Manner::Merge => Ok(None),
+        Manner::Merge | Manner::Strong => Ok(None),
     };
     let known = known.map_err(|Unreachable| failed(NOBODY))?;
     if let Some(bytes) = bytes {
@@ -199,10 +235,7 @@ async fn try_declare(
     }
     if let Some(old) = old.filter(|old| old.manner != wanted.manner) {
         let name = &old.name;
-        let manner = match old.manner {
-            Manner::Last => "keeps the last value",
-            Manner::Merge => "keeps concurrent values",
-        };
+        let manner = words(old.manner);
         return Err(ObjectAnswer::Refused(format!(
             "namespace {name} {manner}, and that cannot change; choose another name"
         )));
@@ -277,7 +310,7 @@ fn expected(known: Option<&Record>, expect: Option<Expect>) -> Result<(), Object
         Some(Expect::Absent) => there.is_none(),
         Some(Expect::Version(expected)) => there.is_some() && expected == version,
     };
-    if met { Ok(()) } else { Err(ObjectAnswer::Lost { version }) }
+    if met { Ok(()) } else { Err(ObjectAnswer::Lost { version, strong: false }) }
 }
 
 /// The object at `address` needs the blob no more.
@@ -413,7 +446,7 @@ async fn write(asker: Asker, version: Version, stamping: Stamping) -> Outcome {
         Answer::Taken(theirs) => {
             let there = theirs.as_ref().filter(|record| Object::of(record).is_some());
             let version = there.map_or(0, |record| record.version.counter);
-            (ObjectAnswer::Lost { version }, new)
+            (ObjectAnswer::Lost { version, strong: false }, new)
         }
         _ => (failed(NOT_WRITTEN), new),
     };

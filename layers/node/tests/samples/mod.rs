@@ -77,7 +77,8 @@ variants!(Load, "load": Above, Topology, Cast);
 variants!(detector::Msg, "detect": Ping, Pong, PingReq, Reached, Gone);
 variants!(EntryMsg, "entry": Probe, ProbeRes, Merge, Hint);
 variants!(collective::Msg, "collective":
-    Persistence => inner, Packages => inner, Deployment => inner, Objects => inner);
+    Persistence => inner, Packages => inner, Deployment => inner, Objects => inner,
+    Linear => inner);
 variants!(persistence::Msg, "persistence":
     Request => request named, Response => response named, Sync => inner);
 variants!(packages::Msg, "packages": Held, Mirror, NotHeld);
@@ -101,7 +102,7 @@ variants!(ToHost, "tohost": Reserve, Start, Stop, Probe, BeatAck, NotManager);
 variants!(ToManager, "tomanager": Reserved, Refused, Beat, Nothing, Deposed,
     Leaving);
 variants!(CastBody, "body": Describe, Services, Ports, Changed, Happened, Removed,
-    Objects);
+    Objects, Views);
 variants!(CastPart, "part": Node, Services, Ports, Objects);
 variants!(Desired, "desired": Running, Stopped, Removed, RemovedButState);
 variants!(ReplicaState, "slot": Reserved, Starting, Ready, Draining, Lost);
@@ -127,6 +128,7 @@ impl Variants for Bulk {
     }
 }
 
+pub(crate) mod linear;
 pub(crate) mod objects;
 
 /// Every variant that travels as a message. The parts of a broadcast travel inside one as bytes.
@@ -154,6 +156,9 @@ pub(crate) fn all_variants() -> Vec<String> {
         collective::objects::Msg::ALL,
         collective::objects::Request::ALL,
         collective::objects::Response::ALL,
+        collective::linear::Msg::ALL,
+        collective::linear::Request::ALL,
+        collective::linear::Response::ALL,
         SyncMsg::ALL,
         ToHost::ALL,
         ToManager::ALL,
@@ -494,7 +499,8 @@ fn collective_messages() -> Vec<collective::Msg> {
     let deployment = deployment_messages().into_iter().map(collective::Msg::Deployment);
     let packages = packages.into_iter().map(collective::Msg::Packages);
     let objects = objects::messages().into_iter().map(collective::Msg::Objects);
-    persistence.chain(packages).chain(deployment).chain(objects).collect()
+    let linear = linear::messages().into_iter().map(collective::Msg::Linear);
+    persistence.chain(packages).chain(deployment).chain(objects).chain(linear).collect()
 }
 
 fn host_messages() -> Vec<Msg> {
@@ -531,6 +537,7 @@ pub(crate) fn stored(lines: &mut Lines) {
     lines.stored("tombstone", &Record { value: None, ..record() });
     lines.stored("group", &group_record());
     objects::stored(lines);
+    linear::stored(lines);
     lines.stored("needed", &Needed { tree: tree(), origin: id(1) });
     lines.stored("run", &Run { id: replica(), generation: 2, spec: spec(), package: Some(tree()) });
     let states = [
@@ -560,6 +567,7 @@ pub(crate) fn stored(lines: &mut Lines) {
         },
         CastBody::Removed { service: id(9) },
         CastBody::Objects { namespace: Some("notes".into()) },
+        CastBody::Views(vec![linear::view()]),
     ];
     every(lines, "cast", bodies, |body| body);
     let parts = [

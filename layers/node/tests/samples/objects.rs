@@ -13,7 +13,7 @@ variants!(Msg, "objects":
 variants!(Request, "objectrequest": Read, Add, List, Watch, Clock);
 variants!(Response, "objectresponse": Read, Added, Full, Listed, Clock, NotOwner);
 variants!(Content, "content": Inline, Blob);
-variants!(Manner, "manner": Last, Merge);
+variants!(Manner, "manner": Last, Merge, Strong);
 
 fn address() -> Address {
     Address { namespace: "notes".into(), path: "2026/today".into() }
@@ -67,7 +67,7 @@ pub(crate) fn stored(lines: &mut Lines) {
         shared: vec!["wiki".into()],
         ..Namespace::plain("notes")
     };
-    every(lines, "namespace", [Manner::Last, Manner::Merge], namespace);
+    every(lines, "namespace", [Manner::Last, Manner::Merge, Manner::Strong], namespace);
 }
 
 pub(crate) fn sums() -> NodeSums {

@@ -6,7 +6,7 @@ use dugnad_kernel::testing::{self, Around};
 use dugnad_kernel::{Arc, Duration, Id, Key, NodeId, Peer, Time};
 
 use super::super::register::{Change, Done};
-use super::super::{Answer, Command, DiskKey, Event, Linear, Question};
+use super::super::{Answer, Command, DiskKey, Event, Kept, Linear, Question};
 use super::check::{Request, Told, What};
 use crate::position::RingPosition;
 
@@ -97,11 +97,11 @@ impl Ring {
             Answer::Cell { revision, value } => {
                 Some(Told::Value(*revision, value.as_deref().map(number)))
             }
-            Answer::Done(Done::Written { revision }) => Some(Told::Written(*revision)),
-            Answer::Done(Done::Lost { revision }) => Some(Told::Lost(*revision)),
+            Answer::Done { done: Done::Written { revision }, .. } => Some(Told::Written(*revision)),
+            Answer::Done { done: Done::Lost { revision }, .. } => Some(Told::Lost(*revision)),
             Answer::Unknown => Some(Told::Unknown),
             // Nothing was changed, they say: it has no place at all.
-            Answer::Done(Done::Busy) | Answer::Unavailable | Answer::Busy => None,
+            Answer::Done { done: Done::Busy, .. } | Answer::Unavailable | Answer::Busy => None,
         };
         self.answers.insert(call, answer);
         if let Some(told) = told {
@@ -158,18 +158,19 @@ pub(super) fn join(world: &mut World) -> NodeId {
 pub(super) fn start(world: &mut World, id: NodeId, founds: bool) {
     let inc = world.start(id, Linear::new(id));
     let disk = world.around.disks.entry(id).or_default().clone();
-    let (mut member, mut replicas, mut registers) = (None, Vec::new(), Vec::new());
+    let mut kept = Kept::default();
     for (key, bytes) in disk {
         match key {
-            DiskKey::Member => member = postcard::from_bytes(&bytes).ok(),
-            DiskKey::Replica(_) => replicas.extend(postcard::from_bytes(&bytes).ok()),
+            DiskKey::Member => kept.member = postcard::from_bytes(&bytes).ok(),
+            DiskKey::Replica(_) => kept.replicas.extend(postcard::from_bytes(&bytes).ok()),
             DiskKey::Register(key) => {
-                registers.extend(postcard::from_bytes(&bytes).ok().map(|register| (key, register)));
+                kept.registers
+                    .extend(postcard::from_bytes(&bytes).ok().map(|register| (key, register)));
             }
         }
     }
-    let founds = founds && inc == 1;
-    world.command_now(id, Command::Restore { inc, founds, member, replicas, registers });
+    let alone = founds && inc == 1;
+    world.command_now(id, Command::Restore { inc, alone, kept });
     let unix_ms = 1_800_000_000_000 + world.now.0 / 1_000;
     world.command_now(id, Command::Clock(Some(unix_ms)));
     world.around.members.insert(id);

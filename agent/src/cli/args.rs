@@ -4,12 +4,15 @@ use argh::{FromArgs, SubCommands};
 
 use super::demo::Demo;
 use super::group::Group;
+use super::lock::Lock;
 use super::objects::{Cas, Get, Ls, Namespace, Put, Store, Watch};
 use super::read::{Lookup, Nodes, Ps, Status, Whoami, Why};
 use super::services::{Announce, Deploy, Plan, Rm, Rollback, Stop};
 use super::setup::{Init, Invite, Join, Leave, Reload};
 use super::stream::{Events, Logs};
-use super::{Agent, Cx, Outcome, Version, demo, group, objects, read, services, setup, stream};
+use super::{
+    Agent, Cx, Outcome, Version, demo, group, lock, objects, read, services, setup, stream,
+};
 
 /// Runs a community's services on slices of the computers its members own.
 #[derive(FromArgs, Debug)]
@@ -57,6 +60,7 @@ pub(super) enum Command {
     Put(Put),
     Get(Get),
     Cas(Cas),
+    Lock(Lock),
     Ls(Ls),
     Watch(Watch),
     Store(Store),
@@ -92,6 +96,7 @@ impl Command {
             Self::Put(args) => objects::put(args, cx),
             Self::Get(args) => objects::get(&args, cx),
             Self::Cas(args) => objects::cas(args, cx),
+            Self::Lock(args) => lock::lock(&args, cx),
             Self::Ls(args) => objects::ls(&args, cx),
             Self::Watch(args) => objects::watch(&args, cx),
             Self::Store(Store {}) => objects::store(cx),
@@ -116,5 +121,6 @@ pub(super) fn commands() -> impl Iterator<Item = &'static str> {
 
 /// Commands that tell nothing, so that `-o json` means nothing.
 pub(super) const SILENT: &[&str] = &[
-    "init", "invite", "join", "agent", "announce", "stop", "rm", "reload", "leave", "demo", "help",
+    "init", "invite", "join", "agent", "announce", "stop", "rm", "reload", "leave", "demo", "lock",
+    "help",
 ];

@@ -7,6 +7,7 @@
 mod args;
 mod demo;
 mod group;
+mod lock;
 mod objects;
 mod read;
 mod services;

@@ -9,6 +9,7 @@
 //! | `POST /v1/groups/NAME/send?one=1` | to one other member, whichever is free |
 //! | `GET /v1/groups/NAME/messages` | one JSON object a line, for as long as it reads |
 //! | `GET`, `PUT`, `DELETE /v1/store/NAMESPACE/PATH` | objects ([`super::store`]) |
+//! | `POST /v1/locks/NAME?ttl_ms=N` | a lock, while it reads ([`super::lock`]) |
 //!
 //! ```text
 //! curl --unix-socket $DUGNAD_SOCKET -X POST --data 'hello' http://d/v1/groups/choir/send
@@ -44,7 +45,7 @@ use super::body::Payload;
 use super::http::{Query, Reply, below, failed, json_response};
 use super::shape::Trouble;
 use super::store::{self, Who};
-use super::{AgentApi, Hold, exit, groups, socket};
+use super::{AgentApi, Hold, exit, groups, lock, socket};
 
 /// Connections of one replica at a time: some listen, one asks.
 const CONNECTIONS_MAX: usize = 16;
@@ -119,6 +120,7 @@ impl ServiceDoor {
         let spawner = Rc::clone(&ex);
         let accept = ex.spawn(async move {
             let door = Rc::new(Door {
+                ex: Rc::clone(&spawner),
                 backend,
                 open: Cell::new(0),
                 holds: RefCell::default(),
@@ -157,6 +159,7 @@ impl Drop for ServiceDoor {
 }
 
 struct Door {
+    ex: Rc<LocalExecutor<'static>>,
     backend: Rc<dyn AgentApi>,
     open: Cell<usize>,
     /// Memberships of this replica, by name.
@@ -203,6 +206,12 @@ impl Door {
                 self.writes.take(Instant::now(), "write")?;
             }
             return store::route(&self.backend, &self.who, rest, request).await;
+        }
+        if let (Some(name), &Method::POST) = (below(&path, "/v1/locks"), request.method()) {
+            self.writes.take(Instant::now(), "write")?;
+            let query = Query(request.uri().query().unwrap_or_default().to_owned());
+            let name = name.trim_matches('/');
+            return lock::route(&self.ex, &self.backend, &self.who, name, &query);
         }
         let mut parts = path.trim_start_matches('/').split('/');
         let place = (parts.next(), parts.next(), parts.next(), parts.next(), parts.next());

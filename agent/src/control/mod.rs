@@ -20,6 +20,7 @@
 //! | `POST /v1/groups/NAME/send?reliable=1`, body: the message | one JSON value |
 //! | `GET /v1/groups/NAME/messages` | one JSON object a line |
 //! | `/v1/store/...`, `/v1/namespaces/NAME` | objects: [`store`] |
+//! | `POST /v1/locks/NAME?ttl_ms=N` | lines while it is held: [`lock`] |
 //! | `GET /healthz`, `/metrics` | text |
 //!
 //! An error is `{"error": TEXT, "exit": CODE, "reasons": [..]}`; the code is the command line's.
@@ -35,6 +36,7 @@ mod client;
 mod door;
 mod groups;
 mod http;
+mod lock;
 mod metrics;
 mod server;
 pub(crate) mod shape;

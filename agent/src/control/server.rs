@@ -27,7 +27,7 @@ use super::body::Payload;
 use super::http::{Query, Reply, below, failed, json_response, lines, service, text, whole};
 use super::shape::{self, Told, Trouble};
 use super::store::{self, Who};
-use super::{AgentApi, Wanted, exit, groups, socket, upload};
+use super::{AgentApi, Wanted, exit, groups, lock, socket, upload};
 use crate::places::Places;
 
 /// Connections at a time; people and scripts of one machine need few. The idlest gives way.
@@ -154,6 +154,10 @@ impl Door {
         let query = Query(request.uri().query().unwrap_or_default().to_owned());
         if let Some(rest) = below(&path, "/v1/store") {
             return store::route(&self.backend, &Who::Person, rest, request).await;
+        }
+        if let (Some(name), &Method::POST) = (below(&path, "/v1/locks"), request.method()) {
+            let name = name.trim_matches('/');
+            return lock::route(&self.ex, &self.backend, &Who::Person, name, &query);
         }
         if let Some(name) = below(&path, "/v1/namespaces") {
             return store::namespaces(&self.backend, name.trim_matches('/'), request).await;

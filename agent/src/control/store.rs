@@ -137,7 +137,7 @@ fn manner(query: &Query) -> Result<Option<Manner>, Trouble> {
 }
 
 /// What an answer means that is not what was hoped for.
-fn trouble(answer: ObjectAnswer, key: &str) -> Trouble {
+pub(super) fn trouble(answer: ObjectAnswer, key: &str) -> Trouble {
     match answer {
         ObjectAnswer::Absent { .. } => {
             Trouble::new(404, exit::FAILED, format!("there is no {key}; see: dugnad ls"))

@@ -16,8 +16,6 @@ const TRIES: u32 = 12;
 /// Pause before another attempt after somebody was in the way, doubled so often.
 const PAUSE: Duration = Duration::from_millis(20);
 const DOUBLINGS: u32 = 5;
-/// Nodes that are asked which views there are, where none is known.
-const ASKED: usize = 3;
 
 /// Where an operation runs.
 pub(super) struct At {
@@ -37,7 +35,7 @@ impl At {
         if let Some(view) = known() {
             return Some(view);
         }
-        for node in self.others.iter().take(ASKED) {
+        for node in &self.others {
             if let Some(answer) = asker.call(*node, Request::Views).await {
                 if let Response::Views { views, .. } = &answer {
                     views.iter().for_each(|view| _ = self.known.borrow_mut().learn(view));

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::register::{Cell, Register};
 use super::view::{Ballot, Known, Member, Range, View, ViewId, may_follow};
-use super::{Part, Request, Response, is_left_out};
+use super::{DiskKey, Part, Request, Response, is_left_out};
 
 /// Views one node takes part in, those that are over included.
 pub(super) const REPLICAS_MAX: usize = 256;
@@ -30,6 +30,9 @@ pub enum Phase {
     Active,
     /// What comes next is decided; it never answers in this view again.
     Sealed,
+    /// All of the next view have what it had, and it has it no more. That it was there is
+    /// remembered: it must not enter again when an old message comes late.
+    Ended,
 }
 
 /// A node's part in one view.
@@ -37,8 +40,10 @@ pub enum Phase {
 pub struct Replica {
     pub view: View,
     pub phase: Phase,
-    /// The views it comes from; needed while it syncs.
+    /// While it syncs: the views it comes from. Once it is sealed: those that ended together.
     pub prior: Vec<View>,
+    /// What was decided together with it.
+    pub decree: Vec<View>,
     /// What comes next, once it is sealed.
     pub next: Vec<View>,
     promised: Ballot,
@@ -46,15 +51,16 @@ pub struct Replica {
 }
 
 impl Replica {
-    fn new(view: View, phase: Phase, prior: Vec<View>) -> Self {
+    fn new(view: View, phase: Phase, prior: Vec<View>, decree: Vec<View>) -> Self {
         let promised = Ballot::default();
-        Self { view, phase, prior, next: Vec::new(), promised, accepted: None }
+        Self { view, phase, prior, decree, next: Vec::new(), promised, accepted: None }
     }
 
     /// A part in a view that comes from these.
     #[must_use]
     pub fn syncing(view: View, prior: Vec<View>) -> Self {
-        Self::new(view, Phase::Syncing, prior)
+        let decree = Vec::from([view.clone()]);
+        Self::new(view, Phase::Syncing, prior, decree)
     }
 
     /// Whether it answers no more, and has all it answered with.
@@ -67,6 +73,8 @@ impl Replica {
 /// What changed, to be written to disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Changed {
+    /// Which member it is.
+    Member,
     Replica(ViewId),
     Register(Key),
 }
@@ -88,6 +96,10 @@ impl Registers {
 
     pub(super) fn write(&self) -> RefMut<'_, Keeper> {
         self.0.borrow_mut()
+    }
+
+    pub(super) fn writes(&self, changed: &[Changed]) -> Vec<(DiskKey, Option<Vec<u8>>)> {
+        self.read().writes(changed)
     }
 }
 
@@ -118,10 +130,15 @@ impl Keeper {
         self.registers.insert(key, register);
     }
 
+    /// It is this member from now on.
+    pub(super) fn begin(&mut self) {
+        self.log.push(Before::Member);
+    }
+
     /// Begins the community's first view.
     pub(super) fn found(&mut self) {
         let view = View::first(self.me);
-        self.set(view.id(), Some(Replica::new(view, Phase::Active, Vec::new())));
+        self.set(view.id(), Some(Replica::new(view, Phase::Active, Vec::new(), Vec::new())));
     }
 
     /// What changed since the last time, as it was before; the oldest first.
@@ -168,10 +185,23 @@ impl Keeper {
         entered.map(|replica| replica.view.id()).collect()
     }
 
-    /// The views before one that it has entered; `None` if it has not, or answers already.
-    pub(super) fn prior(&self, id: ViewId) -> Option<Vec<View>> {
+    /// The views that are over and not let go yet.
+    pub(super) fn sealed(&self) -> Vec<ViewId> {
+        let over = self.replicas.values().filter(|replica| replica.phase == Phase::Sealed);
+        over.map(|replica| replica.view.id()).collect()
+    }
+
+    /// Which views ended with this one, and what comes next; `None` if it is not over.
+    pub(super) fn ended(&self, id: ViewId) -> Option<(Vec<View>, Vec<View>)> {
+        let replica = self.replicas.get(&id).filter(|replica| replica.phase == Phase::Sealed)?;
+        Some((replica.prior.clone(), replica.next.clone()))
+    }
+
+    /// The views before one that it has entered, and what was decided; `None` if it has not, or
+    /// answers already.
+    pub(super) fn decree(&self, id: ViewId) -> Option<(Vec<View>, Vec<View>)> {
         let replica = self.replicas.get(&id).filter(|replica| replica.phase == Phase::Syncing)?;
-        Some(replica.prior.clone())
+        Some((replica.prior.clone(), replica.decree.clone()))
     }
 
     /// Registers with a value of the views it answers in, and whether it is the first member there.
@@ -198,8 +228,9 @@ impl Keeper {
     }
 
     /// What of it lies on disk under this change; `None`: nothing any more.
-    pub(super) fn encode(&self, changed: Changed) -> Option<Vec<u8>> {
+    fn encode(&self, changed: Changed) -> Option<Vec<u8>> {
         match changed {
+            Changed::Member => postcard::to_allocvec(&self.me.inc).ok(),
             Changed::Replica(id) => postcard::to_allocvec(self.replicas.get(&id)?).ok(),
             Changed::Register(key) => postcard::to_allocvec(self.registers.get(&key)?).ok(),
         }
@@ -263,8 +294,7 @@ impl Keeper {
 
     /// It does not answer in that view: which views it knows of.
     fn other_view(&self, key: Key, known: &Known) -> Response {
-        let over = self.replicas.values().filter(|replica| replica.phase == Phase::Sealed);
-        let next = over.flat_map(|replica| &replica.next);
+        let next = self.replicas.values().flat_map(|replica| &replica.next);
         let mine = self.replicas.values().map(|replica| &replica.view);
         let all = next.chain(mine).chain(known.of(key));
         let newest = all.filter(|view| view.range.contains(key)).max_by_key(|view| view.number);
@@ -274,7 +304,9 @@ impl Keeper {
     /// The first half of deciding what comes after a view.
     fn on_propose(&mut self, view: ViewId, ballot: Ballot, known: &Known) -> Response {
         match self.replicas.get(&view).cloned() {
-            Some(Replica { phase: Phase::Sealed, next, .. }) => Response::Decided { next },
+            Some(Replica { phase: Phase::Sealed | Phase::Ended, next, .. }) => {
+                Response::Decided { next }
+            }
             Some(replica) if replica.phase == Phase::Active => {
                 if ballot <= replica.promised {
                     return Response::Refused { promised: replica.promised };
@@ -296,7 +328,9 @@ impl Keeper {
         known: &Known,
     ) -> Response {
         match self.replicas.get(&view).cloned() {
-            Some(Replica { phase: Phase::Sealed, next, .. }) => Response::Decided { next },
+            Some(Replica { phase: Phase::Sealed | Phase::Ended, next, .. }) => {
+                Response::Decided { next }
+            }
             Some(replica) if replica.phase == Phase::Active => {
                 if ballot < replica.promised || !may_follow(&replica.view, &next) {
                     return Response::Refused { promised: replica.promised };
@@ -320,7 +354,8 @@ impl Keeper {
                     let next = next.to_vec();
                     let phase =
                         if is_left_out(Part::Sealing) { Phase::Active } else { Phase::Sealed };
-                    self.set(view.id(), Some(Replica { phase, next, ..replica }));
+                    let prior = prior.to_vec();
+                    self.set(view.id(), Some(Replica { phase, prior, next, ..replica }));
                 }
                 // What it never had whole it must not give to others.
                 Some(replica) if replica.phase == Phase::Syncing => self.forget(view.id()),
@@ -329,17 +364,22 @@ impl Keeper {
         }
         let me = self.me;
         for view in next.iter().filter(|view| view.has(me)) {
-            self.enter(view, prior);
+            self.enter(view, prior, next);
         }
         let active = |view: &View| {
-            let replica = self.replicas.get(&view.id());
-            !view.has(self.me) || replica.is_some_and(|replica| replica.phase != Phase::Syncing)
+            let past = |replica: &Replica| match replica.phase {
+                Phase::Syncing => false,
+                Phase::Active | Phase::Sealed | Phase::Ended => {
+                    replica.view.number >= view.number && replica.view.range.covers(&view.range)
+                }
+            };
+            !view.has(self.me) || self.replicas.values().any(past)
         };
         Response::Committed { active: next.iter().all(active) }
     }
 
     /// Begins to take part in a view.
-    fn enter(&mut self, view: &View, prior: &[View]) {
+    fn enter(&mut self, view: &View, prior: &[View], decree: &[View]) {
         let overlaps =
             |other: &View| other.range.covers(&view.range) || view.range.covers(&other.range);
         let newer = |other: &View| overlaps(other) && other.number > view.number;
@@ -372,8 +412,9 @@ impl Keeper {
         let same = |prior: &View| prior.members == view.members;
         let carries = all_sealed && prior.iter().all(same);
         let phase = if carries { Phase::Active } else { Phase::Syncing };
-        let from = if carries { Vec::new() } else { prior.to_vec() };
-        self.set(view.id(), Some(Replica::new(view.clone(), phase, from)));
+        let (from, decree) =
+            if carries { Default::default() } else { (prior.to_vec(), decree.to_vec()) };
+        self.set(view.id(), Some(Replica::new(view.clone(), phase, from, decree)));
     }
 
     /// What it has of a view that is over, a page at a time.
@@ -418,8 +459,8 @@ impl Keeper {
     pub(super) fn activate(&mut self, id: ViewId) -> bool {
         match self.replicas.get(&id).cloned() {
             Some(replica) if replica.phase == Phase::Syncing => {
-                let (phase, prior) = (Phase::Active, Vec::new());
-                self.set(id, Some(Replica { phase, prior, ..replica }));
+                let (phase, prior, decree) = (Phase::Active, Vec::new(), Vec::new());
+                self.set(id, Some(Replica { phase, prior, decree, ..replica }));
                 true
             }
             _ => false,
@@ -428,8 +469,26 @@ impl Keeper {
 
     /// All of the next view have what it has.
     fn on_release(&mut self, id: ViewId) -> Response {
-        if self.replicas.get(&id).is_some_and(|replica| replica.phase == Phase::Sealed) {
-            self.forget(id);
+        let replica = self.replicas.get(&id).filter(|replica| replica.phase == Phase::Sealed);
+        if let Some(replica) = replica {
+            let mut ended =
+                Replica::new(replica.view.clone(), Phase::Ended, Vec::new(), Vec::new());
+            // Who asks for it is told where it went.
+            ended.next.clone_from(&replica.next);
+            self.set(id, Some(ended));
+            self.drop_unneeded(id.0);
+            // One such memory a range is enough.
+            let older = |replica: &Replica| {
+                let view = &replica.view;
+                replica.phase == Phase::Ended && id.0.covers(&view.range) && view.number < id.1
+            };
+            let older: Vec<ViewId> = self
+                .replicas
+                .values()
+                .filter(|replica| older(replica))
+                .map(|replica| replica.view.id())
+                .collect();
+            older.iter().for_each(|id| self.set(*id, None));
         }
         Response::Released
     }
@@ -437,22 +496,39 @@ impl Keeper {
     /// Its part in a view, and the registers no other view needs.
     fn forget(&mut self, id: ViewId) {
         self.set(id, None);
-        let needed =
-            |key: &Key| self.replicas.values().any(|replica| replica.view.range.contains(*key));
-        let gone: Vec<Key> = self
-            .registers
-            .keys()
-            .copied()
-            .filter(|key| id.0.contains(*key) && !needed(key))
-            .collect();
+        self.drop_unneeded(id.0);
+    }
+
+    /// Drops the registers of a range that no view needs.
+    fn drop_unneeded(&mut self, range: Range) {
+        let mut holding = self.replicas.values().filter(|replica| replica.phase != Phase::Ended);
+        let holding: Vec<Range> = holding.by_ref().map(|replica| replica.view.range).collect();
+        let needed = |key: &Key| holding.iter().any(|range| range.contains(*key));
+        let keys = self.registers.keys().copied();
+        let gone: Vec<Key> = keys.filter(|key| range.contains(*key) && !needed(key)).collect();
         for key in gone {
             self.set_register(key, None);
         }
     }
 
+    /// What of these is to be written to disk.
+    fn writes(&self, changed: &[Changed]) -> Vec<(DiskKey, Option<Vec<u8>>)> {
+        let write = |changed: &Changed| {
+            let key = match changed {
+                Changed::Member => DiskKey::Member,
+                Changed::Replica(id) => DiskKey::Replica(*id),
+                Changed::Register(key) => DiskKey::Register(*key),
+            };
+            (key, self.encode(*changed))
+        };
+        changed.iter().map(write).collect()
+    }
+
     /// What it was before a write that failed.
     pub(super) fn undo(&mut self, before: Before) {
         match before {
+            // It is somebody now, and says nothing before that is on disk.
+            Before::Member => {}
             Before::Replica(id, Some(replica)) => {
                 self.replicas.insert(id, replica);
             }
@@ -472,6 +548,8 @@ impl Keeper {
 /// What one thing was before it changed.
 #[derive(Clone, Debug)]
 pub(super) enum Before {
+    /// It was nobody.
+    Member,
     Replica(ViewId, Option<Replica>),
     Register(Key, Option<Register>),
 }
@@ -479,6 +557,7 @@ pub(super) enum Before {
 impl Before {
     pub(super) const fn of(&self) -> Changed {
         match self {
+            Self::Member => Changed::Member,
             Self::Replica(id, _) => Changed::Replica(*id),
             Self::Register(key, _) => Changed::Register(*key),
         }

@@ -133,6 +133,10 @@ pub enum Timer {
     Sync { view: ViewId },
     /// The ring has moved: see that whoever looks after a range knows of it.
     Inform,
+    /// Try again to write what must be on disk.
+    WriteAgain,
+    /// A view is over: see that all who come next have entered.
+    Finish { view: ViewId, tries: u32 },
 }
 
 /// What the rest of this node may ask.
@@ -240,6 +244,16 @@ struct Unsent {
     answers: Vec<(NodeId, CallId, Response)>,
     /// Views this node answers in from then on.
     entered: Vec<ViewId>,
+    /// Whether it must be there in the end: who takes a view over rests on it.
+    must: bool,
+}
+
+/// Writes that failed and must not have: until they are on disk this node takes no part.
+#[derive(Default)]
+struct Stuck {
+    token: u64,
+    changed: Vec<Changed>,
+    entered: Vec<ViewId>,
 }
 
 /// A request of this node's people.
@@ -259,6 +273,7 @@ pub struct Linear {
     calls: CallsOf<Self>,
     tokens: u64,
     unsent: VecDeque<Unsent>,
+    stuck: Option<Stuck>,
     /// Requests by key: the first is under way.
     asked: Map<Key, VecDeque<Asked>>,
     requests: u32,
@@ -271,6 +286,8 @@ pub struct Linear {
     informing: bool,
     /// Views that are being synced, with failures in a row.
     syncing: Map<ViewId, u32>,
+    /// Views that are whole when this write, and all before it, is on disk.
+    whole: Map<ViewId, u64>,
     counters: Counters,
 }
 
@@ -292,6 +309,8 @@ impl Component for Linear {
             Input::Timer(Timer::Check { range, round }) => self.on_check(range, round, cx),
             Input::Timer(Timer::Sync { view }) => self.sync(view, cx),
             Input::Timer(Timer::Inform) => self.inform(cx),
+            Input::Timer(Timer::WriteAgain) => self.write_again(cx),
+            Input::Timer(Timer::Finish { view, tries }) => self.finish(view, tries, cx),
         }
     }
 }
@@ -309,6 +328,7 @@ impl Linear {
             calls: CallsOf::<Self>::default(),
             tokens: 0,
             unsent: VecDeque::new(),
+            stuck: None,
             asked: Map::new(),
             requests: 0,
             attempts: 0,
@@ -316,6 +336,7 @@ impl Linear {
             reconfiguring: Set::new(),
             informing: false,
             syncing: Map::new(),
+            whole: Map::new(),
             counters: Counters::default(),
         }
     }
@@ -395,18 +416,15 @@ impl Linear {
                 self.keeper.write().restore_register(key, register);
             }
         } else {
-            let (token, inc) = (self.token(), postcard::to_allocvec(&inc).ok());
-            let writes = Vec::from([(DiskKey::Member, inc)]);
-            let (before, answers, entered) = (Vec::new(), Vec::new(), Vec::new());
-            self.unsent.push_back(Unsent { token, before, answers, entered });
-            cx.emit(Event::Persist { token, writes });
+            self.keeper.write().begin();
             if alone {
                 self.keeper.write().found();
                 let first = View::first(self.keeper.read().me());
                 self.known.borrow_mut().learn(&first);
-                self.save(Vec::new(), Vec::new(), cx);
             }
+            self.save(Vec::new(), Vec::new(), true, cx);
         }
+        self.plan_finish(&[], cx);
         self.sync_all(cx);
     }
 
@@ -416,6 +434,10 @@ impl Linear {
     }
 
     fn on_request(&mut self, from: NodeId, call: CallId, request: Request, cx: &mut Cx<'_, Self>) {
+        if self.stuck.is_some() {
+            self.count("register_disk_stuck");
+            return;
+        }
         if self.unsent.len() >= UNSENT_MAX {
             // The disk does not keep up; who asks hears nothing, as if the message were lost.
             self.count("register_answers_overflow");
@@ -425,19 +447,23 @@ impl Linear {
             Request::Commit { next, .. } => next.clone(),
             _ => Vec::new(),
         };
+        let sealed = self.keeper.read().sealed();
         let response = self.keeper.write().answer(request, &self.known.borrow());
-        self.save(Vec::from([(from, call, response)]), Vec::new(), cx);
+        self.save(Vec::from([(from, call, response)]), Vec::new(), false, cx);
         if !heard.is_empty() {
+            self.plan_finish(&sealed, cx);
             self.learn(&heard, cx);
             self.sync_all(cx);
         }
     }
 
-    /// Writes what changed; the answers leave when it, and all before it, is on disk.
+    /// Writes what changed; the answers leave when it, and all before it, is on disk. `must`: it
+    /// has to be there in the end, if it fails now.
     fn save(
         &mut self,
         answers: Vec<(NodeId, CallId, Response)>,
         entered: Vec<ViewId>,
+        must: bool,
         cx: &mut Cx<'_, Self>,
     ) {
         let before = self.keeper.write().changes();
@@ -452,16 +478,10 @@ impl Linear {
         let mut changed: Vec<Changed> = before.iter().map(Before::of).collect();
         changed.sort_unstable();
         changed.dedup();
-        let write = |changed: &Changed| {
-            let key = match changed {
-                Changed::Replica(id) => DiskKey::Replica(*id),
-                Changed::Register(key) => DiskKey::Register(*key),
-            };
-            (key, self.keeper.read().encode(*changed))
-        };
-        let writes = changed.iter().map(write).collect();
+        let writes = self.keeper.writes(&changed);
         let token = self.token();
-        self.unsent.push_back(Unsent { token, before, answers, entered });
+        let must = must || changed.iter().any(|changed| matches!(changed, Changed::Replica(_)));
+        self.unsent.push_back(Unsent { token, before, answers, entered, must });
         cx.emit(Event::Persist { token, writes });
     }
 
@@ -473,6 +493,12 @@ impl Linear {
 
     /// The disk writes in order: what was handed to it before is there, too.
     fn on_persisted(&mut self, token: u64, cx: &mut Cx<'_, Self>) {
+        if let Some(stuck) = self.stuck.take_if(|stuck| stuck.token == token) {
+            for id in stuck.entered {
+                self.on_entered(id, cx);
+            }
+            self.sync_all(cx);
+        }
         while self.unsent.front().is_some_and(|first| first.token <= token) {
             let Some(first) = self.unsent.pop_front() else { break };
             self.send_all(first.answers, cx);
@@ -480,24 +506,52 @@ impl Linear {
                 self.on_entered(id, cx);
             }
         }
+        self.enter_whole(token, cx);
     }
 
-    /// The disk is full, or fails: what was not written never was.
+    /// The disk is full, or fails. What rests on it, and that may be all that was said after it, is
+    /// never said. A register is again what it was; a part in a view, and what came with it, has to
+    /// be on disk before this node says anything more.
     fn on_not_persisted(&mut self, token: u64, cx: &mut Cx<'_, Self>) {
-        let Some(at) = self.unsent.iter().position(|unsent| unsent.token == token) else { return };
-        let Some(failed) = self.unsent.remove(at) else { return };
         self.count("register_write_failed");
-        let later: Vec<Changed> =
-            self.unsent.iter().skip(at).flat_map(|u| u.before.iter().map(Before::of)).collect();
-        for before in failed.before.into_iter().rev() {
-            if !later.contains(&before.of()) {
-                self.keeper.write().undo(before);
-            }
-        }
-        let entered: Vec<ViewId> = failed.entered;
-        for id in entered {
+        for (id, _) in core::mem::take(&mut self.whole) {
             cx.after(SYNC_AGAIN, Timer::Sync { view: id });
         }
+        if self.stuck.as_ref().is_some_and(|stuck| stuck.token == token) {
+            return cx.after(WRITE_AGAIN, Timer::WriteAgain);
+        }
+        let Some(at) = self.unsent.iter().position(|unsent| unsent.token == token) else { return };
+        let Some(failed) = self.unsent.remove(at) else { return };
+        let mut later: Vec<Changed> = Vec::new();
+        for unsent in self.unsent.iter_mut().skip(at) {
+            unsent.answers.clear();
+            later.extend(unsent.before.iter().map(Before::of));
+        }
+        let changed: Vec<Changed> = failed.before.iter().map(Before::of).collect();
+        if !failed.must {
+            for before in failed.before.into_iter().rev() {
+                if !later.contains(&before.of()) {
+                    self.keeper.write().undo(before);
+                }
+            }
+            return;
+        }
+        let entered = failed.entered;
+        let stuck = self.stuck.get_or_insert_default();
+        stuck.changed.extend(changed);
+        stuck.entered.extend(entered);
+        cx.after(WRITE_AGAIN, Timer::WriteAgain);
+    }
+
+    /// Tries again to write what must be on disk.
+    fn write_again(&mut self, cx: &mut Cx<'_, Self>) {
+        let token = self.token();
+        let Some(stuck) = &mut self.stuck else { return };
+        stuck.token = token;
+        stuck.changed.sort_unstable();
+        stuck.changed.dedup();
+        let writes = self.keeper.writes(&stuck.changed);
+        cx.emit(Event::Persist { token, writes });
     }
 
     fn on_response(
@@ -596,5 +650,7 @@ const fn is_left_out(_: Part) -> bool {
     false
 }
 
+/// After this a write that failed is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
 /// After this a sync that failed is tried again, doubled each time.
 const SYNC_AGAIN: Duration = Duration::from_secs(2);

@@ -62,6 +62,11 @@ pub enum Outcome {
         view: ViewId,
         all: bool,
     },
+    /// All who come next were told once more.
+    Told {
+        view: ViewId,
+        tries: u32,
+    },
     /// Whether the right nodes keep the range now; what is new.
     Checked {
         range: Range,
@@ -129,11 +134,15 @@ impl Operates for Linear {
             Outcome::Tell { to, views } => cx.send(to, Msg::Told { views }),
             Outcome::Ended { key, call, answer } => self.ended(key, call, answer, cx),
             Outcome::Heard(views) => self.learn(&views, cx),
+            Outcome::Page { .. } if self.stuck.is_some() => {}
             Outcome::Page { view, registers } => {
                 self.keeper.write().take_in(view, &registers);
-                self.save(Vec::new(), Vec::new(), cx);
+                self.save(Vec::new(), Vec::new(), true, cx);
             }
-            Outcome::Synced { view, all } => self.on_synced(view, all, cx),
+            Outcome::Synced { view, all } => {
+                self.on_synced(view, all && self.stuck.is_none(), cx);
+            }
+            Outcome::Told { view, tries } => self.on_told_again(view, tries, cx),
             Outcome::Checked { range, done, news } => self.on_checked(range, done, &news, cx),
         }
     }

@@ -5,13 +5,14 @@
 //! members, namely itself and those that follow it. Two that believe they own it do no harm: the
 //! members decide, once.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
 
 use super::operations::{Asker, AskerExt, Outcome, ask_members, hear};
-use super::view::{Ballot, MEMBERS, Member, Range, View, ViewId};
+use super::view::{Ballot, Known, MEMBERS, Member, Range, View, ViewId};
 use super::{Event, Linear, Part, Request, Response, SYNC_AGAIN, Timer, is_left_out};
 
 /// How long the ring must have been as it is: one more member, or another, because one is gone.
@@ -24,14 +25,15 @@ const CHECK_AGAIN: Duration = Duration::from_secs(10);
 const DOUBLINGS: u32 = 5;
 /// Nodes of the community for each range beyond which it is cut in two.
 const NODES_A_RANGE: u64 = 16;
+/// Who was in a view that is over tells those who come next after this, doubled so often: an hour.
+const FINISH_AFTER: Duration = Duration::from_secs(30);
+const FINISH_DOUBLINGS: u32 = 7;
 /// How long new members are waited for, and how often they are asked.
 const ENTER_TRIES: u32 = 20;
 const ENTER_PAUSE: Duration = Duration::from_millis(500);
 
 /// The ring moves in bursts; one message serves them all.
 const INFORM_AFTER: Duration = Duration::from_secs(3);
-/// Nodes that are asked which views there are.
-const ASKED: usize = 3;
 
 /// What a range needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,10 +179,9 @@ impl Linear {
         if self.position.range.is_none() {
             return;
         }
-        if self.known.borrow().is_empty() {
-            let nodes: Vec<NodeId> = self.wanted().into_iter().skip(1).take(ASKED).collect();
+        if !self.known.borrow().is_whole() {
+            let nodes: Vec<NodeId> = self.wanted().into_iter().skip(1).collect();
             self.start("learn views", |asker| ask_around(asker, nodes), cx);
-            return;
         }
         let views = self.keeper.read().led();
         for view in views {
@@ -201,21 +202,22 @@ impl Linear {
     }
 
     pub(super) fn sync(&mut self, id: ViewId, cx: &mut Cx<'_, Self>) {
-        let Some(prior) = self.keeper.read().prior(id) else {
+        let Some((prior, next)) = self.keeper.read().decree(id) else {
             self.syncing.remove(&id);
             return;
         };
         self.syncing.entry(id).or_default();
-        if !self.start("sync range", |asker| sync(asker, id, prior), cx) {
+        if !self.start("sync range", |asker| sync(asker, id, prior, next), cx) {
             self.on_synced(id, false, cx);
         }
     }
 
     pub(super) fn on_synced(&mut self, id: ViewId, all: bool, cx: &mut Cx<'_, Self>) {
         if all {
-            self.syncing.remove(&id);
-            if self.keeper.write().activate(id) {
-                self.save(Vec::new(), Vec::from([id]), cx);
+            // It may answer only with what is on disk: that it does so is written after all that.
+            self.whole.insert(id, self.tokens);
+            if self.unsent.is_empty() {
+                self.enter_whole(self.tokens, cx);
             }
             return;
         }
@@ -223,6 +225,47 @@ impl Linear {
         let after = SYNC_AGAIN * (1 << (*failures).min(DOUBLINGS));
         *failures = failures.saturating_add(1);
         cx.after(after, Timer::Sync { view: id });
+    }
+
+    /// Views that are over since: somebody must see that those who come next enter, though whoever
+    /// proposed them may be gone.
+    pub(super) fn plan_finish(&mut self, before: &[ViewId], cx: &mut Cx<'_, Self>) {
+        let sealed = self.keeper.read().sealed();
+        for view in sealed.into_iter().filter(|view| !before.contains(view)) {
+            let part = cx.rng.u32(50..150);
+            cx.after(FINISH_AFTER * part / 100, Timer::Finish { view, tries: 0 });
+        }
+    }
+
+    pub(super) fn finish(&mut self, view: ViewId, tries: u32, cx: &mut Cx<'_, Self>) {
+        let Some((prior, next)) = self.keeper.read().ended(view) else { return };
+        let op = move |asker: Asker| async move {
+            enter(&asker, &prior, &next, 1).await;
+            Outcome::Told { view, tries }
+        };
+        if !self.start("finish view", op, cx) {
+            self.on_told_again(view, tries, cx);
+        }
+    }
+
+    pub(super) fn on_told_again(&mut self, view: ViewId, tries: u32, cx: &mut Cx<'_, Self>) {
+        if self.keeper.read().ended(view).is_some() {
+            let after = FINISH_AFTER * (1 << tries.min(FINISH_DOUBLINGS));
+            cx.after(after, Timer::Finish { view, tries: tries.saturating_add(1) });
+        }
+    }
+
+    /// All writes up to this one are on disk.
+    pub(super) fn enter_whole(&mut self, token: u64, cx: &mut Cx<'_, Self>) {
+        let whole = self.whole.iter().filter(|(_, last)| **last <= token);
+        let whole: Vec<ViewId> = whole.map(|(id, _)| *id).collect();
+        for id in whole {
+            self.whole.remove(&id);
+            self.syncing.remove(&id);
+            if self.keeper.write().activate(id) {
+                self.save(Vec::new(), Vec::from([id]), true, cx);
+            }
+        }
     }
 
     /// It answers in a view from now on.
@@ -234,15 +277,18 @@ impl Linear {
     }
 }
 
+/// Asks one after the other until somebody knows of all ranges.
 async fn ask_around(asker: Asker, nodes: Vec<NodeId>) -> Outcome {
+    let mut known = Known::default();
     for node in nodes {
         if let Some(Response::Views { views, .. }) = asker.call(node, Request::Views).await {
-            if !views.is_empty() {
-                return Outcome::Heard(views);
-            }
+            views.iter().for_each(|view| _ = known.learn(view));
+        }
+        if known.is_whole() {
+            break;
         }
     }
-    Outcome::Nothing
+    Outcome::Heard(known.iter().cloned().collect())
 }
 
 async fn tell_owner(asker: Asker, view: View) -> Outcome {
@@ -262,10 +308,6 @@ struct Proposer {
 /// Has the members of `view` decide on what comes next, and sees that it is entered.
 async fn reconfigure(asker: Asker, by: Proposer, view: View, need: Need) -> Outcome {
     let range = view.range;
-    let half = match &need {
-        Need::Merge(other) => Some(other.clone()),
-        _ => None,
-    };
     let Some(wanted) = proposal(&asker, &view, need).await else {
         return Outcome::Checked { range, done: false, news: Vec::new() };
     };
@@ -276,14 +318,15 @@ async fn reconfigure(asker: Asker, by: Proposer, view: View, need: Need) -> Outc
     if let [one] = next.as_slice() {
         if one.range != range {
             // It is to be one with the other half, which has to decide the same.
-            match decide_other_half(&asker, by, range, &next, half).await {
+            match decide_other_half(&asker, by, &prior[0], &next).await {
                 Some(other) => prior.push(other),
-                None => return Outcome::Checked { range, done: false, news: next },
+                None => return Outcome::Checked { range, done: false, news: Vec::new() },
             }
         }
     }
-    let done = enter(&asker, &prior, &next).await;
-    Outcome::Checked { range, done, news: next }
+    let done = enter(&asker, &prior, &next, ENTER_TRIES).await;
+    // Nobody may look for it before there is somebody.
+    Outcome::Checked { range, done, news: if done { next } else { Vec::new() } }
 }
 
 /// The views to propose.
@@ -313,7 +356,7 @@ async fn proposal(asker: &Asker, view: &View, need: Need) -> Option<Vec<View>> {
         Need::Merge(other) => {
             let (parent, _) = view.range.parent()?;
             // Far above both: the other half may go on for a while before it decides the same.
-            let number = view.number.max(other.number).checked_add(1_000)?;
+            let number = view.number.max(other.number).checked_add(MERGED)?;
             Some(Vec::from([View { range: parent, number, members: view.members.clone() }]))
         }
     }
@@ -381,50 +424,74 @@ async fn decide(asker: &Asker, by: Proposer, view: &View, wanted: Vec<View>) -> 
 const DECIDE_TRIES: u32 = 6;
 const DECIDE_PAUSE: Duration = Duration::from_millis(100);
 
-/// The other half of a range decides to be one with it, in whatever view it is by now; that view.
+/// How far the number of a view of two halves lies above theirs.
+const MERGED: u32 = 10_000;
+
+/// The other half of `view` decides to be one with it, in whatever view it is by now; that view.
 async fn decide_other_half(
     asker: &Asker,
     by: Proposer,
-    range: Range,
+    view: &View,
     next: &[View],
-    half: Option<View>,
 ) -> Option<View> {
-    let (_, other) = range.parent()?;
-    let members = &next.first()?.members;
-    let mut view = newest_of(asker, members, other, half).await?;
+    let (_, other) = view.range.parent()?;
+    let nodes: Vec<NodeId> =
+        next.iter().chain([view]).flat_map(|view| &view.members).map(|m| m.node).collect();
     for _ in 0..DECIDE_TRIES {
-        let decided = decide(asker, by, &view, next.to_vec()).await?;
+        let other = gather(asker, by, other, &nodes).await?;
+        let decided = decide(asker, by, &other, next.to_vec()).await?;
         if decided == next {
-            return Some(view);
+            return Some(other);
         }
-        // Other members were decided on meanwhile; they have to enter first.
-        enter(asker, core::slice::from_ref(&view), &decided).await;
-        view = decided.into_iter().find(|view| view.range == other)?;
+        // Something else was decided there meanwhile; that has to be entered first.
+        enter(asker, core::slice::from_ref(&other), &decided, ENTER_TRIES).await;
     }
     None
 }
 
-/// The newest view of a range that anybody of these nodes knows, `known` or a later one.
-async fn newest_of(
-    asker: &Asker,
-    members: &[Member],
-    range: Range,
-    known: Option<View>,
-) -> Option<View> {
-    let mut newest = known;
-    let calls: Vec<_> = members.iter().map(|m| asker.call(m.node, Request::Views)).collect();
-    for call in calls {
-        if let Some(Response::Views { views, .. }) = call.await {
-            let theirs = views.into_iter().filter(|view| view.range == range);
-            newest = newest.into_iter().chain(theirs).max_by_key(|view| view.number);
+/// The view of a range by now. If it was cut in two, its halves are put together first.
+async fn gather(asker: &Asker, by: Proposer, range: Range, nodes: &[NodeId]) -> Option<View> {
+    let known = known_to(asker, nodes).await;
+    let newest = known.of(range.start)?;
+    if newest.range == range {
+        return Some(newest.clone());
+    }
+    // Otherwise it is part of a wider one already.
+    let [left, right] = range.halves().filter(|_| range.covers(&newest.range))?;
+    for _ in 0..DECIDE_TRIES {
+        let left = Box::pin(gather(asker, by, left, nodes)).await?;
+        let right = Box::pin(gather(asker, by, right, nodes)).await?;
+        let number = left.number.max(right.number).checked_add(1)?;
+        let whole = View { range, number, members: left.members.clone() };
+        let decided = decide(asker, by, &left, Vec::from([whole])).await?;
+        match decided.as_slice() {
+            [whole] if whole.range == range => {
+                if decide(asker, by, &right, decided.clone()).await? == decided {
+                    enter(asker, &[left, right], &decided, ENTER_TRIES).await;
+                    return Some(whole.clone());
+                }
+            }
+            _ => _ = enter(asker, core::slice::from_ref(&left), &decided, ENTER_TRIES).await,
         }
     }
-    newest
+    None
+}
+
+/// What these nodes know of views, together.
+async fn known_to(asker: &Asker, nodes: &[NodeId]) -> Known {
+    let calls: Vec<_> = nodes.iter().map(|node| asker.call(*node, Request::Views)).collect();
+    let mut known = Known::default();
+    for call in calls {
+        if let Some(Response::Views { views, .. }) = call.await {
+            views.iter().for_each(|view| _ = known.learn(view));
+        }
+    }
+    known
 }
 
 /// Tells everybody concerned what was decided, until all new members answer; then what is over is
 /// let go. Whether a majority of each next view answers.
-async fn enter(asker: &Asker, prior: &[View], next: &[View]) -> bool {
+async fn enter(asker: &Asker, prior: &[View], next: &[View], tries: u32) -> bool {
     let members = |views: &[View]| {
         let mut nodes: Vec<NodeId> =
             views.iter().flat_map(|view| view.members.iter().map(|m| m.node)).collect();
@@ -436,7 +503,7 @@ async fn enter(asker: &Asker, prior: &[View], next: &[View]) -> bool {
     let mut all = before.clone();
     all.extend(after.iter().filter(|node| !before.contains(node)));
     let mut active: Vec<NodeId> = Vec::new();
-    for _ in 0..ENTER_TRIES {
+    for _ in 0..tries {
         let waiting: Vec<NodeId> =
             all.iter().copied().filter(|node| !active.contains(node)).collect();
         let commit = Request::Commit { prior: prior.to_vec(), next: next.to_vec() };
@@ -466,21 +533,31 @@ async fn enter(asker: &Asker, prior: &[View], next: &[View]) -> bool {
     next.iter().all(entered)
 }
 
-/// Collects what the members of the views before have, from a majority of each.
-async fn sync(asker: Asker, id: ViewId, prior: Vec<View>) -> Outcome {
+/// Collects what the members of the views before have, from a majority of each. Whoever proposed
+/// it may be gone: so members that have not heard are told.
+async fn sync(asker: Asker, id: ViewId, prior: Vec<View>, next: Vec<View>) -> Outcome {
+    let commit = Request::Commit { prior: prior.clone(), next: next.clone() };
     let mut all = true;
     for view in &prior {
         let need = if is_left_out(Part::SyncFromMajority) { 1 } else { view.majority() };
         let mut whole = 0;
         for member in &view.members {
-            if pull(&asker, id, view, member.node).await {
-                whole += 1;
+            let mut given = pull(&asker, id, view, member.node).await;
+            if !given && asker.call(member.node, commit.clone()).await.is_some() {
+                given = pull(&asker, id, view, member.node).await;
             }
+            whole += usize::from(given);
             if whole >= need {
                 break;
             }
         }
         all &= whole >= need;
+    }
+    if all {
+        for node in next.iter().flat_map(|view| &view.members).map(|member| member.node) {
+            // It goes out; nobody waits for what comes back.
+            drop(asker.call(node, commit.clone()));
+        }
     }
     Outcome::Synced { view: id, all }
 }

@@ -194,6 +194,12 @@ impl Known {
         true
     }
 
+    /// Whether some view of every key is known.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.is_known(&Range::ALL, 0)
+    }
+
     /// Whether views of this number or a later one are known of all keys of the range.
     fn is_known(&self, range: &Range, number: u32) -> bool {
         let covers = |known: &View| known.range.covers(range) && known.number >= number;

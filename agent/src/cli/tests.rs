@@ -361,6 +361,56 @@ fn groups_are_told_and_listened_to() {
 }
 
 #[test]
+fn objects_are_put_got_listed_and_watched() {
+    let agent = Running::start();
+    let ran = agent.run(&["put", "notes/today", "hola"]);
+    assert_eq!(ran.exit, 0, "{}", ran.err);
+    assert!(ran.err.starts_with("notes/today kept on 2 nodes, version "), "{}", ran.err);
+    assert_eq!(agent.run(&["get", "notes/today"]).out, "hola");
+    let ran = agent.run(&["get", "votes/a"]);
+    assert_eq!((ran.exit, ran.out.as_str()), (0, "1\n2\n"));
+    assert!(ran.err.contains("2 values stand beside each other"), "{}", ran.err);
+    let got: Value =
+        serde_json::from_str(&agent.run(&["get", "votes/a", "-o", "json"]).out).unwrap();
+    assert_eq!(got["values"][1]["text"], "2");
+    assert!(agent.run(&["rm", "notes/today"]).err.starts_with("notes/today removed on 2 nodes"));
+    let list = agent.run(&["ls", "notes"]).out;
+    assert_eq!(list.lines().count(), 3, "two pages of one key each, and a head: {list}");
+    let ran = agent.run(&["watch", "notes/today", "--now", "--count", "3"]);
+    assert_eq!(ran.out, "notes/today first\nnotes/today today\nnotes/today (removed)\n");
+    assert!(agent.run(&["store"]).out.contains("1 to fetch"));
+    let told = agent.run(&["namespace", "notes", "--share", "blog", "--quota", "1M"]).out;
+    assert_eq!(told, "notes: the last write counts, writable, up to 1M, shared with blog, wiki\n");
+    for (words, exit, says) in [
+        (&["get", "notes/gone"][..], 1, "there is no notes/gone"),
+        (&["put", "notes/full", "x"], 3, "the namespace is full"),
+        (&["put", "notes/locked", "x"], 5, "read-only"),
+        (&["put", "notes", "x"], 2, "is no key"),
+        (&["put", "notes/x", "--any", "--strong", "x"], 2, "not both"),
+        (&["ls", "No"], 2, "begins no key"),
+        (&["namespace", "notes", "--merge"], 5, "cannot change"),
+        (&["namespace", "notes", "--quota", "much"], 2, "--quota"),
+    ] {
+        let ran = agent.run(words);
+        assert_eq!(ran.exit, exit, "{words:?}: {}", ran.err);
+        assert!(ran.err.contains(says), "{words:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn a_strong_write_says_its_revision() {
+    let agent = Running::start();
+    let ran = agent.run(&["put", "all/reg", "--strong", "x"]);
+    assert_eq!(ran.err, "ok rev 8: all/reg kept on a majority of 3 nodes\n");
+    let ran = agent.run(&["cas", "all/reg", "7", "x"]);
+    assert_eq!((ran.exit, ran.err.as_str()), (1, "dugnad: all/reg is now revision 9\n"));
+    let ran = agent.run(&["put", "all/reg", "x"]);
+    assert_eq!(ran.exit, 3, "{}", ran.err);
+    assert!(ran.err.contains("unavailable"), "{}", ran.err);
+    assert_eq!(agent.run(&["lock", "job"]).exit, 2);
+}
+
+#[test]
 fn waiting_has_an_end() {
     let never = smol::future::pending::<Result<(), Failure>>();
     let failure = smol::block_on(within(Duration::from_millis(1), never)).unwrap_err();

@@ -106,6 +106,59 @@ fn values_outlive_the_nodes_they_were_put_at() {
     assert_eq!(nodes.as_array().unwrap().len(), 4);
 }
 
+/// A strong namespace: one order for everybody, and the smaller side of what is left says so.
+#[test]
+fn a_strong_value_has_one_order_and_a_lock_one_holder() {
+    let mut community = Community::new("strong", 3);
+    let start = community.start;
+    until("three keep it", PATIENCE, || {
+        let said = community.cli(0, &["put", "reg/a", "--strong", "one"]);
+        holds(said.err.contains("on a majority of 3 nodes"), || said.all())
+    });
+    let at = community.json(1, &["get", "reg/a"]).unwrap()["revision"].as_u64().unwrap();
+    let old = at.to_string();
+    let won = community.ok(1, &["cas", "reg/a", &old, "two"]);
+    assert!(won.err.contains(&format!("ok rev {}", at + 1)), "{}", won.err);
+    let lost = community.cli(2, &["cas", "reg/a", &old, "three"]);
+    assert_eq!(lost.code, 1, "{}", lost.all());
+    assert!(lost.err.contains(&format!("is now revision {}", at + 1)), "{}", lost.err);
+    let other = community.cli(2, &["put", "reg/a", "--any", "x"]);
+    assert_eq!(other.code, 5, "{}", other.all());
+
+    say(start, "a lock");
+    let shown = ["lock", "job", "--", "sh", "-c", "echo $DUGNAD_FENCE"];
+    let mut first = community
+        .prepare(0, &["lock", "job", "--ttl", "2s", "--", "sh", "-c", "echo held; sleep 60"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(first.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "held\n");
+    let waiting = community.cli(1, &["lock", "job", "--wait", "1s", "--", "true"]);
+    assert_eq!(waiting.code, 6, "{}", waiting.all());
+
+    say(start, "its holder's node dies");
+    community.kill(0);
+    assert_eq!(first.wait().unwrap().code(), Some(3), "the command of a lost lock is ended");
+    assert_eq!(community.ok(1, &shown).out, "2\n", "the next holder has the next number");
+    assert_eq!(community.ok(2, &["get", "reg/a"]).out, "two");
+
+    say(start, "a majority is gone");
+    community.kill(1);
+    for words in [&["get", "reg/a"][..], &["put", "reg/a", "three"]] {
+        let said = community.cli(2, words);
+        assert_eq!(said.code, 3, "{words:?}: {}", said.all());
+        assert!(said.err.contains("unavailable"), "{}", said.err);
+    }
+    community.start(0);
+    community.start(1);
+    until("all of it is there", PATIENCE, || {
+        let said = community.cli(0, &["get", "reg/a"]);
+        holds(said.out == "two", || said.all())
+    });
+}
+
 /// A replica writes, another shows it: the guestbook of `configs/services`.
 #[test]
 fn a_service_keeps_what_visitors_write() {

@@ -8,6 +8,7 @@ mod control;
 mod disk;
 mod gateway;
 mod host;
+mod http_io;
 mod identity;
 mod invite;
 mod limits;

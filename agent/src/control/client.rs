@@ -17,10 +17,10 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 use smol::Async;
 use smol::channel::{Receiver, bounded};
-use smol_hyper::rt::FuturesIo;
 
 use super::body::Payload;
 use super::{exit, socket, upload};
+use crate::http_io::HttpIo;
 
 /// One JSON value has at most this many bytes; a community of thousands fits.
 const ANSWER_MAX: usize = 16 << 20;
@@ -258,7 +258,7 @@ impl Client {
                 }
             })?;
         let (mut sender, connection) =
-            http1::handshake(FuturesIo::new(stream)).await.map_err(ClientError::broken)?;
+            http1::handshake(HttpIo::new(stream)).await.map_err(ClientError::broken)?;
         let mut connection: Option<Connection> = Some(Box::pin(async move {
             // The request that runs on it ends with the same error.
             let _: Result<(), hyper::Error> = connection.await;

@@ -39,13 +39,14 @@ use hyper::{Method, Request, Response};
 use serde_json::Value;
 use smol::net::unix::UnixStream;
 use smol::{Async, LocalExecutor, Task};
-use smol_hyper::rt::{FuturesIo, SmolTimer};
+use smol_hyper::rt::SmolTimer;
 
 use super::body::Payload;
 use super::http::{Query, Reply, below, failed, json_response};
 use super::shape::Trouble;
 use super::store::{self, Who};
 use super::{AgentApi, Hold, exit, groups, lock, socket};
+use crate::http_io::HttpIo;
 
 /// Connections of one replica at a time: some listen, one asks.
 const CONNECTIONS_MAX: usize = 16;
@@ -186,7 +187,7 @@ impl Door {
         let connection = http1::Builder::new()
             .timer(SmolTimer::new())
             .max_buf_size(64 << 10)
-            .serve_connection(FuturesIo::new(stream), service);
+            .serve_connection(HttpIo::new(stream), service);
         if let Err(error) = connection.await {
             log::debug!("a service's connection: {error}");
         }

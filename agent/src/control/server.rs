@@ -21,13 +21,14 @@ use serde_json::{Value, json};
 use smol::channel::{Receiver, bounded};
 use smol::net::unix::UnixStream;
 use smol::{Async, LocalExecutor, Task};
-use smol_hyper::rt::{FuturesIo, SmolTimer};
+use smol_hyper::rt::SmolTimer;
 
 use super::body::Payload;
 use super::http::{Query, Reply, below, failed, json_response, lines, service, text, whole};
 use super::shape::{self, Told, Trouble};
 use super::store::{self, Who};
 use super::{AgentApi, Wanted, exit, groups, lock, socket, upload};
+use crate::http_io::HttpIo;
 use crate::places::Places;
 
 /// Connections at a time; people and scripts of one machine need few. The idlest gives way.
@@ -123,7 +124,7 @@ impl Door {
             let connection = http1::Builder::new()
                 .timer(SmolTimer::new())
                 .max_buf_size(64 << 10)
-                .serve_connection(FuturesIo::new(place.watch(Box::pin(stream))), service);
+                .serve_connection(HttpIo::new(place.watch(Box::pin(stream))), service);
             let serving = async {
                 if let Err(error) = connection.await {
                     // People interrupt `logs -f`; nothing is wrong then.

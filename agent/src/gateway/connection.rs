@@ -16,7 +16,6 @@ use hyper::service::{HttpService, service_fn};
 use hyper::{Request, Response, StatusCode};
 use smol::io::AsyncWriteExt as _;
 use smol::{Async, Timer};
-use smol_hyper::rt::FuturesIo;
 
 use super::body::Body;
 use super::calm::Calm;
@@ -24,6 +23,7 @@ use super::clock::{Clock, Heard, clocked};
 use super::splice::splice;
 use super::upstream::Upgraded;
 use super::{BUFFER, Shared, count, proxy, statics};
+use crate::http_io::HttpIo;
 use crate::places::source;
 use crate::stream::{Endpoint, Stream};
 
@@ -118,7 +118,7 @@ async fn connection(shared: Rc<Shared>, peer: SocketAddr, stream: Stream) {
             Ok::<_, Infallible>(answer)
         })
     });
-    let conn = builder(clock).serve_connection(FuturesIo::new(heard), service);
+    let conn = builder(clock).serve_connection(HttpIo::new(heard), service);
     match drive(conn).await {
         Ok((stream, rest)) => {
             let joined = join.borrow_mut().take();
@@ -153,7 +153,7 @@ pub(super) async fn folder(shared: Rc<Shared>, id: ReplicaId, stream: Stream) {
             statics::answer(&shared, tree, &parts).await
         })
     });
-    let conn = builder(clock).serve_connection(FuturesIo::new(heard), service);
+    let conn = builder(clock).serve_connection(HttpIo::new(heard), service);
     let ended = match drive(conn).await {
         Ok((stream, _)) => close(stream).await.map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
@@ -163,7 +163,7 @@ pub(super) async fn folder(shared: Rc<Shared>, id: ReplicaId, stream: Stream) {
     }
 }
 
-async fn drive<S>(mut conn: Connection<FuturesIo<Heard>, S>) -> hyper::Result<(Stream, Bytes)>
+async fn drive<S>(mut conn: Connection<HttpIo<Heard>, S>) -> hyper::Result<(Stream, Bytes)>
 where
     S: HttpService<Incoming, ResBody = Body> + Unpin,
     S::Future: Unpin,

@@ -16,13 +16,13 @@ use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use smol::channel::{Receiver, bounded};
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use smol::{Async, LocalExecutor, Task, Timer};
-use smol_hyper::rt::FuturesIo;
 
 use super::body::Body;
 use super::calm::Calm;
 use super::pick::{Busy, Target};
 use super::splice::splice;
 use super::{PIECE, Shared, connection, count};
+use crate::http_io::HttpIo;
 use crate::stream::{Endpoint, Stream, StreamHead, within, write_head};
 
 /// How long connecting to a replica may take.
@@ -188,7 +188,7 @@ pub(super) async fn handshake(ex: &LocalExecutor<'static>, stream: Stream) -> io
     let (sender, conn) = Builder::new()
         .max_buf_size(PIECE)
         .writev(true)
-        .handshake(FuturesIo::new(stream))
+        .handshake(HttpIo::new(stream))
         .await
         .map_err(io::Error::other)?;
     let (done, upgraded) = bounded(1);
@@ -201,7 +201,7 @@ pub(super) async fn handshake(ex: &LocalExecutor<'static>, stream: Stream) -> io
     Ok(Conn { sender, upgraded, _driver: driver })
 }
 
-async fn drive(mut conn: Connection<FuturesIo<Stream>, Body>) -> hyper::Result<Upgraded> {
+async fn drive(mut conn: Connection<HttpIo<Stream>, Body>) -> hyper::Result<Upgraded> {
     poll_fn(|cx| conn.poll_without_shutdown(cx)).await?;
     let parts = conn.into_parts();
     Ok((parts.io.into_inner(), parts.read_buf))

@@ -11,10 +11,10 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::{Request, header};
 use smol::{Async, Timer};
-use smol_hyper::rt::FuturesIo;
 
 use super::launch::Prepared;
 use super::running::{Running, killed_for_memory};
+use crate::http_io::HttpIo;
 
 /// Pauses between checks of a service that is starting: this, doubled up to [`SLOWEST`].
 const FIRST: Duration = Duration::from_millis(5);
@@ -117,7 +117,7 @@ async fn connect(port: SocketAddr) -> Result<Async<TcpStream>, String> {
 }
 
 async fn get(port: SocketAddr, path: &str) -> Result<(), String> {
-    let stream = FuturesIo::new(connect(port).await?);
+    let stream = HttpIo::new(connect(port).await?);
     let failed = |error: hyper::Error| format!("GET {path} failed: {error}");
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(stream).await.map_err(failed)?;

@@ -8,7 +8,8 @@ use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use smol::net::TcpStream;
-use smol_hyper::rt::FuturesIo;
+
+use crate::http_io::HttpIo;
 
 const LIMIT: Duration = Duration::from_secs(5);
 const BODY_MAX: usize = 64 << 10;
@@ -27,7 +28,7 @@ pub(super) async fn get(address: SocketAddr, path: &str) -> Result<String, Strin
 
 async fn try_get(address: SocketAddr, path: &str) -> Result<String, String> {
     let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-    let handshake = http1::handshake(FuturesIo::new(stream)).await;
+    let handshake = http1::handshake(HttpIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
     let request = Request::get(path)
         .header(hyper::header::HOST, address.to_string())

@@ -12,9 +12,10 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use smol::LocalExecutor;
 use smol::net::{TcpListener, TcpStream};
-use smol_hyper::rt::{FuturesIo, SmolTimer};
+use smol_hyper::rt::SmolTimer;
 
 use crate::config::Env;
+use crate::http_io::HttpIo;
 
 /// Serves on `PORT` until it is told to end. `_rest` marks the process as one of a demo's.
 ///
@@ -51,7 +52,7 @@ async fn serve(stream: TcpStream, text: Bytes) {
         async move { Ok::<_, Infallible>(Response::new(Full::new(text))) }
     });
     let mut http = http1::Builder::new();
-    let serving = http.timer(SmolTimer::new()).serve_connection(FuturesIo::new(stream), service);
+    let serving = http.timer(SmolTimer::new()).serve_connection(HttpIo::new(stream), service);
     if let Err(error) = serving.await {
         eprintln!("demo-server: {error}");
     }

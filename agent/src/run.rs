@@ -10,6 +10,7 @@ mod groups;
 mod objects;
 mod pace;
 mod people;
+mod state;
 mod streams;
 mod timers;
 mod told;

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use dugnad_fabric::{Amounts, Bytes};
 use dugnad_kernel::Hash;
-use dugnad_resource::spec::{self, Arch, Check, Health, Kind, Port, Spec, Tree, Want};
+use dugnad_resource::spec::{
+    self, Arch, Check, Health, Keep, Kind, Port, SNAPSHOT_MS, Spec, Tree, Want,
+};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -36,6 +38,8 @@ struct Raw {
     kind: Option<Word>,
     availability: Option<Share>,
     replicas: Option<u8>,
+    #[serde(default)]
+    single: bool,
     #[serde(default)]
     command: Vec<String>,
     #[serde(default)]
@@ -103,6 +107,7 @@ struct RawHealth {
 struct RawState {
     keep: Option<bool>,
     snapshot: Option<Span>,
+    hook: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -119,7 +124,6 @@ pub(crate) struct ServiceFile {
     artifacts: Vec<(Option<Arch>, PathBuf)>,
     /// Whether `needs.disk` stands in the file.
     disk_said: bool,
-    notes: Vec<String>,
 }
 
 impl ServiceFile {
@@ -137,12 +141,6 @@ impl ServiceFile {
     #[must_use]
     pub(crate) fn artifacts(&self) -> Vec<(Option<Arch>, PathBuf)> {
         self.artifacts.clone()
-    }
-
-    /// What the file asks for that nothing acts upon yet, one line each.
-    #[must_use]
-    pub(crate) fn notes(&self) -> &[String] {
-        &self.notes
     }
 
     /// Whether what it needs of the disk holds its packages; they count.
@@ -236,19 +234,39 @@ impl Checker<'_> {
             port,
             health: self.health(port, &raw.health)?,
             stop_grace_ms: self.millis("stop_grace", raw.stop_grace, 10_000)?,
-            keep_state: raw.state.keep.unwrap_or(false),
+            state: self.state(&raw.state)?,
         };
         let artifacts = self.artifacts(&spec, &raw.artifacts)?;
         self.bounds(&spec, &artifacts)?;
-        let snapshot = raw.state.snapshot.map(|every| {
-            let every = humantime::format_duration(every.0);
-            format!("state.snapshot = \"{every}\" is not acted upon yet: no snapshots are taken")
-        });
-        let (disk_said, notes) = (raw.needs.disk.is_some(), snapshot.into_iter().collect());
-        Ok(ServiceFile { spec, artifacts, disk_said, notes })
+        Ok(ServiceFile { spec, artifacts, disk_said: raw.needs.disk.is_some() })
+    }
+
+    fn state(&self, raw: &RawState) -> Result<Keep, Error> {
+        let Some(Span(every)) = raw.snapshot else {
+            if !raw.hook.is_empty() {
+                let why = "is run before each snapshot: say how often, such as snapshot = \"5m\"";
+                return Err(self.wrong("state.hook", why));
+            }
+            return Ok(if raw.keep == Some(true) { Keep::OnNode } else { Keep::Nothing });
+        };
+        if raw.keep == Some(false) {
+            let why = "keep = false says that nothing is kept: leave one of the two out";
+            return Err(self.wrong("state.snapshot", why));
+        }
+        let every = u32::try_from(every.as_millis()).ok().filter(|ms| SNAPSHOT_MS.contains(ms));
+        let every =
+            every.ok_or_else(|| self.wrong("state.snapshot", "must be between 10s and 7days"));
+        Ok(Keep::Snapshots { every_ms: every?, hook: raw.hook.clone() })
     }
 
     fn want(&self, raw: &Raw) -> Result<Want, Error> {
+        if raw.single {
+            if raw.availability.is_some() || raw.replicas.is_some_and(|count| count != 1) {
+                let why = "one replica and never a second: leave replicas and availability out";
+                return Err(self.wrong("single", why));
+            }
+            return Ok(Want::Single);
+        }
         match (raw.availability, raw.replicas) {
             (Some(_), Some(_)) => {
                 Err(self.wrong("replicas", "say how many replicas or which availability, not both"))

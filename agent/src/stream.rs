@@ -52,6 +52,8 @@ pub(crate) enum StreamHead {
     Service { id: ReplicaId },
     /// What a service wrote: the last `tail` lines, and then what follows if `follow`.
     Logs { service: Key, tail: u32, follow: bool },
+    /// One byte comes back when the replica does not run on the accepting node any more.
+    Ended { id: ReplicaId },
 }
 
 /// Says what a fresh stream is for: one byte of length, then the head. Flushes.

@@ -191,7 +191,7 @@ pub(super) fn unpack(store: &Store, tree: Tree, dest: &Path) -> io::Result<()> {
     unpacked
 }
 
-fn remove_all(dir: &Path) -> io::Result<()> {
+pub(super) fn remove_all(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(dir, error)),
         Ok(()) | Err(_) => Ok(()),

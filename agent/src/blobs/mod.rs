@@ -16,6 +16,7 @@ mod fetch;
 mod ingest;
 mod manifest;
 mod offer;
+mod snapshot;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ use smol::lock::{Mutex, RwLock, Semaphore};
 
 pub(crate) use catalog::{Catalog, Found};
 pub(crate) use manifest::{CHUNK, check_link};
+pub(crate) use snapshot::{Seen, Snapshot};
 pub(crate) use value::{Incoming, ValueStream};
 
 use crate::stream::{OpenStream, Stream};

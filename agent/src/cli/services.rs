@@ -87,12 +87,8 @@ pub(super) fn name(name: &str) -> Result<&str, Failure> {
     Ok(name)
 }
 
-fn read_file(path: &Path, cx: &mut Cx<'_>) -> Result<ServiceFile, Failure> {
-    let file = service::parse(path).map_err(|error| Failure::failed(error.to_string()))?;
-    for note in file.notes() {
-        cx.say(format!("{}: {note}", file.name()));
-    }
-    Ok(file)
+fn read_file(path: &Path) -> Result<ServiceFile, Failure> {
+    service::parse(path).map_err(|error| Failure::failed(error.to_string()))
 }
 
 fn to_json(spec: &Spec) -> Result<Value, Failure> {
@@ -101,7 +97,7 @@ fn to_json(spec: &Spec) -> Result<Value, Failure> {
 
 /// Nothing is stored for a plan, so packages have their weight but no name yet.
 pub(super) fn plan(args: &Plan, cx: &mut Cx<'_>) -> Outcome {
-    let file = read_file(&args.file, cx)?;
+    let file = read_file(&args.file)?;
     let mut trees = Vec::new();
     for (arch, folder) in file.artifacts() {
         let bytes = weigh(&folder)
@@ -238,7 +234,7 @@ fn holds_a_file(folder: &Path) -> std::io::Result<bool> {
 
 pub(super) fn deploy(args: &Deploy, cx: &mut Cx<'_>) -> Outcome {
     let limit = duration("--timeout", &args.timeout)?;
-    let file = read_file(&args.file, cx)?;
+    let file = read_file(&args.file)?;
     let client = cx.client()?;
     let start = Instant::now();
     let before = smol::block_on(version(&client, file.name()));

@@ -236,7 +236,7 @@ impl Lock {
             ObjectAnswer::Found { values, version, .. } => {
                 let lease = values.first().and_then(|value| match &value.content {
                     Content::Inline(bytes) => serde_json::from_slice(bytes).ok(),
-                    Content::Blob(_) => None,
+                    Content::Blob(_) | Content::Folder { .. } => None,
                 });
                 Ok((lease, version))
             }

@@ -19,8 +19,8 @@ use std::io;
 use std::rc::Rc;
 
 use dugnad_node::{
-    Address, Answer, Content, Context, Expect, Listed, Manner, Namespace, NodeSums, ObjectAnswer,
-    ObjectQuestion, Question, Value,
+    Address, Answer, Content, Context, Expect, LOCKS, Listed, Manner, Namespace, NodeSums,
+    ObjectAnswer, ObjectQuestion, Question, STATE, Value,
 };
 use futures_util::StreamExt as _;
 use http_body_util::{BodyExt as _, Limited};
@@ -84,6 +84,11 @@ pub(super) async fn route(
                 Trouble::usage(format!("\"{}\" is no key: {why}", crate::text::plain(&path)))
             })?;
             may_use(backend, who, &address.namespace).await?;
+            if address.namespace == STATE && request.method() != Method::GET {
+                let text = "state of services is kept by the agents; dugnad rm removes it with its \
+                            service";
+                return Err(Trouble::new(403, exit::REFUSED, text));
+            }
             match *method {
                 Method::GET if query.get("watch").is_some() => {
                     watch(backend, address, query.get("watch") == Some("now")).await
@@ -177,10 +182,13 @@ pub(super) fn trouble(answer: ObjectAnswer, key: &str) -> Trouble {
 /// A service uses its own namespace, and those its file names and that are shared with it.
 async fn may_use(backend: &Rc<dyn AgentApi>, who: &Who, namespace: &str) -> Result<(), Trouble> {
     let Who::Service { name, namespaces } = who else { return Ok(()) };
+    let refused = |text: String| Err(Trouble::new(403, exit::REFUSED, text));
+    if [LOCKS, STATE].contains(&namespace) {
+        return refused(format!("the namespace {namespace} is the agents' own; use another name"));
+    }
     if namespace == name {
         return Ok(());
     }
-    let refused = |text: String| Err(Trouble::new(403, exit::REFUSED, text));
     if !namespaces.iter().any(|named| named == namespace) {
         return refused(format!(
             "the file of {name} does not name the namespace {namespace}: add [store] namespaces \
@@ -297,6 +305,8 @@ async fn raw(backend: &Rc<dyn AgentApi>, value: Value) -> Result<Response<Payloa
                 blocks.map_err(|error| Trouble::new(503, exit::UNMET, error.to_string()))?;
             Payload::sized(blocks.map(|block| block.map(Bytes::from)), tree.bytes)
         }
+        // A folder is no value; what was written about it is.
+        Content::Folder { note, .. } => Payload::whole(note),
     };
     let mut response = Response::new(payload);
     let kind = HeaderValue::from_static("application/octet-stream");
@@ -316,7 +326,7 @@ fn several<'a>(values: impl Iterator<Item = &'a Value>) -> Response<Payload> {
 fn shown(content: &Content) -> serde_json::Value {
     match content {
         Content::Inline(bytes) => super::groups::text_or_hex(bytes),
-        Content::Blob(tree) => json!({ "bytes": tree.bytes }),
+        Content::Blob(tree) | Content::Folder { tree, .. } => json!({ "bytes": tree.bytes }),
     }
 }
 

@@ -155,7 +155,7 @@ pub(crate) fn small_spec() -> Value {
         "env": [], "artifacts": [], "needs": {"memory": 1, "cpu": 1, "disk": 1, "processes": 1},
         "port": "None",
         "health": {"check": "Port", "interval_ms": 1000, "timeout_ms": 1000, "failures": 3},
-        "stop_grace_ms": 10, "keep_state": false
+        "stop_grace_ms": 10, "state": "Nothing"
     })
 }
 

@@ -205,7 +205,7 @@ pub(super) async fn start(
     let user = shared.user_for(run.id);
     {
         let (folder, services) = (folder.clone(), shared.services.clone());
-        let keeps = run.spec.keep_state;
+        let keeps = run.spec.keeps_state();
         smol::unblock(move || -> io::Result<()> {
             folder.make()?;
             if keeps { take_up_state(&services, &folder) } else { Ok(()) }
@@ -366,7 +366,7 @@ fn open_to_all(path: &Path) -> io::Result<()> {
 
 /// State belongs to the service and not to the number of a replica: what an earlier one left here
 /// is the next one's, the newest if there are several.
-fn take_up_state(services: &Path, folder: &Folder) -> io::Result<()> {
+pub(super) fn take_up_state(services: &Path, folder: &Folder) -> io::Result<()> {
     if folder.state().exists() {
         return Ok(());
     }
@@ -376,6 +376,7 @@ fn take_up_state(services: &Path, folder: &Folder) -> io::Result<()> {
         same && other != folder && other.is_kept() && other.state().exists()
     });
     let Some(newest) = left.max_by_key(Folder::kept_since) else { return Ok(()) };
+    folder.take_turn(&newest)?;
     fs::rename(newest.state(), folder.state())
         .map_err(|error| explain(&error, &format!("cannot move {}", newest.state().display())))?;
     log::info!("{} takes up the state that {} left", folder.name(), newest.name());

@@ -29,6 +29,7 @@ mod record;
 mod replica;
 mod running;
 mod shared;
+mod state;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -51,6 +52,7 @@ use dugnad_resource::spec::{Arch, Spec, Tree, key_of};
 use smol::channel::{Receiver, Sender};
 use smol::{LocalExecutor, Task};
 
+use crate::notify::Changed;
 pub(crate) use crate::stream::Endpoint;
 pub(crate) use contract::NAMESPACES;
 pub(crate) use keeper::keeper_main;
@@ -59,6 +61,7 @@ use record::{Folder, make_dir};
 use replica::Replica;
 use running::{Around, Running};
 use shared::{Entry, Shared};
+pub(crate) use state::{Found, Note, StateStore, Written};
 
 /// Orders that wait for one replica. More are refused: the core asks for one thing at a time.
 const ORDERS_MAX: usize = 32;
@@ -91,6 +94,7 @@ pub(crate) struct HostConfig {
     pub(crate) door: OpenDoor,
     pub(crate) hold: Hold,
     pub(crate) unpack: Unpack,
+    pub(crate) state: Rc<dyn StateStore>,
 }
 
 /// What a replica on this node is doing.
@@ -200,6 +204,7 @@ impl Host {
             keepers,
             reports,
             entries: RefCell::default(),
+            changed: Changed::default(),
         });
         let mut host = Self {
             shared,
@@ -245,7 +250,7 @@ impl Host {
             self.shared.begin(run);
             self.shared.set_process(id, running);
         }
-        let replica = Replica { shared: Rc::clone(&self.shared), id, orders, unpacked: None };
+        let replica = Replica::new(Rc::clone(&self.shared), id, orders);
         let task = self.shared.ex.spawn(replica.live(adopted));
         let mut tasks = self.tasks.borrow_mut();
         tasks.retain(|_, task| !task.is_finished());
@@ -413,6 +418,11 @@ impl Host {
             log::info!("nobody wants replica {} of {} here", id.number, id.service.short());
             self.pass(id, Order::Stop { id, forget });
         }
+    }
+
+    /// Returns when a replica does not run here, or any more.
+    pub(crate) async fn ended(&self, id: ReplicaId) {
+        self.shared.ended(id).await;
     }
 
     /// State that stopped replicas left here.

@@ -122,15 +122,19 @@ impl Folder {
         }
     }
 
-    /// Writes the record aside, syncs it, and puts it in place.
+    /// Writes the record; a crash leaves this one or the one before.
     pub(super) fn save(&self, record: &Record) -> io::Result<()> {
-        let bytes = postcard::to_allocvec(record).map_err(io::Error::other)?;
-        let (aside, path) = (self.0.join("run.new"), self.run());
+        self.put("run", &postcard::to_allocvec(record).map_err(io::Error::other)?)
+    }
+
+    /// Writes a small file aside, syncs it, and puts it in place.
+    fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let (aside, path) = (self.0.join(format!("{name}.new")), self.0.join(name));
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         options
             .open(&aside)
-            .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
+            .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
             .and_then(|()| fs::rename(&aside, &path))
             .and_then(|()| File::open(&self.0)?.sync_all())
             .map_err(|error| explain(&error, &format!("cannot write {}", path.display())))
@@ -166,9 +170,41 @@ impl Folder {
         read_number(&self.kept())
     }
 
+    fn turn_path(&self) -> PathBuf {
+        self.0.join("turn")
+    }
+
+    /// The turn in which its state is the newest there is (`state.rs`).
+    pub(super) fn turn(&self) -> Option<u64> {
+        read_number(&self.turn_path())
+    }
+
+    pub(super) fn set_turn(&self, turn: Option<u64>) -> io::Result<()> {
+        match turn {
+            None => remove(&self.turn_path()),
+            Some(turn) => self.put("turn", turn.to_string().as_bytes()),
+        }
+    }
+
+    /// The turn of another folder, whose state is this one's from now on.
+    pub(super) fn take_turn(&self, from: &Self) -> io::Result<()> {
+        match fs::rename(from.turn_path(), self.turn_path()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// Deletes it; what is worth keeping of its state waits in the trash.
     pub(super) fn delete(&self, keeps_state: bool) -> io::Result<()> {
-        if keeps_state && fs::read_dir(self.state()).is_ok_and(|mut state| state.next().is_some()) {
+        if keeps_state {
+            self.set_state_aside()?;
+        }
+        remove_all(&self.0)
+    }
+
+    /// Moves its state to the trash, if it has any.
+    pub(super) fn set_state_aside(&self) -> io::Result<()> {
+        if fs::read_dir(self.state()).is_ok_and(|mut state| state.next().is_some()) {
             let trash = trash(self.0.parent().unwrap_or(&self.0));
             make_dir(&trash, 0o700)?;
             let secs = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -177,7 +213,7 @@ impl Folder {
             fs::rename(self.state(), &to)
                 .map_err(|error| explain(&error, &format!("cannot move to {}", to.display())))?;
         }
-        remove_all(&self.0)
+        Ok(())
     }
 }
 

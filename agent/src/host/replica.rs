@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use dugnad_platform::cgroup::Parent;
 use dugnad_resource::execute::{Order, ReplicaId, Report, Run};
-use dugnad_resource::spec::{Kind, Tree};
+use dugnad_resource::spec::{Keep, Kind, Tree};
 use smol::Timer;
 use smol::channel::Receiver;
+use smol::lock::Mutex;
 
 use super::health::{self, Notice};
 use super::launch::{self, Fail, Prepared};
 use super::record::remove_all;
 use super::running::{PATIENCE, Running, last_lines};
+use super::state::Turn;
 use super::{Endpoint, Shared, State};
 
 /// An end within this time is a crash at start.
@@ -32,7 +34,9 @@ pub(super) struct Replica {
     pub(super) id: ReplicaId,
     pub(super) orders: Receiver<Order>,
     /// The package that this agent has put into its folder.
-    pub(super) unpacked: Option<Tree>,
+    unpacked: Option<Tree>,
+    /// Its turn to write to the state that the community keeps.
+    pub(super) turn: Mutex<Option<Turn>>,
 }
 
 /// Why watching a process came to an end.
@@ -67,6 +71,10 @@ impl Crashes {
 }
 
 impl Replica {
+    pub(super) fn new(shared: Rc<Shared>, id: ReplicaId, orders: Receiver<Order>) -> Self {
+        Self { shared, id, orders, unpacked: None, turn: Mutex::new(None) }
+    }
+
     /// Runs until the replica is stopped and no further order waits.
     pub(super) async fn live(mut self, adopted: Option<(Rc<Run>, Running)>) {
         let mut next = match adopted {
@@ -139,6 +147,9 @@ impl Replica {
     /// One process from start to end. `Ok` is the order that ended it.
     async fn once(&mut self, run: &Rc<Run>, running: Option<Running>) -> Result<Order, Fail> {
         self.shared.set_young(self.id, true);
+        if let Some(order) = self.begin_turn(run, running.is_some()).await? {
+            return Ok(order);
+        }
         let user = match &running {
             Some(running) => running.user,
             None => self.shared.user_for(self.id),
@@ -163,7 +174,12 @@ impl Replica {
             let order = async { Ended::Order(Box::new(self.superseding(run).await)) };
             let exit = async { Ended::Exit(running.ended().await) };
             let sick = async { Ended::Sick(health::watch(run, &running, &prepared, self).await) };
-            smol::future::or(order, smol::future::or(exit, sick)).await
+            let snapshots = async {
+                self.take_snapshots(run, &running, &prepared).await;
+                std::future::pending().await
+            };
+            let watched = smol::future::or(sick, snapshots);
+            smol::future::or(order, smol::future::or(exit, watched)).await
         };
         let young = running.lived() < YOUNG || !running.was_ready.get();
         self.shared.set_young(self.id, young);
@@ -196,6 +212,26 @@ impl Replica {
             log::warn!("{error}");
         }
         outcome
+    }
+
+    /// Whether it may write to its state now; the order that came while it waited, if one did.
+    async fn begin_turn(&self, run: &Rc<Run>, adopted: bool) -> Result<Option<Order>, Fail> {
+        if !matches!(run.spec.state, Keep::Snapshots { .. }) || self.turn.lock().await.is_some() {
+            return Ok(None);
+        }
+        let turn = if adopted {
+            self.adopted_turn(run)
+        } else {
+            self.shared.set_state(self.id, State::Starting, "");
+            let order = async { Err(self.superseding(run).await) };
+            let turn = async { Ok(self.take_turn(run).await) };
+            match smol::future::or(order, turn).await {
+                Err(order) => return Ok(Some(order)),
+                Ok(turn) => Some(turn.map_err(Fail::Final)?),
+            }
+        };
+        *self.turn.lock().await = turn;
+        Ok(None)
     }
 
     async fn keep_static(&self, run: &Rc<Run>) -> Order {
@@ -266,8 +302,12 @@ impl Replica {
     /// running) and says so.
     async fn stopped(&mut self, forget: bool) {
         let id = self.id;
+        match self.shared.run(id) {
+            Some(run) if !forget => self.close_turn(&run).await,
+            Some(_) | None => *self.turn.lock().await = None,
+        }
         let run = self.shared.end(id);
-        let keep_state = run.map(|run| run.spec.keep_state);
+        let keep_state = run.map(|run| run.spec.keeps_state());
         self.unpacked = self.unpacked.take().filter(|_| !forget);
         let services = self.shared.services.clone();
         let parent = self.shared.parent.borrow().clone();
@@ -278,7 +318,7 @@ impl Replica {
         self.report(Report::Stopped { id }).await;
     }
 
-    async fn report(&self, report: Report) {
+    pub(super) async fn report(&self, report: Report) {
         // Without a receiver the agent is ending.
         let _: Result<(), _> = self.shared.reports.send(report).await;
     }

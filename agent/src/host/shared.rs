@@ -20,6 +20,7 @@ use smol::{Async, LocalExecutor};
 use super::record::{Folder, make_dir};
 use super::running::Running;
 use super::{Endpoint, HostConfig, RunningView, State};
+use crate::notify::Changed;
 
 pub(super) struct Shared {
     pub(super) ex: Rc<LocalExecutor<'static>>,
@@ -35,6 +36,8 @@ pub(super) struct Shared {
     pub(super) reports: Sender<Report>,
     /// One entry a replica that was ordered and not stopped: bounded by what the core promised.
     pub(super) entries: RefCell<Map<ReplicaId, Entry>>,
+    /// Rings when a replica has ended.
+    pub(super) changed: Changed,
 }
 
 pub(super) struct Entry {
@@ -150,7 +153,18 @@ impl Shared {
             run = entry.run.take();
             entry.endpoint = None;
         });
+        self.changed.ring();
         run
+    }
+
+    /// Whether it was started and has not been stopped.
+    pub(super) fn runs(&self, id: ReplicaId) -> bool {
+        self.entries.borrow().get(&id).is_some_and(|entry| entry.run.is_some())
+    }
+
+    /// What a replica runs, or would.
+    pub(super) fn run(&self, id: ReplicaId) -> Option<Rc<Run>> {
+        self.entries.borrow().get(&id)?.run.clone()
     }
 
     /// Takes a stopped replica out of the table; false if it is not stopped.
@@ -168,6 +182,10 @@ impl Shared {
             entry.state = state;
             note.clone_into(&mut entry.note);
         });
+    }
+
+    pub(super) fn set_note(&self, id: ReplicaId, note: &str) {
+        self.with(id, |entry| note.clone_into(&mut entry.note));
     }
 
     pub(super) fn set_endpoint(&self, id: ReplicaId, endpoint: Endpoint) {

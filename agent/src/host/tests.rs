@@ -12,10 +12,12 @@ use std::time::Duration;
 use dugnad_fabric::Amounts;
 use dugnad_kernel::{Hash, Id};
 use dugnad_platform::process::Process;
-use dugnad_resource::spec::{Check, Health, Kind, Port, Spec, Want};
+use dugnad_resource::spec::{Check, Health, Keep, Kind, Port, Spec, Want};
 use smol::Timer;
 
 use super::*;
+
+mod state;
 
 const ARCH: Arch = if cfg!(target_arch = "aarch64") { Arch::Aarch64 } else { Arch::X86_64 };
 /// Bounds every test.
@@ -42,6 +44,14 @@ impl Drop for Kept {
 }
 
 fn open(ex: &Rc<LocalExecutor<'static>>, dir: &Path) -> (Rc<Host>, Receiver<Report>) {
+    open_with(ex, dir, Rc::new(state::Community::default()))
+}
+
+fn open_with(
+    ex: &Rc<LocalExecutor<'static>>,
+    dir: &Path,
+    state: Rc<dyn StateStore>,
+) -> (Rc<Host>, Receiver<Report>) {
     let (sender, reports) = smol::channel::unbounded();
     let stored = dir.join("stored");
     let unpack: Unpack = Rc::new(move |tree, to| {
@@ -74,6 +84,7 @@ fn open(ex: &Rc<LocalExecutor<'static>>, dir: &Path) -> (Rc<Host>, Receiver<Repo
             })
         },
         unpack,
+        state,
     };
     (Host::new(Rc::clone(ex), config, sender).unwrap(), reports)
 }
@@ -107,7 +118,7 @@ fn spec(name: &str, command: &[&str]) -> Spec {
         port: Port::None,
         health: Health { check: Check::Port, interval_ms: 50, timeout_ms: 2000, failures: 2 },
         stop_grace_ms: 5000,
-        keep_state: false,
+        state: Keep::Nothing,
     }
 }
 
@@ -377,7 +388,7 @@ fn a_stubborn_service_is_killed_with_all_its_children() {
                       while ! test -e child; do sleep 0.02; done; echo GO; sleep 1000; sleep 1000";
         let mut spec = sh("stubborn", script);
         spec.stop_grace_ms = 100;
-        spec.keep_state = true;
+        spec.state = Keep::OnNode;
         let id = world.start(spec);
         world.log_until("stubborn", "GO").await;
         assert_eq!(world.next().await, Report::Started { id });
@@ -422,7 +433,7 @@ fn a_stubborn_service_is_killed_with_all_its_children() {
 fn the_next_replica_takes_up_the_state() {
     with_host(|world| async move {
         let mut spec = sh("diary", "echo entry >> diary; cat diary; exec sleep 1000");
-        spec.keep_state = true;
+        spec.state = Keep::OnNode;
         for number in 0..3 {
             let id = ReplicaId { service: spec.key(), number };
             let run = Run { id, generation: 1, spec: spec.clone(), package: None };

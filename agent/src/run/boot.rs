@@ -20,6 +20,7 @@ use dugnad_resource::spec::Arch;
 use smol::channel::{Receiver, bounded};
 use smol::{LocalExecutor, Task};
 
+use super::state::State;
 use super::timers::Timers;
 use super::told::Told;
 use super::{Agent, CLOSE_LIMIT, Ending, Sources, people, streams};
@@ -184,7 +185,7 @@ impl Kept {
 }
 
 /// The agent, as soon as there is one: the host begins before it.
-type Itself = Rc<OnceCell<Weak<Agent>>>;
+pub(super) type Itself = Rc<OnceCell<Weak<Agent>>>;
 
 fn host_config(
     state: &Path,
@@ -193,6 +194,7 @@ fn host_config(
     blobs: &Rc<Blobs>,
     itself: &Itself,
 ) -> io::Result<HostConfig> {
+    let state_store = Rc::new(State(Rc::clone(itself)));
     let (itself, held, unpacked) = (Rc::clone(itself), Rc::clone(blobs), Rc::clone(blobs));
     Ok(HostConfig {
         dir: state.to_owned(),
@@ -213,6 +215,7 @@ fn host_config(
             let blobs = Rc::clone(&unpacked);
             Box::pin(async move { blobs.unpack(tree, to).await })
         }),
+        state: state_store,
     })
 }
 

@@ -224,7 +224,19 @@ impl AgentApi for Api {
     }
 
     fn ask(&self, question: Question) -> Local<Answer> {
-        Box::pin(Rc::clone(&self.0).ask(question))
+        let agent = Rc::clone(&self.0);
+        match question {
+            Question::Service(ServiceQuestion::Why(name)) => Box::pin(agent.why(name)),
+            Question::Service(ServiceQuestion::Remove(name)) => Box::pin(async move {
+                let question = ServiceQuestion::Remove(name.clone());
+                let answer = Rc::clone(&agent).ask(question).await;
+                if answer == Answer::Done {
+                    agent.remove_state(name).await;
+                }
+                answer
+            }),
+            question => Box::pin(agent.ask(question)),
+        }
     }
 
     fn staging(&self) -> (PathBuf, u64) {

@@ -78,6 +78,7 @@ impl Agent {
             StreamHead::Logs { service, tail, follow } => {
                 self.send_logs(service, tail, follow, stream).await
             }
+            StreamHead::Ended { id } => self.tell_end(id, stream).await,
         };
         if let Err(error) = done {
             log::debug!("a stream of {} ended: {error}", from.short());

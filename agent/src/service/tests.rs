@@ -60,7 +60,7 @@ fn defaults_are_filled_in() {
     assert_eq!(spec.needs, needs);
     let health = Health { check: Check::Port, interval_ms: 10_000, timeout_ms: 2_000, failures: 3 };
     assert_eq!(spec.health, health);
-    assert_eq!((spec.stop_grace_ms, spec.keep_state), (10_000, false));
+    assert_eq!((spec.stop_grace_ms, &spec.state), (10_000, &Keep::Nothing));
     assert_eq!(spec.artifacts, [(None, tree)]);
     assert_eq!(file.artifacts(), [(None, case.0.path().join("site/"))]);
 }
@@ -75,7 +75,7 @@ fn everything_written_arrives() {
         [needs]\nmemory = \"32M\"\ncpu = \"0.5\"\ndisk = \"1G\"\n\
          processes = 4\n[port]\ntcp = 6379\n\
         [health]\nexec = [\"./check\"]\ninterval = \"1m\"\ntimeout = \"500ms\"\nfailures = 5\n\
-        [state]\nkeep = true\nsnapshot = \"5m\"\n";
+        [state]\nkeep = true\n";
     let file = case.parse(text).unwrap();
     let spec = file.to_spec(Vec::new());
     assert_eq!(spec.want, Want::Availability(995_000));
@@ -86,9 +86,14 @@ fn everything_written_arrives() {
     let check = Check::Exec(vec!["./check".to_owned()]);
     let health = Health { check, interval_ms: 60_000, timeout_ms: 500, failures: 5 };
     assert_eq!(spec.health, health);
-    assert_eq!((spec.stop_grace_ms, spec.keep_state), (3_000, true));
-    let note = "state.snapshot = \"5m\" is not acted upon yet: no snapshots are taken";
-    assert_eq!(file.notes(), [note]);
+    assert_eq!((spec.stop_grace_ms, &spec.state), (3_000, &Keep::OnNode));
+    let state = "[state]\nsnapshot = \"5m\"\nhook = [\"./save\", \"$STATE_DIRECTORY\"]\n";
+    let spec = case.parse(&process(state)).unwrap().to_spec(Vec::new());
+    let hook = ["./save", "$STATE_DIRECTORY"].map(str::to_owned).to_vec();
+    assert_eq!(spec.state, Keep::Snapshots { every_ms: 300_000, hook });
+    assert!(spec.one_at_a_time() && spec.want == Want::Replicas(1));
+    let spec = case.parse(&process("single = true\n")).unwrap().to_spec(Vec::new());
+    assert!(spec.one_at_a_time() && spec.want == Want::Single);
 }
 
 #[test]
@@ -183,6 +188,14 @@ fn contradictions_are_refused() {
     has("[health]\nfailures = 0\n", "health.failures: must be at least 1");
     has("[env]\nPORT = \"1\"\n", "env.PORT: the agent sets this variable itself");
     has("[env]\n\"A=B\" = \"1\"\n", "env.A=B: a variable is named with");
+    has(
+        "replicas = 2\n[state]\nsnapshot = \"5m\"\n",
+        "s.toml:5:1: state.snapshot needs replicas = 1",
+    );
+    has("[state]\nsnapshot = \"1s\"\n", "s.toml:4:1: state.snapshot: must be between 10s");
+    has("[state]\nkeep = false\nsnapshot = \"1m\"\n", "state.snapshot: keep = false says");
+    has("[state]\nhook = [\"./save\"]\n", "state.hook: is run before each snapshot");
+    has("single = true\nreplicas = 2\n", "s.toml:3:1: single: one replica and never a second");
     has("kind = \"static\"\n", "command: a static service is a folder and runs no program");
     let error = case.error("name = \"site\"\nkind = \"static\"\n");
     assert_eq!(error, "s.toml: a static service needs a folder: [artifacts] any = \"site/\"");

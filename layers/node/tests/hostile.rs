@@ -14,7 +14,7 @@ use dugnad_kernel::{Component, Cx, Effect, Hash, Id, Input, NodeId, Peer, Time, 
 use dugnad_node::{Command, Config, Event, Msg, Node};
 use dugnad_resource::describe::Profile;
 use dugnad_resource::execute::{Epoch, HostState, ReplicaId, ToHost, ToManager};
-use dugnad_resource::spec::{Arch, Check, Health, Kind, Port, Spec, Tree, Want};
+use dugnad_resource::spec::{Arch, Check, Health, Keep, Kind, Port, Spec, Tree, Want};
 
 struct Driven {
     node: Node,
@@ -83,7 +83,7 @@ fn spec() -> Spec {
         port: Port::Http,
         health: Health { check: Check::Port, interval_ms: 1, timeout_ms: 1, failures: 1 },
         stop_grace_ms: 1,
-        keep_state: false,
+        state: Keep::Nothing,
     }
 }
 

@@ -58,6 +58,11 @@ pub enum Report {
         id: ReplicaId,
         reason: String,
     },
+    /// It cannot start yet: what it waits for.
+    Waits {
+        id: ReplicaId,
+        reason: String,
+    },
     /// The process exists.
     Started {
         id: ReplicaId,

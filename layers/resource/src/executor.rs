@@ -556,6 +556,7 @@ impl Executor {
                 }
             }
             Report::FetchFailed { id, reason } => self.fail(id, &reason, cx),
+            Report::Waits { id, reason } => self.advance(id, HostState::Starting, &reason, cx),
             Report::Started { id } => self.advance(id, HostState::Starting, "", cx),
             Report::Ready { id } => self.advance(id, HostState::Ready, "", cx),
             Report::Unready { id, reason } => self.advance(id, HostState::Unready, &reason, cx),

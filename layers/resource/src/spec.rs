@@ -21,6 +21,8 @@ pub const TEXT_MAX: usize = 4096;
 /// Bytes of all texts of a spec: it travels in one message.
 pub const ALL_TEXT_MAX: usize = 16 * 1024;
 pub const REPLICAS_MAX: u8 = 15;
+/// Milliseconds between two snapshots of state.
+pub const SNAPSHOT_MS: core::ops::RangeInclusive<u32> = 10_000..=7 * 86_400_000;
 
 /// A kind of processor, as `uname -m` would roughly say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -97,6 +99,24 @@ pub enum Want {
     Replicas(u8),
     /// Millionths of the time: 990,000 is 99 %.
     Availability(u32),
+    /// One, and never a second beside it: it holds a lease (PROTOCOL.md 10.9).
+    Single,
+}
+
+/// What becomes of the state directory of a replica that stops.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Keep {
+    /// It goes with the replica.
+    Nothing,
+    /// It stays on that node, for the next replica there.
+    OnNode,
+    /// The community keeps it, and it goes where the next replica starts (PROTOCOL.md 10.9).
+    Snapshots {
+        /// Milliseconds between two snapshots of a running replica.
+        every_ms: u32,
+        /// Run before each of them, in the box of the replica; none if empty.
+        hook: Vec<String>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,8 +166,7 @@ pub struct Spec {
     pub health: Health,
     /// Milliseconds between SIGTERM and SIGKILL.
     pub stop_grace_ms: u32,
-    /// Whether its state directory is kept when a replica stops.
-    pub keep_state: bool,
+    pub state: Keep,
 }
 
 impl Spec {
@@ -168,6 +187,18 @@ impl Spec {
             .or_else(|| of(&|build| build.is_none()))
     }
 
+    /// Whether what a replica wrote outlives it.
+    #[must_use]
+    pub fn keeps_state(&self) -> bool {
+        self.state != Keep::Nothing
+    }
+
+    /// Whether a replica must have ended before its successor begins: only one may write.
+    #[must_use]
+    pub const fn one_at_a_time(&self) -> bool {
+        matches!(self.state, Keep::Snapshots { .. }) || matches!(self.want, Want::Single)
+    }
+
     /// The program of the host it runs, if it brings none of its own.
     #[must_use]
     pub fn host_program(&self) -> Option<&str> {
@@ -176,6 +207,13 @@ impl Spec {
                 self.command.first().map(String::as_str).filter(|p| p.starts_with('/'))
             }
             Kind::Static => None,
+        }
+    }
+
+    fn hook(&self) -> &[String] {
+        match &self.state {
+            Keep::Snapshots { hook, .. } => hook,
+            Keep::Nothing | Keep::OnNode => &[],
         }
     }
 
@@ -193,6 +231,7 @@ impl Spec {
             return Err("env is too long");
         }
         let words = self.command.iter().chain(self.env.iter().flat_map(|(k, v)| [k, v]));
+        let words = words.chain(self.hook());
         if words.map(String::len).sum::<usize>() > ALL_TEXT_MAX {
             return Err("command and env together are longer than 16 KB");
         }
@@ -205,9 +244,26 @@ impl Spec {
             Want::Availability(ppm) if !(1..1_000_000).contains(&ppm) => {
                 return Err("availability must be between 0% and 100%, both excluded");
             }
-            Want::Replicas(_) | Want::Availability(_) => {}
+            Want::Replicas(_) | Want::Availability(_) | Want::Single => {}
+        }
+        if let Keep::Snapshots { every_ms, hook } = &self.state {
+            if !SNAPSHOT_MS.contains(every_ms) {
+                return Err("state.snapshot must be between 10s and 7days");
+            }
+            if hook.len() > WORDS_MAX || hook.iter().any(long) {
+                return Err("state.hook is too long");
+            }
+            if !matches!(self.want, Want::Replicas(1) | Want::Single) {
+                return Err(
+                    "state.snapshot needs replicas = 1: each replica has a state of its own; \
+                            what several share belongs into the store",
+                );
+            }
         }
         match self.kind {
+            Kind::Static if self.one_at_a_time() => {
+                Err("kind \"static\" has no state and may run twice: leave single and state out")
+            }
             Kind::Static if self.artifacts.is_empty() => {
                 Err("a static service needs a folder: [artifacts] any = \"site/\"")
             }

@@ -17,7 +17,7 @@ use dugnad_node::{
 };
 use dugnad_resource::describe::{Description, Profile};
 use dugnad_resource::execute::{HostState, Order, ReplicaId, Report, ToHost, ToManager};
-use dugnad_resource::spec::{Arch, Check, Health, Kind, Port, Spec, Tree, Want};
+use dugnad_resource::spec::{Arch, Check, Health, Keep, Kind, Port, Spec, Tree, Want};
 use fastrand::Rng;
 
 use crate::mutate::{honest_length, mutate};
@@ -76,7 +76,7 @@ fn spec(rng: &mut Rng) -> Spec {
         port: Port::Http,
         health: Health { check: Check::Port, interval_ms: 10, timeout_ms: 10, failures: 3 },
         stop_grace_ms: 1,
-        keep_state: rng.bool(),
+        state: if rng.bool() { Keep::OnNode } else { Keep::Nothing },
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dugnad_fabric::Amounts;
 use dugnad_kernel::{Duration, Hash, Key, NodeId};
 use dugnad_node::{Answer, ServiceQuestion};
-use dugnad_resource::spec::{Check, Health, Kind, Port, Spec, Tree, Want};
+use dugnad_resource::spec::{Check, Health, Keep, Kind, Port, Spec, Tree, Want};
 
 use crate::world::Crash;
 use crate::{Options, World, check};
@@ -25,7 +25,7 @@ pub fn site(name: &str, replicas: u8) -> Spec {
         port: Port::Http,
         health: Health { check: Check::Port, interval_ms: 10_000, timeout_ms: 2_000, failures: 3 },
         stop_grace_ms: 1_000,
-        keep_state: false,
+        state: Keep::Nothing,
     }
 }
 

@@ -57,7 +57,9 @@ fn get(world: &mut World, id: NodeId, key: &str) -> (Vec<String>, Option<Context
         ObjectAnswer::Found { values, context, .. } => {
             let text = |value: &dugnad_node::Value| match &value.content {
                 Content::Inline(bytes) => String::from_utf8(bytes.clone()).unwrap(),
-                Content::Blob(tree) => format!("{} bytes", tree.bytes),
+                Content::Blob(tree) | Content::Folder { tree, .. } => {
+                    format!("{} bytes", tree.bytes)
+                }
             };
             (values.iter().map(text).collect(), context)
         }
@@ -259,7 +261,7 @@ fn who_watches_hears_of_every_change() {
             .map(|(_, answer)| match answer {
                 ObjectAnswer::Found { values, .. } => match &values[0].content {
                     Content::Inline(bytes) => Some(bytes.clone()),
-                    Content::Blob(_) => None,
+                    Content::Blob(_) | Content::Folder { .. } => None,
                 },
                 _ => None,
             })

@@ -16,7 +16,7 @@ const HAS_STATE: i64 = 1_000;
 #[must_use]
 pub fn marks(spec: &Spec) -> Vec<Hash> {
     let trees = spec.artifacts.iter().map(|(_, tree)| tree.root);
-    trees.chain(spec.keep_state.then(|| state_mark(&spec.name))).collect()
+    trees.chain(spec.keeps_state().then(|| state_mark(&spec.name))).collect()
 }
 
 /// A node that can run it, and why it stands where it stands.
@@ -122,7 +122,7 @@ fn score(spec: &Spec, node: &Description) -> (i64, String) {
         score += 15;
         why.push("has the package".to_string());
     }
-    if spec.keep_state && node.holds.contains(&state_mark(&spec.name)) {
+    if spec.keeps_state() && node.holds.contains(&state_mark(&spec.name)) {
         score += HAS_STATE;
         why.push("has its state".to_string());
     }
@@ -144,7 +144,7 @@ mod tests {
     use dugnad_fabric::Amounts;
     use dugnad_kernel::{Hash, Id, Peer};
     use dugnad_resource::describe::Profile;
-    use dugnad_resource::spec::{Arch, Check, Health, Port, Tree, Want};
+    use dugnad_resource::spec::{Arch, Check, Health, Keep, Port, Tree, Want};
 
     fn spec() -> Spec {
         let tree = Tree { root: Hash::of(b"x"), bytes: 10 };
@@ -160,7 +160,7 @@ mod tests {
             port: Port::Http,
             health: Health { check, interval_ms: 1, timeout_ms: 1, failures: 1 },
             stop_grace_ms: 1,
-            keep_state: false,
+            state: Keep::Nothing,
         }
     }
 

@@ -13,6 +13,7 @@ pub const PRIOR_PPM: u32 = 700_000;
 pub fn replicas(want: Want) -> (u8, String) {
     match want {
         Want::Replicas(count) => (count, format!("the file says {count}")),
+        Want::Single => (1, "the file says single".into()),
         Want::Availability(goal) => {
             let count = for_availability(goal, PRIOR_PPM);
             let (goal, node) = (percent(goal), percent(PRIOR_PPM));

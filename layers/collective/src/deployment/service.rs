@@ -121,8 +121,8 @@ pub const GENERATION_MAX: u64 = 1 << 48;
 impl Service {
     /// Whether a replica that is stopped now leaves nothing behind.
     #[must_use]
-    pub const fn forgets(&self) -> bool {
-        matches!(self.desired, Desired::Removed) || !self.spec.keep_state
+    pub fn forgets(&self) -> bool {
+        matches!(self.desired, Desired::Removed) || !self.spec.keeps_state()
     }
 
     /// Whether its numbers are within their bounds; records come from other nodes.

@@ -9,7 +9,7 @@ use dugnad_kernel::testing::{self, Around};
 use dugnad_kernel::{Duration, Hash, Id, Key, NodeId, Peer};
 use dugnad_resource::describe::{Description, Profile};
 use dugnad_resource::execute::{Epoch, HostState, ReplicaId, ToHost, ToManager};
-use dugnad_resource::spec::{Arch, Check, Health, Kind, Port, Spec, Tree, Want};
+use dugnad_resource::spec::{Arch, Check, Health, Keep, Kind, Port, Spec, Tree, Want};
 
 use super::client::{ServiceAnswer, ServiceQuestion};
 use super::{Command, Deployment, Event};
@@ -230,7 +230,7 @@ fn spec(name: &str, want: u8, content: &[u8]) -> Spec {
         port: Port::Http,
         health: Health { check: Check::Port, interval_ms: 1_000, timeout_ms: 500, failures: 3 },
         stop_grace_ms: 100,
-        keep_state: false,
+        state: Keep::Nothing,
     }
 }
 

@@ -25,6 +25,11 @@ pub const SHARED_MAX: usize = 32;
 /// Bytes a namespace may hold if nobody said otherwise.
 pub const QUOTA: u64 = 256 << 20;
 
+/// The namespace in which agents keep the state of services, each under the service's name.
+pub const STATE: &str = "state";
+/// The namespace of locks.
+pub const LOCKS: &str = "locks";
+
 /// Whether a record of this name is one of an object.
 #[must_use]
 pub fn is_object(name: &[u8]) -> bool {
@@ -88,6 +93,8 @@ pub enum Content {
     Inline(Vec<u8>),
     /// One file, kept as packages are.
     Blob(Tree),
+    /// A folder, kept so too, and at most [`INLINE_MAX`] bytes about it.
+    Folder { tree: Tree, note: Vec<u8> },
 }
 
 impl Content {
@@ -96,6 +103,7 @@ impl Content {
         match self {
             Self::Inline(bytes) => bytes.len() as u64,
             Self::Blob(tree) => tree.bytes,
+            Self::Folder { tree, note } => tree.bytes.saturating_add(note.len() as u64),
         }
     }
 
@@ -103,14 +111,14 @@ impl Content {
     pub const fn blob(&self) -> Option<Tree> {
         match self {
             Self::Inline(_) => None,
-            Self::Blob(tree) => Some(*tree),
+            Self::Blob(tree) | Self::Folder { tree, .. } => Some(*tree),
         }
     }
 
     #[must_use]
     pub fn fits(&self) -> bool {
         match self {
-            Self::Inline(bytes) => bytes.len() <= INLINE_MAX,
+            Self::Inline(bytes) | Self::Folder { note: bytes, .. } => bytes.len() <= INLINE_MAX,
             Self::Blob(_) => true,
         }
     }
@@ -165,7 +173,8 @@ impl Namespace {
             name: name.into(),
             manner: Manner::default(),
             read_only: false,
-            quota: QUOTA,
+            // What services need of the disk bounds their state already.
+            quota: if name == STATE { u64::MAX } else { QUOTA },
             shared: Vec::new(),
         }
     }

@@ -123,7 +123,7 @@ impl Siblings {
         let siblings: Self = postcard::from_bytes(record.value.as_ref()?).ok()?;
         let inline = |sibling: &Sibling| match &sibling.content {
             Some(Content::Inline(bytes)) => bytes.len() <= INLINE_MAX,
-            Some(Content::Blob(_)) => false,
+            Some(Content::Blob(_) | Content::Folder { .. }) => false,
             None => true,
         };
         let fits = siblings.values.len() <= SIBLINGS_MAX
@@ -312,7 +312,7 @@ mod tests {
             let merged = merged(&all);
             let have = merged.values.iter().filter_map(|value| match value {
                 Content::Inline(bytes) => bytes.as_slice().try_into().ok().map(u32::from_be_bytes),
-                Content::Blob(_) => None,
+                Content::Blob(_) | Content::Folder { .. } => None,
             });
             assert_eq!(have.collect::<BTreeSet<u32>>(), want);
             assert!(merged.context.len() <= count, "no more nodes than took writes");

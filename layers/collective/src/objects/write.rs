@@ -98,10 +98,13 @@ async fn try_prepare(
         let version = known.map_or(0, |record| record.version.counter);
         return Err(ObjectAnswer::Absent { version, context: None });
     }
-    if let Some(Content::Blob(tree)) = &content {
-        let question = packages::Question::Store { service: address.key(), trees: [*tree].into() };
+    let before = known.as_ref().and_then(Object::of).and_then(|object| object.content.blob());
+    if let Some(tree) =
+        content.as_ref().and_then(Content::blob).filter(|tree| before != Some(*tree))
+    {
+        let question = packages::Question::Store { service: address.key(), trees: [tree].into() };
         if let Err(reasons) = asker.packages(question).await {
-            forget(asker, &address, *tree).await;
+            forget(asker, &address, tree).await;
             return Err(ObjectAnswer::Unmet(reasons));
         }
     }

@@ -24,7 +24,7 @@ use dugnad_kernel::{Arc, ArcSet, Hash, Id, Peer};
 use dugnad_node::Msg;
 use dugnad_resource::describe::{Description, Profile};
 use dugnad_resource::execute::{Epoch, HostState, ReplicaId, Run, ToHost, ToManager};
-use dugnad_resource::spec::{Arch, Check, Health, Kind, Port, Spec, Tree, Want};
+use dugnad_resource::spec::{Arch, Check, Health, Keep, Kind, Port, Spec, Tree, Want};
 
 use crate::Lines;
 
@@ -109,7 +109,8 @@ variants!(ReplicaState, "slot": Reserved, Starting, Ready, Draining, Lost);
 variants!(HostState, "state":
     Reserved, Fetching, Starting, Ready, Unready, Failed, Stopping, Gone);
 variants!(Kind, "kind": Static, Process);
-variants!(Want, "want": Replicas, Availability);
+variants!(Want, "want": Replicas, Availability, Single);
+variants!(Keep, "keep": Nothing, OnNode, Snapshots);
 variants!(Port, "port": None, Http, Tcp);
 variants!(Check, "check": Port, Http, Exec);
 variants!(Arch, "arch": X86_64, Aarch64, Armv7, Armv6, Mipsel, Riscv64);
@@ -209,7 +210,7 @@ fn spec() -> Spec {
             failures: 3,
         },
         stop_grace_ms: 10_000,
-        keep_state: true,
+        state: Keep::OnNode,
     }
 }
 
@@ -589,7 +590,10 @@ pub(crate) fn stored(lines: &mut Lines) {
     ];
     every(lines, "host state", states, |state| state);
     every(lines, "kind", [Kind::Static, Kind::Process], |kind| kind);
-    every(lines, "want", [Want::Replicas(3), Want::Availability(990_000)], |want| want);
+    let wants = [Want::Replicas(3), Want::Availability(990_000), Want::Single];
+    every(lines, "want", wants, |want| want);
+    let snapshots = Keep::Snapshots { every_ms: 300_000, hook: vec!["./hook".into()] };
+    every(lines, "keep", [Keep::Nothing, Keep::OnNode, snapshots], |keep| keep);
     every(lines, "port", [Port::None, Port::Http, Port::Tcp(6379)], |port| port);
     let checks = [Check::Port, Check::Http("/".into()), Check::Exec(vec!["./check".into()])];
     every(lines, "check", checks, |check| check);

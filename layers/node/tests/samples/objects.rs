@@ -12,7 +12,7 @@ variants!(Msg, "objects":
     Request => request named, Response => response named, Changed);
 variants!(Request, "objectrequest": Read, Add, List, Watch, Clock);
 variants!(Response, "objectresponse": Read, Added, Full, Listed, Clock, NotOwner);
-variants!(Content, "content": Inline, Blob);
+variants!(Content, "content": Inline, Blob, Folder);
 variants!(Manner, "manner": Last, Merge, Strong);
 
 fn address() -> Address {
@@ -57,7 +57,8 @@ pub(crate) fn messages() -> Vec<Msg> {
 }
 
 pub(crate) fn stored(lines: &mut Lines) {
-    let contents = [Content::Inline(vec![1, 2]), Content::Blob(tree())];
+    let folder = Content::Folder { tree: tree(), note: vec![3] };
+    let contents = [Content::Inline(vec![1, 2]), Content::Blob(tree()), folder];
     let object = |content| Object { address: address(), content };
     every(lines, "object", contents, object);
     lines.stored("siblings", &siblings());

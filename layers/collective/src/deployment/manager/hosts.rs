@@ -279,7 +279,10 @@ impl Deployment {
             cx.emit(Event::ToHost { to: node, msg: ToHost::Stop { id, epoch, forget } });
             return;
         }
-        if slot.state == new && slot.note == note && slot.generation == generation {
+        let same = slot.state == new && slot.note == note && slot.generation == generation;
+        // Its host has the package: the one before may end for it.
+        let arrives = state == HostState::Starting && manager.arrived.insert(number);
+        if same && !arrives {
             return;
         }
         let known = manager.known_before.remove(&number) && new == ReplicaState::Ready;
@@ -354,7 +357,7 @@ impl Deployment {
             self.touch(key, cx);
             return;
         }
-        let forget = !manager.service.spec.keep_state;
+        let forget = !manager.service.spec.keeps_state();
         let text = format!("a replica came back on {node_name} and is not needed");
         manager.note(text);
         self.count("returned_surplus");

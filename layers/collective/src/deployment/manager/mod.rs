@@ -84,6 +84,8 @@ pub struct Manager {
     leaving: Set<NodeId>,
     /// Whether hosts are to be told again to stop what is on its way out.
     stopping: bool,
+    /// Replicas that have all they need, and may wait for the one before to end.
+    arrived: Set<u32>,
     /// Replicas that a new version replaced where they are.
     in_place: Set<u32>,
     /// How often a replica came to an end before it was ready.
@@ -119,6 +121,7 @@ impl Manager {
             extra: Set::new(),
             leaving: Set::new(),
             stopping: false,
+            arrived: Set::new(),
             in_place: Set::new(),
             unready: Map::new(),
             sources: Map::new(),
@@ -154,6 +157,12 @@ impl Manager {
         self.live().filter(|slot| !self.leaving.contains(&slot.node))
     }
 
+    /// Whether a successor has all it needs and begins when the one before has ended.
+    fn waits_for_its_turn(&self) -> bool {
+        self.service.spec.one_at_a_time()
+            && self.staying().any(|slot| self.arrived.contains(&slot.number))
+    }
+
     /// Replicas that serve, of whatever version; never more than are wanted.
     fn ready(&self) -> usize {
         let ready = self.plan.slots.iter().filter(|slot| slot.state == ReplicaState::Ready).count();
@@ -174,6 +183,7 @@ impl Manager {
 
     fn forget_number(&mut self, number: u32) {
         self.extra.remove(&number);
+        self.arrived.remove(&number);
         self.in_place.remove(&number);
         self.unready.remove(&number);
         self.sources.remove(&number);

@@ -50,8 +50,12 @@ impl Deployment {
             let mut number = None;
             if staying.len() > room {
                 number = staying.iter().min_by_key(rank).map(|slot| slot.number);
-            } else if ready >= want || (ready > 0 && !manager.blocked.is_empty()) {
-                // Who leaves waits for as many as are wanted, or for as many as there is room for.
+            } else if ready >= want
+                || (ready > 0 && !manager.blocked.is_empty())
+                || manager.waits_for_its_turn()
+            {
+                // Who leaves waits for as many as are wanted, or for as many as there is room for;
+                // but where only one may run, the next waits for it.
                 let leaves = |slot: &&Slot| manager.leaving.contains(&slot.node);
                 number = manager.live().find(leaves).map(|slot| slot.number);
             }
@@ -62,7 +66,7 @@ impl Deployment {
             return;
         }
         let epoch = manager.plan.epoch;
-        let forget = !manager.service.spec.keep_state;
+        let forget = !manager.service.spec.keeps_state();
         for (node, number, name) in stopped {
             manager.note(format!("replica {number} on {name} is no longer needed: it is stopped"));
             let id = ReplicaId { service: key, number };
@@ -84,7 +88,8 @@ impl Deployment {
             return;
         };
         // Two programs must not write to the same state.
-        if manager.service.spec.keep_state {
+        let spec = &manager.service.spec;
+        if spec.keeps_state() || spec.one_at_a_time() {
             self.replace_in_place(key, number, cx);
         } else {
             self.look_for_places(key, 1, Some((number, node)), cx);

@@ -2,6 +2,7 @@
 
 mod clock;
 mod crash;
+mod turns;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -13,7 +14,7 @@ use dugnad_node::{
     Timer,
 };
 use dugnad_resource::describe::Profile;
-use dugnad_resource::execute::{Order, ReplicaId, Report};
+use dugnad_resource::execute::{Order, ReplicaId, Report, Run};
 use dugnad_resource::spec::{Arch, Tree};
 
 use crate::host::{Disk, Processes};
@@ -133,6 +134,8 @@ pub struct World {
     pub broken: BTreeSet<Hash>,
     /// Replicas that were started, in order: when, where, which.
     pub starts: Vec<(Time, NodeId, ReplicaId)>,
+    /// Replicas that wait for another of their service to end.
+    waiting: Vec<(NodeId, Run)>,
     /// Packages that exist somewhere, whoever asks.
     effects: Vec<Effect<Node>>,
 }
@@ -157,6 +160,7 @@ impl World {
             ends_silent: true,
             broken: BTreeSet::new(),
             starts: Vec::new(),
+            waiting: Vec::new(),
             effects: Vec::new(),
             options,
         }
@@ -609,6 +613,9 @@ impl World {
             }
             Order::Start(run) => {
                 let replica = run.id;
+                if self.waits_for_its_turn(id, &run) {
+                    return;
+                }
                 self.starts.push((self.now, id, replica));
                 if run.package.is_some_and(|tree| self.broken.contains(&tree.root)) {
                     // As the host does: a few starts, then it is given up.
@@ -631,6 +638,8 @@ impl World {
                     machine.processes.running.remove(&replica);
                 }
                 self.report(id, 20, Report::Stopped { id: replica });
+                self.waits_no_more(id, replica);
+                self.next_turn(Some(replica.service));
             }
         }
     }

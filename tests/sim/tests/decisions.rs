@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use dugnad_kernel::{Duration, Hash, Key, NodeId};
 use dugnad_node::{Answer, AskId, Command, ServiceQuestion};
-use dugnad_resource::spec::{Kind, Port, Spec};
+use dugnad_resource::spec::{Keep, Kind, Port, Spec};
 use dugnad_sim::report::{community, deploy, site};
 use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World, check};
@@ -239,6 +239,58 @@ fn who_leaves_hands_over_first() {
         let ask = ask_deploy(&mut world, leaver, &everywhere);
         ready(&answer(&mut world, ask, &what), &what);
         settles(&mut world, key, size, &what);
+    }
+}
+
+/// A service of which only one may run at a time: what it wrote goes with it.
+fn diary(version: u8) -> Spec {
+    Spec {
+        kind: Kind::Process,
+        command: vec!["./diary".into(), version.to_string()],
+        state: Keep::Snapshots { every_ms: 300_000, hook: Vec::new() },
+        ..site("site-0", 1)
+    }
+}
+
+/// The one that leaves ends first, the next begins then; never two, and soon one again. The same
+/// when its node, or its manager's, loses power in the middle of it, and when a new version comes.
+#[test]
+fn where_one_may_run_the_next_waits_for_it() {
+    for seed in 1..=150 {
+        let what = format!("seed {seed}");
+        let mut world = world(seed);
+        let size = 2 + usize::try_from(seed % 4).unwrap_or(0);
+        let ids = community(&mut world, size);
+        let spec = diary(1);
+        let ask = ask_deploy(&mut world, ids[0], &spec);
+        ready(&answer(&mut world, ask, &what), &what);
+        let key = spec.key();
+        let leaver = running(&world, key)[0].0;
+        let left = world.now;
+        world.command(leaver, Command::HandOver(true));
+        let crashes = (seed % 3 == 0 && size > 2).then(|| {
+            let after = Duration::from_millis(world.rng.u64(0..400));
+            let victim = ids[world.rng.usize(0..ids.len())];
+            (left + after, victim)
+        });
+        let mut crash = crashes;
+        let over = |w: &World| running(w, key).iter().any(|(node, _)| *node != leaver);
+        while !over(&world) || crash.is_some() {
+            world.run_for(TICK);
+            assert!(running(&world, key).len() <= 1, "{what}: two run");
+            assert!(world.now < left + SECOND * 120, "{what}: nobody runs it");
+            if let Some((_, victim)) = crash.take_if(|(at, _)| *at <= world.now) {
+                world.crash(victim, Crash::Power);
+            }
+            if crashes.is_some_and(|(_, victim)| victim == leaver) && crash.is_none() {
+                break;
+            }
+        }
+        settles(&mut world, key, 1, &what);
+        let from = world.alive()[0];
+        let ask = ask_deploy(&mut world, from, &diary(2));
+        ready(&answer(&mut world, ask, &what), &what);
+        settles(&mut world, key, 1, &what);
     }
 }
 

@@ -22,6 +22,8 @@ impl World {
         if kind == Crash::Power {
             machine.processes.running.clear();
         }
+        self.waiting.retain(|(node, _)| *node != id);
+        self.next_turn(None);
         self.note(b"crash", id, &[]);
         match kind {
             Crash::Process => self.close_all(id),

@@ -281,7 +281,9 @@ impl Deployment {
         }
         let same = slot.state == new && slot.note == note && slot.generation == generation;
         // Its host has the package: the one before may end for it.
-        let arrives = state == HostState::Starting && manager.arrived.insert(number);
+        let arrives = state == HostState::Starting
+            && manager.service.spec.one_at_a_time()
+            && manager.arrived.insert(number);
         if same && !arrives {
             return;
         }

@@ -1,9 +1,10 @@
 //! The time of day, and whether it can be believed: boards without a battery begin in 1970.
 
 use std::cell::Cell;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dugnad_kernel::Time;
+use nix::time::{ClockId, clock_gettime};
 
 /// 2020-01-01 in seconds since 1970. A clock before it was never set.
 pub(crate) const YEAR_2020: u64 = 1_577_836_800;
@@ -11,6 +12,11 @@ pub(crate) const YEAR_2020: u64 = 1_577_836_800;
 /// Seconds since 1970.
 pub(crate) fn now_unix() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Time since the machine started, also that in which it slept.
+pub(crate) fn boottime() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
 /// What is wrong with the clock and what to do, if it shows.

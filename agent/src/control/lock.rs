@@ -10,18 +10,19 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dugnad_node::{
-    Address, Answer, Content, Expect, Manner, ObjectAnswer, ObjectQuestion, Question,
+    Address, Answer, Content, Expect, LOCKS, Manner, ObjectAnswer, ObjectQuestion, Question,
 };
-use nix::time::{ClockId, clock_gettime};
+use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use smol::channel::{Sender, bounded};
+use serde_json::json;
+use smol::channel::{Receiver, Sender, bounded};
 use smol::{LocalExecutor, Timer};
 
 use super::http::{Query, Reply, lines};
 use super::shape::Trouble;
 use super::store::Who;
 use super::{AgentApi, exit};
+use crate::clock::boottime;
 
 /// How long a lock is held after its holder is last heard of, if nothing is said, and what may be.
 const TTL: Duration = Duration::from_secs(30);
@@ -30,6 +31,8 @@ const TTL_MOST: Duration = Duration::from_secs(3_600);
 /// Clocks may differ by so many hundredths in how fast they run, and by this beside that.
 const RATE: u32 = 1;
 const MARGIN: Duration = Duration::from_millis(500);
+/// What a service may not call a lock of its own: its replica holds it (PROTOCOL.md 10.9).
+const SINGLE: &str = "dugnad-single";
 /// How often it is looked whether another still holds it, at most.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -45,9 +48,15 @@ struct Lease {
     released: bool,
 }
 
-/// Time that also passes while the machine sleeps.
-fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+/// What whoever wants a lock hears, in order.
+pub(crate) enum News {
+    /// It is held until then, by [`crate::clock::boottime`], unless a later one comes. `fence` grows with every
+    /// holder.
+    Held { fence: u64, until: Duration },
+    /// It may be another's now; nothing follows.
+    Lost { fence: u64 },
+    /// It cannot be had, and why; nothing follows.
+    Failed(Trouble),
 }
 
 /// How long a holder may act from before it asked.
@@ -71,25 +80,40 @@ pub(super) fn route(
         Who::Person => name.to_owned(),
         Who::Service { name: service, .. } => format!("{service}/{name}"),
     };
-    let address = Address::parse(&format!("locks/{path}")).map_err(|why| {
+    let address = Address::parse(&format!("{LOCKS}/{path}")).map_err(|why| {
         Trouble::usage(format!("\"{}\" is no lock: {why}", crate::text::plain(name)))
     })?;
+    if path.rsplit('/').next() == Some(SINGLE) {
+        return Err(Trouble::usage(format!("locks named {SINGLE} are the agents' own")));
+    }
     let ttl = query.number("ttl_ms").map_or(TTL, Duration::from_millis);
     if !(TTL_LEAST..=TTL_MOST).contains(&ttl) {
         return Err(Trouble::usage("a lock is held for 2 s to 1 h after its holder was heard of"));
     }
-    let (to, from) = bounded(8);
-    let status = backend.status();
-    let holder = format!("{} of node {}", path, status["name"].as_str().unwrap_or("?"));
-    let lock = Lock { backend: Rc::clone(backend), address, ttl, holder };
-    ex.spawn(async move {
-        if let Some(last) = lock.hold(&to).await {
-            // The caller may have gone; then nobody needs to know.
-            _ = to.send(last).await;
+    let lock = Lock::new(backend, address, ttl);
+    let news = lock.spawn(ex, None);
+    Ok(lines(news.map(|news| match news {
+        News::Held { fence, until } => {
+            let left = until.saturating_sub(boottime());
+            let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            json!({ "fence": fence, "valid_ms": left })
         }
-    })
-    .detach();
-    Ok(lines(from))
+        News::Lost { fence } => json!({ "fence": fence, "lost": true }),
+        News::Failed(trouble) => trouble.json(),
+    })))
+}
+
+/// The lease of a service of which only one replica may run: held until the receiver is dropped.
+/// `fence`: it was held with that before, and is taken up again.
+pub(crate) fn lease(
+    ex: &Rc<LocalExecutor<'static>>,
+    backend: &Rc<dyn AgentApi>,
+    service: &str,
+    fence: Option<u64>,
+) -> Receiver<News> {
+    // Services have locks of their own at this place, too, but none of this name.
+    let address = Address { namespace: LOCKS.to_owned(), path: format!("{service}/{SINGLE}") };
+    Lock::new(backend, address, TTL).spawn(ex, fence)
 }
 
 struct Lock {
@@ -109,22 +133,42 @@ enum Wrote {
 }
 
 impl Lock {
-    /// Waits for the lock and holds it until the caller goes, or it is lost; the last line.
-    async fn hold(&self, to: &Sender<Value>) -> Option<Value> {
-        let waiting = async { Some(self.acquire().await) };
+    fn new(backend: &Rc<dyn AgentApi>, address: Address, ttl: Duration) -> Self {
+        let node = backend.status()["name"].as_str().unwrap_or("?").to_owned();
+        let holder = format!("{} of node {node}", address.path);
+        Self { backend: Rc::clone(backend), address, ttl, holder }
+    }
+
+    fn spawn(self, ex: &LocalExecutor<'static>, fence: Option<u64>) -> Receiver<News> {
+        let (to, news) = bounded(8);
+        ex.spawn(async move {
+            if let Some(last) = self.hold(&to, fence).await {
+                // The caller may have gone; then nobody needs to know.
+                _ = to.send(last).await;
+            }
+        })
+        .detach();
+        news
+    }
+
+    /// Waits for the lock and holds it until the caller goes, or it is lost; the last news.
+    async fn hold(&self, to: &Sender<News>, fence: Option<u64>) -> Option<News> {
+        let waiting = async {
+            Some(match fence {
+                Some(fence) => self.take_up(fence).await,
+                None => self.acquire().await.map_err(News::Failed),
+            })
+        };
         let gone = async {
             to.closed().await;
             None
         };
         let (lease, mut revision, mut since) = match smol::future::or(waiting, gone).await? {
             Ok(held) => held,
-            Err(trouble) => return Some(trouble.json()),
+            Err(last) => return Some(last),
         };
         let fence = lease.fence;
-        let told = |since: Duration| {
-            let left = (since + valid(self.ttl)).saturating_sub(now());
-            json!({ "fence": fence, "valid_ms": u64::try_from(left.as_millis()).unwrap_or(0) })
-        };
+        let told = |since: Duration| News::Held { fence, until: since + valid(self.ttl) };
         if to.send(told(since)).await.is_err() {
             self.release(&lease, revision).await;
             return None;
@@ -144,18 +188,29 @@ impl Lock {
             }
             match self.renew(&lease, revision, since).await {
                 Some((at, from)) => (revision, since) = (at, from),
-                None => return Some(json!({ "fence": fence, "lost": true })),
+                None => return Some(News::Lost { fence }),
             }
-            // A full queue: its reader is slow, and the next line says more.
+            // A full queue: its reader is slow, and the next news says more.
             _ = to.try_send(told(since));
         }
+    }
+
+    /// What an earlier agent of this node held, if nobody has taken it since.
+    async fn take_up(&self, fence: u64) -> Result<(Lease, u64, Duration), News> {
+        let from = boottime();
+        let (there, revision) = self.read().await.map_err(News::Failed)?;
+        let mine = there.is_some_and(|lease| lease.fence == fence && !lease.released);
+        let lease = self.lease(fence);
+        let renewed = if mine { self.renew(&lease, revision, from).await } else { None };
+        let (revision, since) = renewed.ok_or(News::Lost { fence })?;
+        Ok((lease, revision, since))
     }
 
     /// The lease, its revision, and from when it counts.
     async fn acquire(&self) -> Result<(Lease, u64, Duration), Trouble> {
         let mut seen: Option<(String, Duration)> = None;
         loop {
-            let asked = now();
+            let asked = boottime();
             let (before, revision) = self.read().await?;
             let free = match &before {
                 None => true,
@@ -164,7 +219,7 @@ impl Lock {
                     let known = seen.as_ref().filter(|(nonce, _)| *nonce == lease.nonce);
                     let first = known.map_or(asked, |(_, first)| *first);
                     seen = Some((lease.nonce.clone(), first));
-                    now().saturating_sub(first) >= over(Duration::from_millis(lease.ttl_ms))
+                    boottime().saturating_sub(first) >= over(Duration::from_millis(lease.ttl_ms))
                 }
             };
             if !free {
@@ -172,7 +227,7 @@ impl Lock {
                 continue;
             }
             let lease = self.lease(before.map_or(0, |lease| lease.fence) + 1);
-            let from = now();
+            let from = boottime();
             match self.write(&lease, revision).await {
                 Wrote::At(revision) => return Ok((lease, revision, from)),
                 Wrote::Lost => {}
@@ -197,7 +252,7 @@ impl Lock {
     ) -> Option<(u64, Duration)> {
         let until = since + valid(self.ttl);
         loop {
-            let from = now();
+            let from = boottime();
             if from >= until {
                 return None;
             }
@@ -207,7 +262,7 @@ impl Lock {
                     // What was unknown before may have been written after all.
                     let (there, revision) = self.read().await.ok()?;
                     let mine = there.is_some_and(|l| l.fence == lease.fence && !l.released);
-                    return (mine && now() < until).then_some((revision, since));
+                    return (mine && boottime() < until).then_some((revision, since));
                 }
                 Wrote::Unknown(why) => log::debug!("a lock: {why}"),
                 Wrote::Failed(trouble) => log::debug!("a lock: {}", trouble.text),

@@ -63,6 +63,7 @@ use crate::blobs::{Incoming, ValueStream};
 pub(crate) use client::{Answered, Client, ClientError};
 pub(crate) use door::ServiceDoor;
 pub(crate) use groups::message as group_message;
+pub(crate) use lock::{News as LockNews, lease};
 pub(crate) use metrics::Metrics;
 pub(crate) use server::{CONNECTIONS_MAX, Control};
 pub(crate) use store::Who;

@@ -248,10 +248,10 @@ fn group(view: &GroupView) -> Value {
 
 /// What did not work: HTTP status and body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Trouble {
+pub(crate) struct Trouble {
     pub(super) status: u16,
     pub(super) exit: u8,
-    pub(super) text: String,
+    pub(crate) text: String,
     pub(super) reasons: Vec<String>,
 }
 

@@ -8,6 +8,7 @@
 //! | `DUGNAD_SERVICE`, `DUGNAD_REPLICA` | its name, its number |
 //! | `DUGNAD_NODE`, `DUGNAD_ARCH` | the name and processor of the node |
 //! | `DUGNAD_SOCKET` | store, groups: HTTP on a Unix socket of its own (`control/door.rs`) |
+//! | `DUGNAD_FENCE` | a number that grows with every replica, if only one may run |
 //! | `DUGNAD_NAMESPACES` | namespaces of the store it uses beside its own |
 //! | `PATH` | the usual folders of programs |
 //!

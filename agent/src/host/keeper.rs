@@ -17,13 +17,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dugnad_platform::cgroup::Group;
 use dugnad_platform::explain;
-use dugnad_platform::process::{self, Process};
+use dugnad_platform::process::{self, Process, Sig};
 use dugnad_platform::spawn::Launch;
 use nix::fcntl::OFlag;
+
+use super::lease::Deadline;
+use super::record::{Folder, Record};
+use super::running::PATIENCE;
 
 /// Bytes of `log`, and of `log.1` before it.
 pub(super) const HALF: u64 = 512 * 1024;
@@ -33,6 +37,10 @@ const BURST: u64 = 4 * HALF;
 const RATE: u64 = 512 * 1024;
 /// The word on the command line that makes this program a keeper.
 const COMMAND: &str = "keep-log";
+/// The variable with the time its service must end, in milliseconds since the machine started.
+const UNTIL: &str = "DUGNAD_UNTIL";
+/// How often it looks whether that has come.
+const LOOK: i32 = 1_000;
 
 /// To be called first in `main`: `Some` if this process was started as a keeper and is done.
 pub(crate) fn keeper_main() -> Option<ExitCode> {
@@ -47,17 +55,25 @@ pub(crate) fn keeper_main() -> Option<ExitCode> {
     })
 }
 
-/// Starts a keeper for this folder. Returns the end of the pipe for the service.
+/// Starts a keeper for this folder. Returns the end of the pipe for the service. `until`: when the service must end unless it is told of a later time
+/// ([`super::lease`]).
 ///
 /// # Errors
 /// No pipe, no process.
-pub(super) fn start(folder: &Path, group: Group) -> io::Result<(OwnedFd, Child, Process)> {
+pub(super) fn start(
+    folder: &Path,
+    group: Group,
+    until: Option<Duration>,
+) -> io::Result<(OwnedFd, Child, Process)> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     let mut launch = Launch::new("/proc/self/exe", folder);
     let name = folder.file_name().unwrap_or_default().to_owned();
     launch.args = arguments().into_iter().map(Into::into).chain([name]).collect();
     launch.input = Some(read);
     launch.group = (!group.is_empty()).then_some(group);
+    if let Some(until) = until {
+        launch.env.push((UNTIL.into(), until.as_millis().to_string().into()));
+    }
     #[cfg(test)]
     launch.env.push(("DUGNAD_TEST_KEEPER".into(), "1".into()));
     let started = launch.start();
@@ -84,13 +100,23 @@ fn raw_stdin() -> io::Result<File> {
 /// Copies `input` into the ring until it ends.
 fn keep(mut input: File, dir: &Path) -> io::Result<()> {
     let mut ring = Ring::new(dir);
+    let mut deadline = deadline(dir)?;
     let mut budget = Budget { bytes: BURST, at: Instant::now() };
     let mut buffer = vec![0; BUFFER];
     // The latest bytes there was no budget for, and the lines before them that are gone.
     let mut held: Vec<u8> = Vec::with_capacity(BUFFER);
     let mut skipped = 0;
     loop {
-        let wait = if held.is_empty() { -1 } else { budget.millis_until(held.len()) };
+        let mut wait = if held.is_empty() { -1 } else { budget.millis_until(held.len()) };
+        if let Some(lease) = &mut deadline {
+            if lease.is_over() {
+                deadline = None;
+                ring.write(b"[ended: its lease ran out]\n");
+                end_service(dir);
+                continue;
+            }
+            wait = if wait < 0 { LOOK } else { wait.min(LOOK) };
+        }
         let ready = process::wait_readable(&input, wait)?;
         let count = match ready.then(|| input.read(&mut buffer)).transpose() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -110,6 +136,9 @@ fn keep(mut input: File, dir: &Path) -> io::Result<()> {
         if ended {
             return Ok(());
         }
+        if !ready && held.is_empty() {
+            continue;
+        }
         let new = &buffer[..count];
         if held.is_empty() && budget.allows(count) {
             ring.write(new);
@@ -118,6 +147,22 @@ fn keep(mut input: File, dir: &Path) -> io::Result<()> {
             held.clear();
             held.extend_from_slice(new);
         }
+    }
+}
+
+/// Until when its service may run, if that is bounded.
+fn deadline(dir: &Path) -> io::Result<Option<Deadline>> {
+    let until = std::env::var(UNTIL).ok().and_then(|millis| millis.parse().ok());
+    until.map(|millis| Deadline::begin(dir, Duration::from_millis(millis))).transpose()
+}
+
+/// Kills the service: its agent has not, and another replica may run from now on.
+fn end_service(dir: &Path) {
+    let Some(record) = Folder(dir.to_path_buf()).load().filter(Record::is_alive) else { return };
+    record.process().signal_group(Sig::SIGKILL);
+    if !record.groups.is_empty() {
+        // What cannot be killed so was killed above, or is in nobody's group.
+        _ = Group::of(record.groups.clone()).kill(PATIENCE);
     }
 }
 

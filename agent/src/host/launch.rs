@@ -89,6 +89,9 @@ impl Prepared {
         if let Some((name, value)) = cookie(shared, run).split_once('=') {
             env.insert(name.to_owned(), value.to_owned());
         }
+        if let Some((fence, _)) = shared.lease(run.id) {
+            env.insert("DUGNAD_FENCE".to_owned(), fence.to_string());
+        }
         let needs = run.spec.needs;
         let parent = shared.parent.borrow();
         let sample_memory = parent.limits(Resource::Memory).is_none();
@@ -242,7 +245,8 @@ pub(super) async fn start(
     };
     let keepers = shared.keepers.clone();
     let arch = shared.config.arch;
-    let booted = smol::unblock(move || boot(launch, &folder, keepers, arch)).await;
+    let until = shared.lease(run.id).map(|(_, until)| until);
+    let booted = smol::unblock(move || boot(launch, &folder, keepers, until, arch)).await;
     let (child, process, (keeper_child, keeper)) = match booted {
         Ok(booted) => booted,
         Err(fail) => {
@@ -287,10 +291,11 @@ fn boot(
     mut launch: Launch,
     folder: &Folder,
     keepers: dugnad_platform::cgroup::Group,
+    until: Option<Duration>,
     arch: dugnad_resource::spec::Arch,
 ) -> Result<Booted, Fail> {
     elf::check(&launch.program, arch).map_err(Fail::Final)?;
-    let (output, keeper_child, keeper) = keeper::start(&folder.0, keepers)?;
+    let (output, keeper_child, keeper) = keeper::start(&folder.0, keepers, until)?;
     launch.output = Some(output);
     // If the service does not start, its end of the pipe closes and the keeper ends.
     match launch.start() {

@@ -24,6 +24,7 @@ mod elf;
 mod health;
 mod keeper;
 mod launch;
+mod lease;
 mod logs;
 mod record;
 mod replica;
@@ -56,6 +57,7 @@ use crate::notify::Changed;
 pub(crate) use crate::stream::Endpoint;
 pub(crate) use contract::NAMESPACES;
 pub(crate) use keeper::keeper_main;
+pub(crate) use lease::{AskLease, LeaseNews};
 pub(crate) use logs::LogLine;
 use record::{Folder, make_dir};
 use replica::Replica;
@@ -67,6 +69,8 @@ pub(crate) use state::{Found, Note, StateStore, Written};
 const ORDERS_MAX: usize = 32;
 /// How often the trash is looked through.
 const EMPTY_TRASH: Duration = Duration::from_secs(3600);
+/// What a replica waits for is tried again after this. Tests do not wait for it.
+const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 3_000 });
 /// The group the keepers of logs are in.
 const KEEPERS: &str = "logs";
 
@@ -95,6 +99,7 @@ pub(crate) struct HostConfig {
     pub(crate) hold: Hold,
     pub(crate) unpack: Unpack,
     pub(crate) state: Rc<dyn StateStore>,
+    pub(crate) lease: AskLease,
 }
 
 /// What a replica on this node is doing.

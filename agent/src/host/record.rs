@@ -186,6 +186,16 @@ impl Folder {
         }
     }
 
+    /// With which its replica held its lease last (`lease.rs`).
+    pub(super) fn fence(&self) -> Option<u64> {
+        read_number(&self.0.join("fence"))
+    }
+
+    pub(super) fn set_fence(&self, fence: u64) -> io::Result<()> {
+        self.make()?;
+        self.put("fence", fence.to_string().as_bytes())
+    }
+
     /// The turn of another folder, whose state is this one's from now on.
     pub(super) fn take_turn(&self, from: &Self) -> io::Result<()> {
         match fs::rename(from.turn_path(), self.turn_path()) {

@@ -14,6 +14,7 @@ use smol::lock::Mutex;
 
 use super::health::{self, Notice};
 use super::launch::{self, Fail, Prepared};
+use super::lease::Holding;
 use super::record::remove_all;
 use super::running::{PATIENCE, Running, last_lines};
 use super::state::Turn;
@@ -37,6 +38,8 @@ pub(super) struct Replica {
     unpacked: Option<Tree>,
     /// Its turn to write to the state that the community keeps.
     pub(super) turn: Mutex<Option<Turn>>,
+    /// Its lease, if only one replica of its service may run.
+    pub(super) lease: Mutex<Option<Holding>>,
 }
 
 /// Why watching a process came to an end.
@@ -44,6 +47,8 @@ enum Ended {
     Order(Box<Order>),
     Exit(Option<std::process::ExitStatus>),
     Sick(String),
+    /// Another replica may run from now on.
+    NoLease(String),
 }
 
 /// Restarts, and how long to wait before the next one.
@@ -72,7 +77,8 @@ impl Crashes {
 
 impl Replica {
     pub(super) fn new(shared: Rc<Shared>, id: ReplicaId, orders: Receiver<Order>) -> Self {
-        Self { shared, id, orders, unpacked: None, turn: Mutex::new(None) }
+        let (turn, lease) = (Mutex::new(None), Mutex::new(None));
+        Self { shared, id, orders, unpacked: None, turn, lease }
     }
 
     /// Runs until the replica is stopped and no further order waits.
@@ -147,6 +153,9 @@ impl Replica {
     /// One process from start to end. `Ok` is the order that ended it.
     async fn once(&mut self, run: &Rc<Run>, running: Option<Running>) -> Result<Order, Fail> {
         self.shared.set_young(self.id, true);
+        if let Some(order) = self.begin_lease(run, running.is_some()).await {
+            return Ok(order);
+        }
         if let Some(order) = self.begin_turn(run, running.is_some()).await? {
             return Ok(order);
         }
@@ -178,7 +187,8 @@ impl Replica {
                 self.take_snapshots(run, &running, &prepared).await;
                 std::future::pending().await
             };
-            let watched = smol::future::or(sick, snapshots);
+            let lease = async { Ended::NoLease(self.hold_lease(run).await) };
+            let watched = smol::future::or(lease, smol::future::or(sick, snapshots));
             smol::future::or(order, smol::future::or(exit, watched)).await
         };
         let young = running.lived() < YOUNG || !running.was_ready.get();
@@ -196,6 +206,12 @@ impl Replica {
                 running.clear().await;
                 running.log_closed().await;
                 let reason = running.reason(status, run.spec.needs.memory, &folder.0).await;
+                Err(Fail::Again(reason))
+            }
+            Ended::NoLease(reason) => {
+                self.shared.set_state(self.id, State::Unready, &reason);
+                running.clear().await;
+                running.log_closed().await;
                 Err(Fail::Again(reason))
             }
             Ended::Sick(reason) => {
@@ -272,7 +288,7 @@ impl Replica {
 
     /// The next order that changes something. One that asks for what already is gets a report of
     /// it.
-    async fn superseding(&self, run: &Run) -> Order {
+    pub(super) async fn superseding(&self, run: &Run) -> Order {
         loop {
             match self.orders.recv().await {
                 Ok(Order::Start(other)) if other.generation <= run.generation => {
@@ -306,6 +322,7 @@ impl Replica {
             Some(run) if !forget => self.close_turn(&run).await,
             Some(_) | None => *self.turn.lock().await = None,
         }
+        self.end_lease().await;
         let run = self.shared.end(id);
         let keep_state = run.map(|run| run.spec.keeps_state());
         self.unpacked = self.unpacked.take().filter(|_| !forget);

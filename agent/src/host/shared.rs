@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Child;
 use std::rc::Rc;
+use std::time::Duration;
 
 use dugnad_kernel::map::Map;
 use dugnad_platform::cgroup::{Group, Parent};
@@ -51,6 +52,8 @@ pub(super) struct Entry {
     group: Group,
     port: Option<u16>,
     user: Option<u32>,
+    /// Its fence, and until when it may run: of a service of which only one may.
+    lease: Option<(u64, Duration)>,
     restarts: u32,
     /// Its last end came early.
     young: bool,
@@ -68,6 +71,7 @@ impl Entry {
             group: Group::default(),
             port: None,
             user: None,
+            lease: None,
             restarts: 0,
             young: true,
         }
@@ -182,6 +186,14 @@ impl Shared {
             entry.state = state;
             note.clone_into(&mut entry.note);
         });
+    }
+
+    pub(super) fn set_lease(&self, id: ReplicaId, fence: u64, until: Duration) {
+        self.with(id, |entry| entry.lease = Some((fence, until)));
+    }
+
+    pub(super) fn lease(&self, id: ReplicaId) -> Option<(u64, Duration)> {
+        self.entries.borrow().get(&id)?.lease
     }
 
     pub(super) fn set_note(&self, id: ReplicaId, note: &str) {

@@ -10,7 +10,7 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use dugnad_kernel::{Id, NodeId};
 use dugnad_resource::execute::{ReplicaId, Report, Run};
@@ -22,12 +22,11 @@ use super::launch::{Prepared, take_up_state};
 use super::record::Folder;
 use super::replica::Replica;
 use super::running::Running;
-use super::{Shared, State};
+use super::{AGAIN, Shared, State};
 use crate::blobs::{Seen, Snapshot};
+use crate::clock::now_unix;
 use crate::stream::Later;
 
-/// What does not work now is tried again after this. Tests do not wait for it.
-const AGAIN: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 3_000 });
 /// So often state may fail to arrive; then the replica belongs on another node.
 const ARRIVALS: u32 = 5;
 /// How long a replica that was stopped may try to hand its last state over.
@@ -59,7 +58,7 @@ impl Note {
 
     /// How long ago the snapshot was taken, for people.
     pub(crate) fn age(&self) -> String {
-        let since = Duration::from_secs(now().saturating_sub(self.taken));
+        let since = Duration::from_secs(now_unix().saturating_sub(self.taken));
         format!("{} ago", humantime::format_duration(since))
     }
 }
@@ -154,7 +153,7 @@ impl Replica {
         }
     }
 
-    async fn waits(&self, why: &str) {
+    pub(super) async fn waits(&self, why: &str) {
         self.shared.set_state(self.id, State::Starting, why);
         self.report(Report::Waits { id: self.id, reason: why.to_owned() }).await;
     }
@@ -279,7 +278,7 @@ impl Replica {
             replica: self.id.number,
             node: config.node_id.to_string(),
             node_name: config.node_name.clone(),
-            taken: now(),
+            taken: now_unix(),
             closed,
         }
     }
@@ -354,7 +353,7 @@ impl Replica {
         let (store, folder) = (&self.shared.config.state, self.shared.folder(run));
         let most = if run.spec.needs.disk > 0 { run.spec.needs.disk } else { u64::MAX };
         let seen = std::mem::take(&mut turn.seen);
-        let taken = now();
+        let taken = now_unix();
         let mut snapshot =
             store.snapshot(folder.state(), seen, most).await.map_err(|error| error.to_string())?;
         turn.seen = std::mem::take(&mut snapshot.seen);
@@ -432,8 +431,4 @@ async fn set_aside(folder: &Folder) -> io::Result<()> {
         }
     })
     .await
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -17,6 +17,7 @@ use smol::Timer;
 
 use super::*;
 
+mod lease;
 mod state;
 
 const ARCH: Arch = if cfg!(target_arch = "aarch64") { Arch::Aarch64 } else { Arch::X86_64 };
@@ -44,13 +45,18 @@ impl Drop for Kept {
 }
 
 fn open(ex: &Rc<LocalExecutor<'static>>, dir: &Path) -> (Rc<Host>, Receiver<Report>) {
-    open_with(ex, dir, Rc::new(state::Community::default()))
+    open_with(ex, dir, Rc::new(state::Community::default()), no_lease())
+}
+
+fn no_lease() -> AskLease {
+    Rc::new(|_, _| panic!("no lease is needed"))
 }
 
 fn open_with(
     ex: &Rc<LocalExecutor<'static>>,
     dir: &Path,
     state: Rc<dyn StateStore>,
+    lease: AskLease,
 ) -> (Rc<Host>, Receiver<Report>) {
     let (sender, reports) = smol::channel::unbounded();
     let stored = dir.join("stored");
@@ -85,6 +91,7 @@ fn open_with(
         },
         unpack,
         state,
+        lease,
     };
     (Host::new(Rc::clone(ex), config, sender).unwrap(), reports)
 }

@@ -20,7 +20,7 @@ use dugnad_resource::spec::Arch;
 use smol::channel::{Receiver, bounded};
 use smol::{LocalExecutor, Task};
 
-use super::state::State;
+use super::state::{State, ask_lease};
 use super::timers::Timers;
 use super::told::Told;
 use super::{Agent, CLOSE_LIMIT, Ending, Sources, people, streams};
@@ -194,7 +194,7 @@ fn host_config(
     blobs: &Rc<Blobs>,
     itself: &Itself,
 ) -> io::Result<HostConfig> {
-    let state_store = Rc::new(State(Rc::clone(itself)));
+    let (state_store, asked) = (Rc::new(State(Rc::clone(itself))), Rc::clone(itself));
     let (itself, held, unpacked) = (Rc::clone(itself), Rc::clone(blobs), Rc::clone(blobs));
     Ok(HostConfig {
         dir: state.to_owned(),
@@ -216,6 +216,7 @@ fn host_config(
             Box::pin(async move { blobs.unpack(tree, to).await })
         }),
         state: state_store,
+        lease: ask_lease(asked),
     })
 }
 

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use dugnad_kernel::NodeId;
@@ -12,13 +12,15 @@ use dugnad_node::{
 };
 use dugnad_resource::execute::{ReplicaId, Report};
 use dugnad_resource::spec::Tree;
+use futures_util::StreamExt as _;
 use smol::Timer;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::Agent;
 use super::boot::Itself;
+use super::{Agent, people};
 use crate::blobs::{Seen, Snapshot};
-use crate::host::{Found, Note, StateStore, Written};
+use crate::control::{AgentApi, LockNews, lease};
+use crate::host::{AskLease, Found, LeaseNews, Note, StateStore, Written};
 use crate::stream::{Later, Stream, StreamHead, write_head};
 
 /// A node that cannot be reached so often in a row is not there.
@@ -185,6 +187,23 @@ impl Agent {
         }
         stream.close().await
     }
+}
+
+/// Leases of services of which only one replica may run.
+pub(super) fn ask_lease(itself: Itself) -> AskLease {
+    Rc::new(move |service, fence| {
+        let Some(agent) = itself.get().and_then(Weak::upgrade) else {
+            let news = LeaseNews::Failed(ENDING.to_owned());
+            return Box::pin(futures_util::stream::iter([news]));
+        };
+        let ex = Rc::clone(&agent.ex);
+        let backend = Rc::new(people::Api(agent)) as Rc<dyn AgentApi>;
+        Box::pin(lease(&ex, &backend, service, fence).map(|news| match news {
+            LockNews::Held { fence, until } => LeaseNews::Held { fence, until },
+            LockNews::Lost { .. } => LeaseNews::Lost,
+            LockNews::Failed(trouble) => LeaseNews::Failed(trouble.text),
+        }))
+    })
 }
 
 impl State {

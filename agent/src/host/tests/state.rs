@@ -91,7 +91,7 @@ fn with_two<F: Future<Output = Two>>(test: impl FnOnce(Two) -> F) {
         let community = Rc::new(Community::default());
         let worlds = ["a", "b"].map(|name| {
             let dir = tmp.path().join(name);
-            let (host, reports) = open_with(&ex, &dir, Rc::clone(&community) as _);
+            let (host, reports) = open_with(&ex, &dir, Rc::clone(&community) as _, no_lease());
             let id = host.shared.config.node_id;
             community.hosts.borrow_mut().push((id, Rc::clone(&host)));
             World { ex: Rc::clone(&ex), host, reports, dir }

@@ -17,8 +17,8 @@ mod told;
 mod traffic;
 mod ways;
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use dugnad_kernel::{Component, Cx, Effect, Input, Peer, Time, wire};
@@ -120,6 +120,9 @@ pub(crate) struct Agent {
     /// Rings when there is somebody new to dial, or this machine moved.
     dial_soon: (Sender<()>, Receiver<()>),
 }
+
+/// The agent, as soon as there is one: the host begins before it.
+type Itself = Rc<OnceCell<Weak<Agent>>>;
 
 impl Agent {
     /// Runs until the node has left the ring.

@@ -52,7 +52,8 @@ pub(crate) enum StreamHead {
     Service { id: ReplicaId },
     /// What a service wrote: the last `tail` lines, and then what follows if `follow`.
     Logs { service: Key, tail: u32, follow: bool },
-    /// One byte comes back when the replica does not run on the accepting node any more.
+    /// A 0 comes back every 4 s while the replica runs on the accepting node, and a 1 when it does
+    /// not any more.
     Ended { id: ReplicaId },
 }
 

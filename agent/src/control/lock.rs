@@ -31,7 +31,7 @@ const TTL_MOST: Duration = Duration::from_secs(3_600);
 /// Clocks may differ by so many hundredths in how fast they run, and by this beside that.
 const RATE: u32 = 1;
 const MARGIN: Duration = Duration::from_millis(500);
-/// What a service may not call a lock of its own: its replica holds it (PROTOCOL.md 10.9).
+/// What a service may not call a lock of its own: its replica holds it (PROTOCOL.md 10.14).
 const SINGLE: &str = "dugnad-single";
 /// How often it is looked whether another still holds it, at most.
 const LOOK: Duration = Duration::from_secs(1);
@@ -50,7 +50,7 @@ struct Lease {
 
 /// What whoever wants a lock hears, in order.
 pub(crate) enum News {
-    /// It is held until then, by [`crate::clock::boottime`], unless a later one comes. `fence` grows with every
+    /// It is held until then, by [`boottime`], unless a later one comes. `fence` grows with every
     /// holder.
     Held { fence: u64, until: Duration },
     /// It may be another's now; nothing follows.
@@ -113,7 +113,8 @@ pub(crate) fn lease(
 ) -> Receiver<News> {
     // Services have locks of their own at this place, too, but none of this name.
     let address = Address { namespace: LOCKS.to_owned(), path: format!("{service}/{SINGLE}") };
-    Lock::new(backend, address, TTL).spawn(ex, fence)
+    let lock = Lock { patient: true, ..Lock::new(backend, address, TTL) };
+    lock.spawn(ex, fence)
 }
 
 struct Lock {
@@ -121,6 +122,8 @@ struct Lock {
     address: Address,
     ttl: Duration,
     holder: String,
+    /// Waits while those who keep it cannot be reached: what was seen until then counts.
+    patient: bool,
 }
 
 /// What a write brought.
@@ -136,7 +139,7 @@ impl Lock {
     fn new(backend: &Rc<dyn AgentApi>, address: Address, ttl: Duration) -> Self {
         let node = backend.status()["name"].as_str().unwrap_or("?").to_owned();
         let holder = format!("{} of node {node}", address.path);
-        Self { backend: Rc::clone(backend), address, ttl, holder }
+        Self { backend: Rc::clone(backend), address, ttl, holder, patient: false }
     }
 
     fn spawn(self, ex: &LocalExecutor<'static>, fence: Option<u64>) -> Receiver<News> {
@@ -211,7 +214,13 @@ impl Lock {
         let mut seen: Option<(String, Duration)> = None;
         loop {
             let asked = boottime();
-            let (before, revision) = self.read().await?;
+            let (before, revision) = match self.read().await {
+                Ok(read) => read,
+                Err(trouble) => {
+                    self.waits_after(trouble).await?;
+                    continue;
+                }
+            };
             let free = match &before {
                 None => true,
                 Some(lease) if lease.released => true,
@@ -231,16 +240,26 @@ impl Lock {
             match self.write(&lease, revision).await {
                 Wrote::At(revision) => return Ok((lease, revision, from)),
                 Wrote::Lost => {}
-                Wrote::Unknown(_) => {
-                    if let (Some(there), revision) = self.read().await? {
-                        if there.nonce == lease.nonce {
-                            return Ok((lease, revision, from));
-                        }
+                Wrote::Unknown(_) => match self.read().await {
+                    Ok((Some(there), revision)) if there.nonce == lease.nonce => {
+                        return Ok((lease, revision, from));
                     }
-                }
-                Wrote::Failed(trouble) => return Err(trouble),
+                    Ok(_) => {}
+                    Err(trouble) => self.waits_after(trouble).await?,
+                },
+                Wrote::Failed(trouble) => self.waits_after(trouble).await?,
             }
         }
+    }
+
+    /// It did not work: the next time, if it is patient.
+    async fn waits_after(&self, trouble: Trouble) -> Result<(), Trouble> {
+        if !self.patient {
+            return Err(trouble);
+        }
+        log::debug!("a lease: {}", trouble.text);
+        Timer::after(LOOK).await;
+        Ok(())
     }
 
     /// Holds it on; `None`: it may be another's when the time is over.

@@ -25,7 +25,7 @@ use dugnad_platform::process::{self, Process, Sig};
 use dugnad_platform::spawn::Launch;
 use nix::fcntl::OFlag;
 
-use super::lease::Deadline;
+use super::deadline::Deadline;
 use super::record::{Folder, Record};
 use super::running::PATIENCE;
 
@@ -55,8 +55,8 @@ pub(crate) fn keeper_main() -> Option<ExitCode> {
     })
 }
 
-/// Starts a keeper for this folder. Returns the end of the pipe for the service. `until`: when the service must end unless it is told of a later time
-/// ([`super::lease`]).
+/// Starts a keeper for this folder. Returns the end of the pipe for the service. `until`: when the
+/// service must end unless the keeper is told of a later time ([`super::deadline`]).
 ///
 /// # Errors
 /// No pipe, no process.

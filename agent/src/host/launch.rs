@@ -206,15 +206,7 @@ pub(super) async fn start(
 ) -> Result<(Running, Prepared), Fail> {
     let folder = shared.folder(run);
     let user = shared.user_for(run.id);
-    {
-        let (folder, services) = (folder.clone(), shared.services.clone());
-        let keeps = run.spec.keeps_state();
-        smol::unblock(move || -> io::Result<()> {
-            folder.make()?;
-            if keeps { take_up_state(&services, &folder) } else { Ok(()) }
-        })
-        .await?;
-    }
+    make_folder(shared, run, &folder).await?;
     if let Some(tree) = run.package {
         if *unpacked != Some(tree) {
             unpack(shared, &folder, tree).await?;
@@ -269,6 +261,16 @@ pub(super) async fn start(
         log::warn!("{error}");
     }
     Ok((running, prepared))
+}
+
+async fn make_folder(shared: &Shared, run: &Run, folder: &Folder) -> io::Result<()> {
+    let (folder, services) = (folder.clone(), shared.services.clone());
+    let keeps = run.spec.keeps_state();
+    smol::unblock(move || {
+        folder.make()?;
+        if keeps { take_up_state(&services, &folder) } else { Ok(()) }
+    })
+    .await
 }
 
 /// The share of CPU is what was promised; the ceiling on the sum is what the owner gives. A service

@@ -1,30 +1,24 @@
-//! The lease of a service of which only one replica may run (PROTOCOL.md 10.9): had before it
+//! The lease of a service of which only one replica may run (PROTOCOL.md 10.14): had before it
 //! starts, held while it runs, given back when it has ended.
 //!
 //! Without it the replica is killed before anybody else can have it: by its own task, and, if the
 //! agent died or the machine slept, by the keeper of its log, which hears of every renewal.
 
-use std::fs::File;
-use std::io;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::net::UnixDatagram;
-use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dugnad_resource::execute::{Order, Run};
+use dugnad_resource::execute::{ReplicaId, Run};
 use dugnad_resource::spec::Want;
 use futures_util::{Stream, StreamExt as _};
 use smol::Timer;
+use smol::lock::Mutex;
 
+use super::deadline;
 use super::record::Folder;
-use super::replica::Replica;
-use super::{AGAIN, State};
+use super::{AGAIN, Shared, State};
 use crate::clock::boottime;
 
-/// Where the keeper of a log hears of the lease, in the folder of its replica.
-pub(super) const SOCKET: &str = "lease";
 /// Whoever waits longer for its lease is told so.
 const PATIENCE: Duration = Duration::from_millis(300);
 /// How long an agent that took a running replica up tries to have its lease again; its keeper may
@@ -49,20 +43,31 @@ pub(crate) type LeaseStream = Pin<Box<dyn Stream<Item = LeaseNews>>>;
 /// again.
 pub(crate) type AskLease = Rc<dyn Fn(&str, Option<u64>) -> LeaseStream>;
 
-pub(super) struct Holding {
+/// The lease of one replica.
+pub(super) struct Lease {
+    shared: Rc<Shared>,
+    id: ReplicaId,
+    holding: Mutex<Option<Holding>>,
+}
+
+struct Holding {
     news: LeaseStream,
     until: Duration,
 }
 
-impl Replica {
-    /// Has the lease, if the service needs one; the order that came while it waited, if one did.
-    pub(super) async fn begin_lease(&self, run: &Rc<Run>, adopted: bool) -> Option<Order> {
+impl Lease {
+    pub(super) fn new(shared: Rc<Shared>, id: ReplicaId) -> Self {
+        Self { shared, id, holding: Mutex::new(None) }
+    }
+
+    /// Waits until the replica has it, if its service needs one.
+    pub(super) async fn begin(&self, run: &Run, adopted: bool) {
         if run.spec.want != Want::Single {
-            return None;
+            return;
         }
-        let mut lease = self.lease.lock().await;
+        let mut lease = self.holding.lock().await;
         if lease.as_ref().is_some_and(|holding| boottime() < holding.until) {
-            return None;
+            return;
         }
         // What is left of an old one is given back first.
         *lease = None;
@@ -72,20 +77,12 @@ impl Replica {
             let news = (self.shared.config.lease)(&run.spec.name, Some(fence));
             self.shared.set_lease(self.id, fence, boottime() + TAKE_UP);
             *lease = Some(Holding { news, until: boottime() + TAKE_UP });
-            return None;
+            return;
         }
-        let order = async { Err(self.superseding(run).await) };
-        let had = async { Ok(self.have_lease(run, &folder).await) };
-        match smol::future::or(order, had).await {
-            Err(order) => Some(order),
-            Ok(holding) => {
-                *lease = Some(holding);
-                None
-            }
-        }
+        *lease = Some(self.have(run, &folder).await);
     }
 
-    async fn have_lease(&self, run: &Run, folder: &Folder) -> Holding {
+    async fn have(&self, run: &Run, folder: &Folder) -> Holding {
         self.shared.set_state(self.id, State::Starting, "");
         loop {
             let mut news = (self.shared.config.lease)(&run.spec.name, None);
@@ -96,7 +93,12 @@ impl Replica {
             let first = match smol::future::or(async { Some(news.next().await) }, soon).await {
                 Some(first) => first,
                 None => {
-                    self.waits("waits for its lease: another replica may still run").await;
+                    self.shared
+                        .waits(
+                            self.id,
+                            "waits for its lease: another may still run, or nobody can be asked",
+                        )
+                        .await;
                     news.next().await
                 }
             };
@@ -114,17 +116,17 @@ impl Replica {
                 Some(LeaseNews::Failed(why)) => why,
                 Some(LeaseNews::Lost) | None => "somebody else has it".to_owned(),
             };
-            self.waits(&format!("waits for its lease: {why}")).await;
+            self.shared.waits(self.id, &format!("waits for its lease: {why}")).await;
             Timer::after(AGAIN).await;
         }
     }
 
     /// Returns when the lease is not held any more, with the reason.
-    pub(super) async fn hold_lease(&self, run: &Run) -> String {
+    pub(super) async fn hold(&self, run: &Run) -> String {
         if run.spec.want != Want::Single {
             return std::future::pending().await;
         }
-        let mut lease = self.lease.lock().await;
+        let mut lease = self.holding.lock().await;
         let Some(holding) = lease.as_mut() else { return "it has no lease".to_owned() };
         let folder = self.shared.folder(run);
         let why = loop {
@@ -138,7 +140,7 @@ impl Replica {
                     holding.until = until;
                     self.shared.set_lease(self.id, fence, until);
                     // The keeper then ends it sooner than it must, and it starts again.
-                    if let Err(error) = tell_keeper(&folder.0, until) {
+                    if let Err(error) = deadline::tell(&folder.0, until) {
                         log::debug!("{}: its keeper does not hear: {error}", folder.name());
                     }
                 }
@@ -155,47 +157,7 @@ impl Replica {
     }
 
     /// Nothing of it runs any more: others may.
-    pub(super) async fn end_lease(&self) {
-        *self.lease.lock().await = None;
-    }
-}
-
-fn tell_keeper(folder: &Path, until: Duration) -> io::Result<()> {
-    // A path to a socket may have 108 bytes only.
-    let dir = File::open(folder)?;
-    let path = format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
-    let socket = UnixDatagram::unbound()?;
-    socket.set_nonblocking(true)?;
-    let millis = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
-    socket.send_to(&millis.to_le_bytes(), path).map(drop)
-}
-
-/// The keeper's side: until when the replica may run.
-pub(super) struct Deadline {
-    socket: UnixDatagram,
-    until: Duration,
-}
-
-impl Deadline {
-    /// # Errors
-    /// The socket cannot be made.
-    pub(super) fn begin(folder: &Path, until: Duration) -> io::Result<Self> {
-        let path = folder.join(SOCKET);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let socket = UnixDatagram::bind(&path)?;
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket, until })
-    }
-
-    /// Whether the replica must end; it has been told of all renewals then.
-    pub(super) fn is_over(&mut self) -> bool {
-        let mut millis = [0; 8];
-        while self.socket.recv(&mut millis).is_ok_and(|length| length == millis.len()) {
-            self.until = Duration::from_millis(u64::from_le_bytes(millis));
-        }
-        boottime() >= self.until
+    pub(super) async fn end(&self) {
+        *self.holding.lock().await = None;
     }
 }

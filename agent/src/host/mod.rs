@@ -20,6 +20,7 @@
 //! `log` and `log.1`, `run`, `tmp/` (only where the box has no private /tmp).
 
 mod contract;
+mod deadline;
 mod elf;
 mod health;
 mod keeper;

@@ -7,17 +7,16 @@ use std::time::Duration;
 
 use dugnad_platform::cgroup::Parent;
 use dugnad_resource::execute::{Order, ReplicaId, Report, Run};
-use dugnad_resource::spec::{Keep, Kind, Tree};
+use dugnad_resource::spec::{Kind, Tree};
 use smol::Timer;
 use smol::channel::Receiver;
-use smol::lock::Mutex;
 
 use super::health::{self, Notice};
 use super::launch::{self, Fail, Prepared};
-use super::lease::Holding;
+use super::lease::Lease;
 use super::record::remove_all;
 use super::running::{PATIENCE, Running, last_lines};
-use super::state::Turn;
+use super::state::Keeping;
 use super::{Endpoint, Shared, State};
 
 /// An end within this time is a crash at start.
@@ -36,10 +35,8 @@ pub(super) struct Replica {
     pub(super) orders: Receiver<Order>,
     /// The package that this agent has put into its folder.
     unpacked: Option<Tree>,
-    /// Its turn to write to the state that the community keeps.
-    pub(super) turn: Mutex<Option<Turn>>,
-    /// Its lease, if only one replica of its service may run.
-    pub(super) lease: Mutex<Option<Holding>>,
+    keeping: Keeping,
+    lease: Lease,
 }
 
 /// Why watching a process came to an end.
@@ -77,8 +74,9 @@ impl Crashes {
 
 impl Replica {
     pub(super) fn new(shared: Rc<Shared>, id: ReplicaId, orders: Receiver<Order>) -> Self {
-        let (turn, lease) = (Mutex::new(None), Mutex::new(None));
-        Self { shared, id, orders, unpacked: None, turn, lease }
+        let keeping = Keeping::new(Rc::clone(&shared), id);
+        let lease = Lease::new(Rc::clone(&shared), id);
+        Self { shared, id, orders, unpacked: None, keeping, lease }
     }
 
     /// Runs until the replica is stopped and no further order waits.
@@ -153,10 +151,12 @@ impl Replica {
     /// One process from start to end. `Ok` is the order that ended it.
     async fn once(&mut self, run: &Rc<Run>, running: Option<Running>) -> Result<Order, Fail> {
         self.shared.set_young(self.id, true);
-        if let Some(order) = self.begin_lease(run, running.is_some()).await {
-            return Ok(order);
-        }
-        if let Some(order) = self.begin_turn(run, running.is_some()).await? {
+        let begins = async {
+            self.lease.begin(run, running.is_some()).await;
+            self.keeping.begin(run, running.is_some()).await.map_err(Fail::Final).map(|()| None)
+        };
+        let order = async { Ok(Some(self.superseding(run).await)) };
+        if let Some(order) = smol::future::or(begins, order).await? {
             return Ok(order);
         }
         let user = match &running {
@@ -183,19 +183,29 @@ impl Replica {
             let order = async { Ended::Order(Box::new(self.superseding(run).await)) };
             let exit = async { Ended::Exit(running.ended().await) };
             let sick = async { Ended::Sick(health::watch(run, &running, &prepared, self).await) };
-            let snapshots = async {
-                self.take_snapshots(run, &running, &prepared).await;
-                std::future::pending().await
-            };
-            let lease = async { Ended::NoLease(self.hold_lease(run).await) };
+            let snapshots = self.keeping.take_snapshots(run, &running, &prepared);
+            let lease = async { Ended::NoLease(self.lease.hold(run).await) };
             let watched = smol::future::or(lease, smol::future::or(sick, snapshots));
             smol::future::or(order, smol::future::or(exit, watched)).await
         };
         let young = running.lived() < YOUNG || !running.was_ready.get();
         self.shared.set_young(self.id, young);
+        let outcome = self.wind_down(run, &running, ended).await;
+        running.remove_group().await;
+        self.shared.set_ended(self.id);
+        self.shared.close_door(run, door);
+        let folder = self.shared.folder(run);
+        if let Err(error) = smol::unblock(move || folder.clear()).await {
+            log::warn!("{error}");
+        }
+        outcome
+    }
+
+    /// All of the process is gone then. `Ok` is the order that ended it.
+    async fn wind_down(&self, run: &Run, running: &Running, ended: Ended) -> Result<Order, Fail> {
         let folder = self.shared.folder(run);
         let grace = Duration::from_millis(u64::from(run.spec.stop_grace_ms));
-        let outcome = match ended {
+        match ended {
             Ended::Order(order) => {
                 self.shared.set_state(self.id, State::Stopping, "");
                 running.stop(grace).await;
@@ -220,34 +230,7 @@ impl Replica {
                 running.log_closed().await;
                 Err(Fail::Again(reason))
             }
-        };
-        running.remove_group().await;
-        self.shared.set_ended(self.id);
-        self.shared.close_door(run, door);
-        if let Err(error) = smol::unblock(move || folder.clear()).await {
-            log::warn!("{error}");
         }
-        outcome
-    }
-
-    /// Whether it may write to its state now; the order that came while it waited, if one did.
-    async fn begin_turn(&self, run: &Rc<Run>, adopted: bool) -> Result<Option<Order>, Fail> {
-        if !matches!(run.spec.state, Keep::Snapshots { .. }) || self.turn.lock().await.is_some() {
-            return Ok(None);
-        }
-        let turn = if adopted {
-            self.adopted_turn(run)
-        } else {
-            self.shared.set_state(self.id, State::Starting, "");
-            let order = async { Err(self.superseding(run).await) };
-            let turn = async { Ok(self.take_turn(run).await) };
-            match smol::future::or(order, turn).await {
-                Err(order) => return Ok(Some(order)),
-                Ok(turn) => Some(turn.map_err(Fail::Final)?),
-            }
-        };
-        *self.turn.lock().await = turn;
-        Ok(None)
     }
 
     async fn keep_static(&self, run: &Rc<Run>) -> Order {
@@ -288,7 +271,7 @@ impl Replica {
 
     /// The next order that changes something. One that asks for what already is gets a report of
     /// it.
-    pub(super) async fn superseding(&self, run: &Run) -> Order {
+    async fn superseding(&self, run: &Run) -> Order {
         loop {
             match self.orders.recv().await {
                 Ok(Order::Start(other)) if other.generation <= run.generation => {
@@ -319,10 +302,10 @@ impl Replica {
     async fn stopped(&mut self, forget: bool) {
         let id = self.id;
         match self.shared.run(id) {
-            Some(run) if !forget => self.close_turn(&run).await,
-            Some(_) | None => *self.turn.lock().await = None,
+            Some(run) if !forget => self.keeping.close(&run).await,
+            Some(_) | None => self.keeping.forget().await,
         }
-        self.end_lease().await;
+        self.lease.end().await;
         let run = self.shared.end(id);
         let keep_state = run.map(|run| run.spec.keeps_state());
         self.unpacked = self.unpacked.take().filter(|_| !forget);
@@ -335,9 +318,8 @@ impl Replica {
         self.report(Report::Stopped { id }).await;
     }
 
-    pub(super) async fn report(&self, report: Report) {
-        // Without a receiver the agent is ending.
-        let _: Result<(), _> = self.shared.reports.send(report).await;
+    async fn report(&self, report: Report) {
+        self.shared.report(report).await;
     }
 }
 

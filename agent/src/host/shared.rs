@@ -166,6 +166,22 @@ impl Shared {
         self.entries.borrow().get(&id).is_some_and(|entry| entry.run.is_some())
     }
 
+    /// Returns when nothing of this replica runs here and its last state is where it belongs.
+    pub(super) async fn ended(&self, id: ReplicaId) {
+        self.changed.until(|| (!self.runs(id)).then_some(())).await;
+    }
+
+    pub(super) async fn report(&self, report: Report) {
+        // Without a receiver the agent is ending.
+        let _: Result<(), _> = self.reports.send(report).await;
+    }
+
+    /// It cannot start yet.
+    pub(super) async fn waits(&self, id: ReplicaId, why: &str) {
+        self.set_state(id, State::Starting, why);
+        self.report(Report::Waits { id, reason: why.to_owned() }).await;
+    }
+
     /// What a replica runs, or would.
     pub(super) fn run(&self, id: ReplicaId) -> Option<Rc<Run>> {
         self.entries.borrow().get(&id)?.run.clone()

@@ -1,5 +1,5 @@
 //! State that the community keeps for a service: where it comes from when a replica starts, and
-//! where it goes while it runs and when it stops (PROTOCOL.md 10.9).
+//! where it goes while it runs and when it stops (PROTOCOL.md 10.13).
 //!
 //! Who may write to the state of a service says a note beside it: a replica on a node, and a turn
 //! that grows with every change of hands. A replica takes its turn before it starts, when the one
@@ -10,17 +10,18 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use dugnad_kernel::{Id, NodeId};
-use dugnad_resource::execute::{ReplicaId, Report, Run};
-use dugnad_resource::spec::{Keep, Tree};
+use dugnad_resource::execute::{ReplicaId, Run};
+use dugnad_resource::spec::{Keep, Tree, Want};
 use serde::{Deserialize, Serialize};
 use smol::Timer;
+use smol::lock::Mutex;
 
 use super::launch::{Prepared, take_up_state};
 use super::record::Folder;
-use super::replica::Replica;
 use super::running::Running;
 use super::{AGAIN, Shared, State};
 use crate::blobs::{Seen, Snapshot};
@@ -95,9 +96,16 @@ pub(crate) trait StateStore {
     fn restore(&self, tree: Tree, sources: Vec<NodeId>, to: PathBuf) -> Later<Result<(), String>>;
 }
 
+/// What one replica has to do with the state of its service.
+pub(super) struct Keeping {
+    shared: Rc<Shared>,
+    id: ReplicaId,
+    turn: Mutex<Option<Turn>>,
+}
+
 /// A replica's turn.
 #[derive(Default)]
-pub(super) struct Turn {
+struct Turn {
     number: u64,
     /// Of the note, as far as it is known.
     version: Option<u64>,
@@ -128,12 +136,39 @@ enum NotYet {
     Arrival(String),
 }
 
-impl Replica {
+impl Keeping {
+    pub(super) fn new(shared: Rc<Shared>, id: ReplicaId) -> Self {
+        Self { shared, id, turn: Mutex::new(None) }
+    }
+
+    /// Waits until it may write to its state, which is in its folder then. `adopted`: it runs.
+    ///
+    /// # Errors
+    /// Why this is not the place for it.
+    pub(super) async fn begin(&self, run: &Run, adopted: bool) -> Result<(), String> {
+        if !matches!(run.spec.state, Keep::Snapshots { .. }) || self.turn.lock().await.is_some() {
+            return Ok(());
+        }
+        let turn = if adopted {
+            self.shared.folder(run).turn().map(Turn::of)
+        } else {
+            self.shared.set_state(self.id, State::Starting, "");
+            Some(self.take_turn(run).await?)
+        };
+        *self.turn.lock().await = turn;
+        Ok(())
+    }
+
+    /// Nobody wants what it wrote.
+    pub(super) async fn forget(&self) {
+        *self.turn.lock().await = None;
+    }
+
     /// Takes its turn: waits for the replica before, and has its state in the folder then.
     ///
     /// # Errors
     /// Why this is not the place for it.
-    pub(super) async fn take_turn(&self, run: &Run) -> Result<Turn, String> {
+    async fn take_turn(&self, run: &Run) -> Result<Turn, String> {
         let mut arrivals = 0;
         loop {
             let why = match self.try_turn(run).await {
@@ -148,14 +183,9 @@ impl Replica {
                     why
                 }
             };
-            self.waits(&why).await;
+            self.shared.waits(self.id, &why).await;
             Timer::after(AGAIN).await;
         }
-    }
-
-    pub(super) async fn waits(&self, why: &str) {
-        self.shared.set_state(self.id, State::Starting, why);
-        self.report(Report::Waits { id: self.id, reason: why.to_owned() }).await;
     }
 
     async fn try_turn(&self, run: &Run) -> Result<Turn, NotYet> {
@@ -183,7 +213,7 @@ impl Replica {
         let here = before.node() == Some(me);
         let mine = here && before.replica == self.id.number;
         if !before.closed && !mine {
-            self.wait_for(before).await;
+            self.wait_for(run, before).await;
         }
         let local = if here { self.turn_here(&folder).await? } else { local };
         if here && local == Some(before.turn) {
@@ -230,9 +260,15 @@ impl Replica {
         Ok(Turn { version: Some(version), tree, ..Turn::of(number) })
     }
 
-    async fn wait_for(&self, before: &Note) {
-        let Some(node) = before.node() else { return };
-        self.waits(&format!("waits for replica {} on {}", before.replica, before.node_name)).await;
+    async fn wait_for(&self, run: &Run, before: &Note) {
+        // Whoever has the lease knows that nobody else runs.
+        let Some(node) = before.node().filter(|_| run.spec.want != Want::Single) else { return };
+        self.shared
+            .waits(
+                self.id,
+                &format!("waits for replica {} on {}", before.replica, before.node_name),
+            )
+            .await;
         let id = ReplicaId { number: before.replica, ..self.id };
         self.shared.config.state.ended(node, id).await;
     }
@@ -283,14 +319,13 @@ impl Replica {
         }
     }
 
-    /// What a replica that was adopted goes on with.
-    pub(super) fn adopted_turn(&self, run: &Run) -> Option<Turn> {
-        matches!(run.spec.state, Keep::Snapshots { .. })
-            .then(|| self.shared.folder(run).turn().map(Turn::of))?
-    }
-
     /// Takes snapshots for as long as it is polled.
-    pub(super) async fn take_snapshots(&self, run: &Run, running: &Running, prepared: &Prepared) {
+    pub(super) async fn take_snapshots<T>(
+        &self,
+        run: &Run,
+        running: &Running,
+        prepared: &Prepared,
+    ) -> T {
         let Keep::Snapshots { every_ms, hook } = &run.spec.state else {
             return std::future::pending().await;
         };
@@ -329,7 +364,7 @@ impl Replica {
     }
 
     /// It has ended, or never began: what it wrote goes to the community.
-    pub(super) async fn close_turn(&self, run: &Run) {
+    pub(super) async fn close(&self, run: &Run) {
         let Some(mut turn) = self.turn.lock().await.take() else { return };
         let until = Instant::now() + HAND_OVER;
         loop {
@@ -409,13 +444,6 @@ impl Replica {
             set.map_err(|error| error.to_string())?;
         }
         Ok(found.version)
-    }
-}
-
-impl Shared {
-    /// Returns when nothing of this replica runs here and its last state is where it belongs.
-    pub(super) async fn ended(&self, id: ReplicaId) {
-        self.changed.until(|| (!self.runs(id)).then_some(())).await;
     }
 }
 

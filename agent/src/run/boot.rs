@@ -1,7 +1,7 @@
 //! The start of the agent, and its end, one step after the other.
 
 use std::any::Any;
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ use smol::{LocalExecutor, Task};
 use super::state::{State, ask_lease};
 use super::timers::Timers;
 use super::told::Told;
-use super::{Agent, CLOSE_LIMIT, Ending, Sources, people, streams};
+use super::{Agent, CLOSE_LIMIT, Ending, Itself, Sources, people, streams};
 use crate::blobs::Blobs;
 use crate::clock;
 use crate::config::{Config, Dirs};
@@ -183,9 +183,6 @@ impl Kept {
         })
     }
 }
-
-/// The agent, as soon as there is one: the host begins before it.
-pub(super) type Itself = Rc<OnceCell<Weak<Agent>>>;
 
 fn host_config(
     state: &Path,

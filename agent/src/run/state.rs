@@ -16,18 +16,22 @@ use futures_util::StreamExt as _;
 use smol::Timer;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::boot::Itself;
-use super::{Agent, people};
+use super::{Agent, Itself, people};
 use crate::blobs::{Seen, Snapshot};
 use crate::control::{AgentApi, LockNews, lease};
 use crate::host::{AskLease, Found, LeaseNews, Note, StateStore, Written};
-use crate::stream::{Later, Stream, StreamHead, write_head};
+use crate::stream::{Later, Stream, StreamHead, within, write_head};
 
 /// A node that cannot be reached so often in a row is not there.
 const TRIES: u32 = 3;
 const AGAIN: Duration = Duration::from_secs(2);
-/// A replica that has ended, on a stream.
+/// What a node says of a replica: it runs here, again and again; or it does not, once.
+const RUNS: u8 = 0;
 const ENDED: u8 = 1;
+/// How often it says that it runs.
+const SAY_AGAIN: Duration = Duration::from_secs(4);
+/// A node that is silent for so long is not there.
+const SILENT: Duration = Duration::from_secs(10);
 
 pub(super) struct State(pub(super) Itself);
 
@@ -168,24 +172,40 @@ impl Agent {
     }
 
     async fn ask_end(&self, node: NodeId, id: ReplicaId) -> io::Result<()> {
-        let mut stream: Stream = Box::pin(self.links.open_stream(node).await?);
-        write_head(&mut stream, &StreamHead::Ended { id }).await?;
-        stream.read_exact(&mut [0]).await
+        let opened = async {
+            let mut stream: Stream = Box::pin(self.links.open_stream(node).await?);
+            write_head(&mut stream, &StreamHead::Ended { id }).await?;
+            Ok(stream)
+        };
+        let mut stream = within(SILENT, "no answer", opened).await?;
+        let mut said = [RUNS];
+        while said == [RUNS] {
+            within(SILENT, "nothing said", stream.read_exact(&mut said)).await?;
+        }
+        Ok(())
     }
 
     /// Tells whoever asks when a replica does not run here any more.
     pub(super) async fn tell_end(&self, id: ReplicaId, mut stream: Stream) -> io::Result<()> {
-        let ended = async {
-            self.host.ended(id).await;
-            Ok(true)
-        };
-        // It has nothing to say: what ends here is that it listens.
-        let gone = async { stream.read(&mut [0]).await.map(|_| false) };
-        if smol::future::or(ended, gone).await? {
-            stream.write_all(&[ENDED]).await?;
+        loop {
+            let ended = async {
+                self.host.ended(id).await;
+                Ok(Some(ENDED))
+            };
+            let runs = async {
+                Timer::after(SAY_AGAIN).await;
+                Ok(Some(RUNS))
+            };
+            // It has nothing to say: what ends here is that it listens.
+            let gone = async { stream.read(&mut [0]).await.map(|_| None) };
+            let said = smol::future::or(ended, smol::future::or(runs, gone)).await?;
+            let Some(said) = said else { return Ok(()) };
+            stream.write_all(&[said]).await?;
             stream.flush().await?;
+            if said == ENDED {
+                return stream.close().await;
+            }
         }
-        stream.close().await
     }
 }
 

@@ -99,7 +99,7 @@ pub enum Want {
     Replicas(u8),
     /// Millionths of the time: 990,000 is 99 %.
     Availability(u32),
-    /// One, and never a second beside it: it holds a lease (PROTOCOL.md 10.9).
+    /// One, and never a second beside it: it holds a lease (PROTOCOL.md 10.14).
     Single,
 }
 
@@ -110,7 +110,7 @@ pub enum Keep {
     Nothing,
     /// It stays on that node, for the next replica there.
     OnNode,
-    /// The community keeps it, and it goes where the next replica starts (PROTOCOL.md 10.9).
+    /// The community keeps it, and it goes where the next replica starts (PROTOCOL.md 10.13).
     Snapshots {
         /// Milliseconds between two snapshots of a running replica.
         every_ms: u32,

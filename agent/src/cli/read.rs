@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::table::{Table, plain};
 use super::{ASK_LIMIT, Cx, Failure, Outcome, within};
+use crate::clock::now_unix;
 use crate::control::exit;
 
 /// how this node is, what it gives and what it has promised
@@ -229,7 +230,7 @@ pub(super) fn ps(cx: &mut Cx<'_>) -> Outcome {
     let mut table = Table::new(["SERVICE", "VERSION", "WANT", "READY", "PORT", "WHERE"]);
     for service in &services {
         let replicas = service["replicas"].as_array().into_iter().flatten();
-        let places: Vec<_> = replicas
+        let mut places: Vec<_> = replicas
             .map(|replica| {
                 let node = label(&replica["node"], &replica["node_name"]);
                 match replica["state"].as_str() {
@@ -238,6 +239,10 @@ pub(super) fn ps(cx: &mut Cx<'_>) -> Outcome {
                 }
             })
             .collect();
+        if let Some(taken) = service["state_taken_unix"].as_u64() {
+            let age = Value::from(now_unix().saturating_sub(taken));
+            places.push(format!("state kept {} ago", span(&age)));
+        }
         let stopped = service["stopped"] == true;
         let want = if stopped { "stopped".to_owned() } else { text(&service["want"]) };
         table.row([

@@ -186,7 +186,7 @@ impl Door {
             ("v1", Some("status"), None, None) => Ok(json_response(&self.backend.status())),
             ("v1", Some("whoami"), None, None) => Ok(json_response(&self.whoami())),
             ("v1", Some("nodes"), None, None) => self.ask(ServiceQuestion::Nodes, "").await,
-            ("v1", Some("ps"), None, None) => self.ask(ServiceQuestion::Ps, "").await,
+            ("v1", Some("ps"), None, None) => self.ps().await,
             ("v1", Some("events"), None, None) => {
                 let wanted = Wanted { kept: true, follow: query.has("follow") };
                 Ok(lines(self.backend.events(wanted)))
@@ -278,6 +278,21 @@ impl Door {
     async fn ask(&self, question: impl Into<Question>, about: &str) -> Reply {
         let Told { value, complete } =
             shape::answer(self.backend.ask(question.into()).await, about)?;
+        Ok(whole(json_response(&value), complete))
+    }
+
+    /// The services, each with the age of what is kept of its state.
+    async fn ps(&self) -> Reply {
+        let Told { mut value, complete } =
+            shape::answer(self.backend.ask(ServiceQuestion::Ps.into()).await, "")?;
+        if value.as_array().is_some_and(|services| !services.is_empty()) {
+            for (name, taken) in store::states(&self.backend).await {
+                let mut services = value.as_array_mut().into_iter().flatten();
+                if let Some(service) = services.find(|service| service["service"] == name) {
+                    service["state_taken_unix"] = json!(taken);
+                }
+            }
+        }
         Ok(whole(json_response(&value), complete))
     }
 

@@ -516,6 +516,30 @@ fn node(sums: &NodeSums) -> serde_json::Value {
     })
 }
 
+/// The services whose state is kept, and when the last snapshot was taken, in seconds since 1970;
+/// as far as it can be known.
+pub(super) async fn states(backend: &Rc<dyn AgentApi>) -> Vec<(String, u64)> {
+    let (prefix, after) = (String::new(), String::new());
+    let question = ObjectQuestion::List { namespace: STATE.to_owned(), prefix, after };
+    let Ok(ObjectAnswer::Listed { objects, .. }) = ask(backend, question).await else {
+        return Vec::new();
+    };
+    let mut states = Vec::new();
+    for Listed { path, .. } in objects {
+        let address = Address { namespace: STATE.to_owned(), path: path.clone() };
+        let Ok(ObjectAnswer::Found { values, .. }) =
+            ask(backend, ObjectQuestion::Get(address)).await
+        else {
+            continue;
+        };
+        if let Some(Content::Folder { note, .. }) = values.first().map(|value| &value.content) {
+            let note: serde_json::Value = serde_json::from_slice(note).unwrap_or_default();
+            states.extend(note["taken"].as_u64().map(|taken| (path, taken)));
+        }
+    }
+    states
+}
+
 /// A request below `/v1/namespaces`.
 pub(super) async fn namespaces(
     backend: &Rc<dyn AgentApi>,

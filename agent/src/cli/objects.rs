@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use argh::FromArgs;
 use dugnad_fabric::Bytes;
+use dugnad_kernel::map::Map;
 use dugnad_node::Address;
 use dugnad_resource::spec::valid_name;
 use serde_json::{Value, json};
@@ -441,7 +442,7 @@ pub(super) fn store(cx: &mut Cx<'_>) -> Outcome {
 
 /// Keys and bytes of each namespace, over all nodes.
 fn by_namespace(nodes: &[Value]) -> Vec<(String, u64, u64)> {
-    let mut all: std::collections::BTreeMap<String, (u64, u64)> = std::collections::BTreeMap::new();
+    let mut all: Map<String, (u64, u64)> = Map::new();
     let each = nodes.iter().filter_map(|node| node["namespaces"].as_array()).flatten();
     for namespace in each {
         let sums = all.entry(text(&namespace["namespace"])).or_default();

@@ -1,6 +1,5 @@
 //! Which objects there are, and what each node keeps.
 
-use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -35,7 +34,8 @@ impl Objects {
     /// Calls `with` for every object here, removed ones left out.
     fn each(&self, mut with: impl FnMut(Key, Address, Listed)) {
         let store = self.records.read();
-        let mut merging: BTreeMap<Key, Vec<(NodeId, Siblings)>> = BTreeMap::new();
+        // The store is in the order of keys: each comes behind the ones before.
+        let mut merging: Map<Key, Vec<(NodeId, Siblings)>> = Map::new();
         for record in store.iter() {
             if let Some(object) = Object::of(record) {
                 let (version, bytes) = (record.version.counter, object.content.bytes());
@@ -163,7 +163,7 @@ async fn page_of(asker: &Asker, page: &Page) -> ObjectAnswer {
     let (nodes, mut complete) = ask_all(asker, Some(page.namespace.clone())).await;
     let has = |sums: &&NodeSums| sums.copies > 0;
     let nodes: Vec<NodeId> = nodes.iter().filter(has).map(|sums| sums.node).collect();
-    let mut found: BTreeMap<String, Listed> = BTreeMap::new();
+    let mut found: Map<String, Listed> = Map::new();
     let mut until: Option<String> = None;
     for some in nodes.chunks(ASKED) {
         let calls = some.iter().map(|node| {
@@ -185,8 +185,8 @@ async fn page_of(asker: &Asker, page: &Page) -> ObjectAnswer {
             for listed in objects.into_iter().filter(fits).take(PAGE) {
                 found.insert(listed.path.clone(), listed);
             }
-            while found.len() > PAGE {
-                _ = found.pop_last();
+            if found.len() > PAGE {
+                found = found.into_iter().take(PAGE).collect();
                 until = found.last_key_value().map(|(path, _)| path.clone());
             }
         }

@@ -1,10 +1,10 @@
 //! Reading objects and how namespaces are kept, as operations.
 
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use dugnad_kernel::map::Map;
 use dugnad_kernel::{Key, NodeId};
 
 use super::item::{Address, Content, Manner, NAMESPACE, Namespace, OBJECT, Object};
@@ -151,7 +151,7 @@ pub(super) async fn records(
     key: Key,
     but: Option<NodeId>,
 ) -> Result<Vec<Record>, Unreachable> {
-    let mut newest: BTreeMap<Name, Record> = BTreeMap::new();
+    let mut newest: Map<Name, Record> = Map::new();
     let (mut answered, mut asked) = (0, false);
     for owner in owners(asker, key).await.into_iter().filter(|owner| Some(*owner) != but) {
         asked = true;

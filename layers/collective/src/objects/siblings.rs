@@ -6,12 +6,12 @@
 //! value is known by its dot, the node and how many it wrote before. Whoever writes says what it
 //! has seen, the [`Context`]; every value in there is replaced.
 
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use dugnad_kernel::NodeId;
+use dugnad_kernel::map::Map;
 use serde::{Deserialize, Serialize};
 
 use super::item::{Address, Content, INLINE_MAX, SIBLINGS};
@@ -24,7 +24,7 @@ pub const CONTEXT_MAX: usize = 64;
 
 /// How many values of each node somebody has seen: all up to that number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Context(BTreeMap<NodeId, u64>);
+pub struct Context(Map<NodeId, u64>);
 
 impl Context {
     #[must_use]
@@ -187,7 +187,7 @@ pub fn merge<'a>(all: impl Iterator<Item = (NodeId, &'a Siblings)> + Clone) -> M
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::collections::BTreeSet;
+    use alloc::collections::{BTreeMap, BTreeSet};
     use dugnad_kernel::Id;
 
     fn address() -> Address {

@@ -19,6 +19,7 @@ mod run;
 mod service;
 mod stream;
 mod text;
+mod usage;
 
 fn main() -> std::process::ExitCode {
     // A keeper of a service's log is this program, too: it outlives the agent.

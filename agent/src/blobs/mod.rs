@@ -89,6 +89,15 @@ impl Blobs {
         self.store.used()
     }
 
+    /// Bytes by which all that this node has on disk is above the ceiling.
+    pub(crate) async fn over(&self) -> u64 {
+        let store = Arc::clone(&self.store);
+        smol::unblock(move || store.over()).await.unwrap_or_else(|error| {
+            log::warn!("{error}");
+            0
+        })
+    }
+
     /// The owner changed her mind; nothing is removed by it.
     pub(crate) fn set_ceiling(&self, bytes: u64) {
         self.store.set_ceiling(bytes);

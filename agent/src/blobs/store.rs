@@ -6,6 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use dugnad_kernel::Hash;
 use dugnad_kernel::map::Map;
@@ -13,9 +14,17 @@ use dugnad_resource::spec::Tree;
 
 use super::catalog::Catalog;
 use super::manifest::{CHUNK, Index, Manifest};
+use crate::usage;
 
 /// Never filled up to the last byte: the owner's own programs live here, too.
 const KEEP_FREE: u64 = 16 * 1024 * 1024;
+/// Set aside for records and registers, which are small and never refused; an eighth of a ceiling
+/// that is low.
+const ASIDE: u64 = 64 * 1024 * 1024;
+/// How long it counts what was found to lie beside the chunks, and how many times as long as it
+/// took to find it.
+const COUNTS: Duration = Duration::from_secs(60);
+const PAYS: u32 = 100;
 /// A file takes whole blocks of this many bytes.
 const BLOCK: u64 = 4096;
 
@@ -24,6 +33,15 @@ pub(super) struct Store {
     state: Mutex<State>,
     /// Distinguishes files being written.
     next: AtomicUsize,
+    beside: Mutex<Beside>,
+}
+
+/// What lies beside the chunks: records, logs, and what services have.
+#[derive(Default)]
+struct Beside {
+    bytes: u64,
+    /// From then on it is counted again.
+    until: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -61,6 +79,7 @@ impl Store {
             dir: dir.to_owned(),
             state: Mutex::new(State { ceiling, ..State::default() }),
             next: AtomicUsize::new(0),
+            beside: Mutex::default(),
         };
         for dir in [store.chunks(), store.marks()] {
             fs::create_dir_all(&dir).map_err(|error| at(&dir, error))?;
@@ -132,24 +151,55 @@ impl Store {
         self.lock().complete.values().copied().collect()
     }
 
-    /// Bytes that may still be written, and why not more.
-    fn room(&self) -> io::Result<(u64, String)> {
+    /// Bytes of everything in the node's folder but the chunks. A look at every file there, if
+    /// the last one is a while ago.
+    fn beside(&self) -> u64 {
+        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        if beside.until.is_none_or(|until| until <= begun) {
+            beside.bytes = usage::taken(&self.dir, &["blobs", "trees"], u64::MAX);
+            let took = begun.elapsed();
+            beside.until = Some(begun + took + COUNTS.max(took * PAYS));
+        }
+        beside.bytes
+    }
+
+    /// Bytes by which everything together is above the ceiling, or the disk above what stays free.
+    pub(super) fn over(&self) -> io::Result<u64> {
+        let beside = self.beside();
+        let (free, keep) = self.free()?;
+        let state = self.lock();
+        let above = beside.saturating_add(state.used).saturating_sub(state.ceiling);
+        Ok(above.max(keep.saturating_sub(free)))
+    }
+
+    /// Bytes that nobody has on this disk, and how many of them are left alone.
+    fn free(&self) -> io::Result<(u64, u64)> {
         let stat = nix::sys::statvfs::statvfs(&self.dir)
             .map_err(|errno| at(&self.dir, io::Error::from(errno)))?;
         // Their types differ between processors.
         #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
         let (block, free, all) =
             (stat.fragment_size() as u64, stat.blocks_available() as u64, stat.blocks() as u64);
-        let keep = KEEP_FREE.max(all.saturating_mul(block) / 100);
+        Ok((free.saturating_mul(block), KEEP_FREE.max(all.saturating_mul(block) / 100)))
+    }
+
+    /// Bytes that may still be written, and why not more.
+    fn room(&self) -> io::Result<(u64, String)> {
+        let beside = self.beside();
+        let (free, keep) = self.free()?;
         let state = self.lock();
-        let free = free.saturating_mul(block).saturating_sub(keep).saturating_sub(state.reserved);
-        let below = state.ceiling.saturating_sub(state.used).saturating_sub(state.reserved);
+        let free = free.saturating_sub(keep).saturating_sub(state.reserved);
+        let aside = beside.max(ASIDE.min(state.ceiling / 8));
+        let taken = state.used.saturating_add(state.reserved).saturating_add(aside);
+        let below = state.ceiling.saturating_sub(taken);
         Ok(if below <= free {
-            let ceiling = size(state.ceiling);
-            (
-                below,
-                format!("ceiling {ceiling} leaves {} (limits.disk in dugnad.toml)", size(below)),
-            )
+            let (ceiling, left, aside) = (size(state.ceiling), size(below), size(aside));
+            let why = format!(
+                "ceiling {ceiling} leaves {left} (limits.disk in dugnad.toml; {aside} are for \
+                 records, logs and what services have)"
+            );
+            (below, why)
         } else {
             let (room, keep, dir) = (size(free), size(keep), self.dir.display());
             let why = format!("{room} can be used in {dir}, {keep} stay free: make room there");

@@ -29,6 +29,7 @@ mod lease;
 mod logs;
 mod record;
 mod replica;
+mod room;
 mod running;
 mod shared;
 mod state;
@@ -62,6 +63,7 @@ pub(crate) use lease::{AskLease, LeaseNews};
 pub(crate) use logs::LogLine;
 use record::{Folder, make_dir};
 use replica::Replica;
+pub(crate) use room::Over;
 use running::{Around, Running};
 use shared::{Entry, Shared};
 pub(crate) use state::{Found, Note, StateStore, Written};
@@ -101,6 +103,7 @@ pub(crate) struct HostConfig {
     pub(crate) unpack: Unpack,
     pub(crate) state: Rc<dyn StateStore>,
     pub(crate) lease: AskLease,
+    pub(crate) over: Over,
 }
 
 /// What a replica on this node is doing.

@@ -15,6 +15,7 @@ use super::health::{self, Notice};
 use super::launch::{self, Fail, Prepared};
 use super::lease::Lease;
 use super::record::remove_all;
+use super::room;
 use super::running::{PATIENCE, Running, last_lines};
 use super::state::Keeping;
 use super::{Endpoint, Shared, State};
@@ -44,6 +45,8 @@ enum Ended {
     Order(Box<Order>),
     Exit(Option<std::process::ExitStatus>),
     Sick(String),
+    /// It has more on disk than it asked for, and the owner gives no more.
+    NoRoom(String),
     /// Another replica may run from now on.
     NoLease(String),
 }
@@ -185,7 +188,9 @@ impl Replica {
             let sick = async { Ended::Sick(health::watch(run, &running, &prepared, self).await) };
             let snapshots = self.keeping.take_snapshots(run, &running, &prepared);
             let lease = async { Ended::NoLease(self.lease.hold(run).await) };
+            let room = async { Ended::NoRoom(room::watch(&self.shared, self.id, run).await) };
             let watched = smol::future::or(lease, smol::future::or(sick, snapshots));
+            let watched = smol::future::or(room, watched);
             smol::future::or(order, smol::future::or(exit, watched)).await
         };
         let young = running.lived() < YOUNG || !running.was_ready.get();
@@ -217,6 +222,12 @@ impl Replica {
                 running.log_closed().await;
                 let reason = running.reason(status, run.spec.needs.memory, &folder.0).await;
                 Err(Fail::Again(reason))
+            }
+            Ended::NoRoom(reason) => {
+                self.shared.set_state(self.id, State::Stopping, &reason);
+                running.stop(grace).await;
+                running.log_closed().await;
+                Err(Fail::Final(reason))
             }
             Ended::NoLease(reason) => {
                 self.shared.set_state(self.id, State::Unready, &reason);

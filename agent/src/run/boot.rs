@@ -193,6 +193,7 @@ fn host_config(
 ) -> io::Result<HostConfig> {
     let (state_store, asked) = (Rc::new(State(Rc::clone(itself))), Rc::clone(itself));
     let (itself, held, unpacked) = (Rc::clone(itself), Rc::clone(blobs), Rc::clone(blobs));
+    let counted = Rc::clone(blobs);
     Ok(HostConfig {
         dir: state.to_owned(),
         node_id: id,
@@ -214,6 +215,10 @@ fn host_config(
         }),
         state: state_store,
         lease: ask_lease(asked),
+        over: Rc::new(move || {
+            let blobs = Rc::clone(&counted);
+            Box::pin(async move { blobs.over().await })
+        }),
     })
 }
 

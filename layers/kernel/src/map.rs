@@ -227,7 +227,7 @@ impl<K: Serialize, V: Serialize> Serialize for Map<K, V> {
     }
 }
 
-/// Of a format that says how many there are and nothing else, as postcard does: a sequence of pairs.
+/// Of a format that says how many there are and nothing else, as postcard does.
 impl<'de, K: Deserialize<'de> + Ord, V: Deserialize<'de>> Deserialize<'de> for Map<K, V> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         Ok(Vec::<(K, V)>::deserialize(from)?.into_iter().collect())

@@ -7,6 +7,7 @@
 
 mod binary;
 mod community;
+pub mod history;
 pub mod http;
 mod sweep;
 mod wires;

@@ -12,6 +12,7 @@ mod netns;
 mod overlay;
 mod serf;
 mod speed;
+mod store;
 
 use std::fmt::Write as _;
 
@@ -76,6 +77,10 @@ fn main() {
     // Only on request: it wants caddy, nginx and wrk.
     if only.iter().any(|word| word == "gateway") {
         rows.extend(gateway::rows());
+    }
+    // Only on request: it wants etcd, and builds a client for it.
+    if only.iter().any(|word| word == "store") {
+        rows.extend(store::rows());
     }
     // Only on request: it wants emulators.
     if only.iter().any(|word| word == "boards") {

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 /// No answer for so long is a failure.
@@ -30,8 +32,8 @@ impl Answer {
     }
 }
 
-pub struct Connection {
-    stream: BufReader<TcpStream>,
+pub struct Connection<S = TcpStream> {
+    stream: BufReader<S>,
 }
 
 fn bad(text: String) -> io::Error {
@@ -47,7 +49,20 @@ impl Connection {
         stream.set_write_timeout(Some(LIMIT))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
+}
 
+impl Connection<UnixStream> {
+    /// # Errors
+    /// Nobody listens.
+    pub fn to_socket(path: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_write_timeout(Some(LIMIT))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+}
+
+impl<S: Read + Write> Connection<S> {
     /// # Errors
     /// The connection broke.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {

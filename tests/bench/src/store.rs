@@ -344,7 +344,7 @@ fn weight() -> Row {
         before.0 as f64 / 1e3,
         before.1 as f64 / 1e3
     );
-    let megabytes = FILES * FILE >> 20;
+    let megabytes = (FILES * FILE) >> 20;
     let what = format!("memory of a node with {MANY} keys and {megabytes} MB of long values");
     Row::new(what, "≤ 16 MB", text).kept(after.0 <= 16_000)
 }

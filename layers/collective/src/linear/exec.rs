@@ -26,6 +26,8 @@ pub(super) struct At {
     /// Nodes that may know which views there are.
     pub(super) others: Vec<NodeId>,
     pub(super) now_ms: u64,
+    /// The highest ballot this node knows of.
+    pub(super) counter: u64,
 }
 
 impl At {
@@ -85,6 +87,13 @@ struct Writing<'a> {
     sent: bool,
 }
 
+/// What became of an attempt that was chosen.
+struct Chosen {
+    cell: Cell,
+    done: Done,
+    before: Option<Vec<u8>>,
+}
+
 pub(super) async fn exec(
     asker: Asker,
     at: At,
@@ -96,7 +105,7 @@ pub(super) async fn exec(
         Question::Read { .. } => ("", &Change::Settle),
         Question::Change { name, change, .. } => (name.as_str(), change),
     };
-    let mut writing = Writing { key, id, name, change, counter: 0, sent: false };
+    let mut writing = Writing { key, id, name, change, counter: at.counter, sent: false };
     for round in 0..TRIES {
         let Some(view) = at.view(&asker, key).await else { break };
         let done = match &question {
@@ -104,7 +113,7 @@ pub(super) async fn exec(
             Question::Change { .. } => {
                 let members = view.members.len();
                 let written = write(&asker, &at, &view, &mut writing).await;
-                written.map(|(_, done)| Answer::Done { done, members })
+                written.map(|Chosen { done, before, .. }| Answer::Done { done, members, before })
             }
         };
         match done {
@@ -113,6 +122,8 @@ pub(super) async fn exec(
             // A newer view may have a majority, and knows what became of it.
             Err(_) if at.has_newer(&view, key) => asker.jitter(PAUSE).await,
             Err(Failed::NoMajority) => break,
+            // It knows better now. Only who is in the way again lets the others go first.
+            Err(Failed::Again) if round == 0 => {}
             Err(Failed::Again) => asker.jitter(PAUSE * (1 << round.min(DOUBLINGS))).await,
         }
     }
@@ -148,8 +159,7 @@ async fn read(
     if cells.iter().all(|(other, _)| other == accepted) {
         return Ok(told(cell));
     }
-    let (cell, _) = write(asker, at, view, writing).await?;
-    Ok(told(&cell))
+    Ok(told(&write(asker, at, view, writing).await?.cell))
 }
 
 /// Too few answers of the kind that counts: whether another attempt may fare better.
@@ -160,13 +170,14 @@ fn short_of(view: &View, answers: &[Response]) -> Failed {
     if answers.len() < view.majority() { Failed::NoMajority } else { Failed::Again }
 }
 
-/// Both halves of one attempt, in one view; the cell that was chosen.
-async fn write(
+/// The first half of an attempt: a majority accepts nothing below the ballot any more, and this is
+/// the newest it has.
+async fn prepare(
     asker: &Asker,
     at: &At,
     view: &View,
     writing: &mut Writing<'_>,
-) -> Result<(Cell, Done), Failed> {
+) -> Result<(Ballot, Cell), Failed> {
     let (key, need) = (writing.key, view.majority());
     writing.counter = writing.counter.saturating_add(1);
     let ballot = Ballot { counter: writing.counter, by: at.me, attempt: at.attempt };
@@ -193,8 +204,20 @@ async fn write(
     if promises < need {
         return Err(short_of(view, &answers));
     }
-    let cell = newest.map(|(_, cell)| cell).unwrap_or_default();
-    let (cell, done) = cell.after(writing.id, at.now_ms, writing.name, writing.change);
+    Ok((ballot, newest.map(|(_, cell)| cell).unwrap_or_default()))
+}
+
+/// Both halves of one attempt, in one view.
+async fn write(
+    asker: &Asker,
+    at: &At,
+    view: &View,
+    writing: &mut Writing<'_>,
+) -> Result<Chosen, Failed> {
+    let (key, need) = (writing.key, view.majority());
+    let (ballot, old) = prepare(asker, at, view, writing).await?;
+    let (cell, done) = old.after(writing.id, at.now_ms, writing.name, writing.change);
+    let before = old.value.filter(|_| cell.revision != old.revision);
     writing.sent = true;
     let request = Request::Accept { view: view.id(), key, ballot, cell: cell.clone() };
     let is_accepted = |answer: &Response| matches!(answer, Response::Accepted);
@@ -208,5 +231,5 @@ async fn write(
     if answers.iter().filter(|answer| is_accepted(answer)).count() < need {
         return Err(short_of(view, &answers));
     }
-    Ok((cell, done))
+    Ok(Chosen { cell, done, before })
 }

@@ -157,8 +157,9 @@ pub enum Question {
 pub enum Answer {
     /// `None` if it has no value.
     Cell { revision: u64, value: Option<Vec<u8>> },
-    /// By so many members, of which a majority has it on disk.
-    Done { done: Done, members: usize },
+    /// By so many members, of which a majority has it on disk. `before`: the value it replaced; it
+    /// is not known of a request that took effect before.
+    Done { done: Done, members: usize, before: Option<Vec<u8>> },
     /// No majority answers; nothing was changed.
     Unavailable,
     /// It may have been changed or not: the majority went away in between.
@@ -604,7 +605,10 @@ impl Linear {
         let Some(first) = self.asked.get(&key).and_then(VecDeque::front) else { return };
         let (call, id, question) = (first.call, first.id, first.question.clone());
         self.attempts = self.attempts.wrapping_add(1);
+        let own = self.keeper.read().register(key).map(|register| register.promised.counter);
+        let counter = own.unwrap_or(0);
         let at = exec::At {
+            counter,
             known: Rc::clone(&self.known),
             me: self.me,
             attempt: u64::from(self.inc) << 32 | u64::from(self.attempts),

@@ -49,20 +49,25 @@ pub(super) async fn put(
     expect: Option<Expect>,
 ) -> ObjectAnswer {
     let key = address.key();
-    let old = asker.linear(Question::Read { key }).await;
-    let Answer::Cell { revision, value: old } = old else { return failed(&old) };
-    let old = old.as_deref().and_then(decode);
     let lost = |version| ObjectAnswer::Lost { version, strong: true };
-    // What is expected not to be there is expected to be as it was just read.
-    let revision = match (expect, &content, &old) {
-        (Some(Expect::Absent), _, Some(_)) => return lost(revision),
-        (None, None, None) => return ObjectAnswer::Absent { version: revision, context: None },
-        (Some(Expect::Version(expected)), ..) => Some(expected),
-        (Some(Expect::Absent), _, None) => Some(revision),
-        (None, ..) => None,
+    let revision = match (expect, &content) {
+        (Some(Expect::Version(expected)), _) => Some(expected),
+        (None, Some(_)) => None,
+        (Some(Expect::Absent), _) | (None, None) => {
+            let old = asker.linear(Question::Read { key }).await;
+            let Answer::Cell { revision, value: old } = old else { return failed(&old) };
+            match (expect, old.as_deref().and_then(decode)) {
+                (Some(_), Some(_)) => return lost(revision),
+                (None, None) => {
+                    return ObjectAnswer::Absent { version: revision, context: None };
+                }
+                // What is expected not to be there is expected to be as it was just read.
+                (Some(_), None) => Some(revision),
+                (None, Some(_)) => None,
+            }
+        }
     };
-    let (before, new) =
-        (old.as_ref().and_then(Content::blob), content.as_ref().and_then(Content::blob));
+    let new = content.as_ref().and_then(Content::blob);
     if let Some(tree) = new {
         let question = packages::Question::Store { service: key, trees: [tree].into() };
         if let Err(reasons) = asker.packages(question).await {
@@ -77,7 +82,9 @@ pub(super) async fn put(
     let name = [address.namespace.as_str(), "/", &address.path].concat();
     let answer = asker.linear(Question::Change { key, name, change }).await;
     let (answer, useless) = match answer {
-        Answer::Done { done: Done::Written { revision }, members } => {
+        Answer::Done { done: Done::Written { revision }, members, before } => {
+            let before = before.as_deref().and_then(decode);
+            let before = before.as_ref().and_then(Content::blob).filter(|old| Some(*old) != new);
             (ObjectAnswer::Chosen { revision, members }, before)
         }
         Answer::Done { done: Done::Lost { revision }, .. } => (lost(revision), new),
@@ -85,7 +92,7 @@ pub(super) async fn put(
         Answer::Unknown => (failed(&answer), None),
         _ => (failed(&answer), new),
     };
-    if let Some(tree) = useless.filter(|_| before != new) {
+    if let Some(tree) = useless {
         let question = packages::Question::Forget { service: key, trees: [tree].into() };
         // What is not forgotten now wastes room; nothing else depends on it.
         _ = asker.packages(question).await;

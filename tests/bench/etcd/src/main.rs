@@ -95,6 +95,11 @@ async fn client(channel: Channel, what: String, number: u64, until: Instant) -> 
     let (mut to, mut took, mut at) = (Grpc::new(channel), Vec::new(), 0);
     let value = vec![b'v'; VALUE];
     let mut next = number << 32;
+    if what == "cas" {
+        let put = Put { key: format!("cas/{number}").into_bytes(), value: value.clone() };
+        let done: Done = call(&mut to, "/etcdserverpb.KV/Put", put).await?;
+        at = done.header.unwrap_or_default().revision;
+    }
     while Instant::now() < until {
         next += 1;
         let key = match what.as_str() {

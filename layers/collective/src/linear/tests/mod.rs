@@ -61,7 +61,9 @@ fn write(world: &mut World, at: NodeId, key: Key, what: What) -> Answer {
 /// At which revision something was written, by how many members.
 fn written(answer: &Answer) -> Option<(u64, usize)> {
     match answer {
-        Answer::Done { done: Done::Written { revision }, members } => Some((*revision, *members)),
+        Answer::Done { done: Done::Written { revision }, members, .. } => {
+            Some((*revision, *members))
+        }
         _ => None,
     }
 }

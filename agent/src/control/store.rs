@@ -17,6 +17,7 @@
 
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use dugnad_node::{
     Address, Answer, Content, Context, Expect, LOCKS, Listed, Manner, Namespace, NodeSums,
@@ -40,6 +41,8 @@ use crate::text::percent_decode;
 const INLINE_MAX: usize = 4096;
 /// Blocks on their way to the disk.
 const BLOCKS: usize = 4;
+/// How long a value that is refused is read on.
+const DRAIN: Duration = Duration::from_secs(10);
 /// Bytes of the description of a namespace.
 const NAMESPACE_MAX: usize = 16 << 10;
 const CONTEXT: HeaderName = HeaderName::from_static("dugnad-context");
@@ -356,14 +359,20 @@ async fn put(
     let check = ObjectQuestion::Check { address, bytes, manner, create };
     match ask(backend, check).await? {
         ObjectAnswer::Done => {}
-        other => return Err(trouble(other, &key)),
+        other => {
+            drain(&mut body).await;
+            return Err(trouble(other, &key));
+        }
     }
     let (to, from) = bounded::<io::Result<Vec<u8>>>(BLOCKS);
     let sending = async move {
         let mut next = Ok(head);
         loop {
             let over = next.is_err();
-            if to.send(next).await.is_err() || over {
+            if to.send(next).await.is_err() {
+                return drain(&mut body).await;
+            }
+            if over {
                 return;
             }
             next = match body.frame().await {
@@ -380,6 +389,14 @@ async fn put(
     let written = write(backend, who, writing, Some(Content::Blob(tree))).await;
     backend.let_go(tree);
     written
+}
+
+/// Reads on for a while, so that who is refused hears why: many look for an answer only when they
+/// have sent all.
+async fn drain(body: &mut Incoming) {
+    let all = async { while let Some(Ok(_)) = body.frame().await {} };
+    let late = async { _ = smol::Timer::after(DRAIN).await };
+    smol::future::or(all, late).await;
 }
 
 /// The bytes of a frame of a body.

@@ -349,7 +349,7 @@ impl Host {
                 ),
             ),
             ("processes", by(Resource::Pids, "cgroup v2 pids", "cgroup v1 pids", processes)),
-            ("disk", "nothing: state folders are not measured yet"),
+            ("disk", "looked at: who has more than it asked for ends when all together do"),
         ]
     }
 

@@ -66,6 +66,12 @@ fn values_outlive_the_nodes_they_were_put_at() {
         community.prepare(1, &["put", "files/big"]).stdin(File::open(&file).unwrap()).status();
     assert!(put.unwrap().success());
     (0..4).for_each(|node| assert_eq!(gives(&community, node, &value), Ok(())));
+    // Who is refused hears why, although the value is still on its way.
+    community.ok(0, &["namespace", "tiny", "--quota", "1M"]);
+    let put = community.prepare(2, &["put", "tiny/big"]).stdin(File::open(&file).unwrap()).output();
+    let (code, said) = put.map(|out| (out.status.code(), out.stderr)).unwrap();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(code == Some(3) && said.contains("of 1048576"), "{code:?} {said}");
 
     say(start, "a watcher");
     let mut watch = community

@@ -523,16 +523,15 @@ impl Linear {
         }
         let Some(at) = self.unsent.iter().position(|unsent| unsent.token == token) else { return };
         let Some(failed) = self.unsent.remove(at) else { return };
-        let mut later: Vec<Changed> = Vec::new();
-        for unsent in self.unsent.iter_mut().skip(at) {
-            unsent.answers.clear();
-            later.extend(unsent.before.iter().map(Before::of));
-        }
+        self.unsent.iter_mut().skip(at).for_each(|unsent| unsent.answers.clear());
         let changed: Vec<Changed> = failed.before.iter().map(Before::of).collect();
         if !failed.must {
             for before in failed.before.into_iter().rev() {
-                if !later.contains(&before.of()) {
-                    self.keeper.write().undo(before);
+                let mut later = self.unsent.iter_mut().skip(at).flat_map(|later| &mut later.before);
+                match later.find(|later| later.of() == before.of()) {
+                    // If that write fails, too, this is what the disk still has.
+                    Some(later) => *later = before,
+                    None => self.keeper.write().undo(before),
                 }
             }
             return;

@@ -29,14 +29,14 @@ fn it_is_named_and_stopped_when_the_owner_gives_no_more() {
         assert!(process.is_alive());
         fs::write(&data, "little").unwrap();
         world.says(str::is_empty).await;
-        // It has less than it asked for: what others do is not its fault.
+        // Another has less than it asked for: what this one does is not its fault.
         fs::write(world.dir.join("over"), "").unwrap();
-        Timer::after(Duration::from_millis(100)).await;
-        assert!(process.is_alive());
+        let other = world.start(sh("small", "exec sleep 1000"));
+        world.ready(other).await;
         fs::write(&data, vec![1; 6 << 20]).unwrap();
         let Report::Failed { reason, .. } = world.trouble().await else { panic!("it runs on") };
         assert!(reason.contains("limits.disk of this node is passed by 1"), "{reason}");
-        assert!(!process.is_alive());
+        assert!(!process.is_alive() && world.pid(other).is_alive());
         assert_eq!(fs::metadata(&data).unwrap().len(), 6 << 20);
         world
     });
@@ -57,8 +57,13 @@ fn what_comes_with_it_is_not_counted() {
         let id = run.id;
         world.host.order(Order::Start(run));
         world.ready(id).await;
-        Timer::after(Duration::from_millis(100)).await;
-        assert!(world.pid(id).is_alive() && world.note().is_empty());
+        // One that has as much of its own is stopped meanwhile.
+        let mut own =
+            sh("own", "head -c 9000000 /dev/zero > $STATE_DIRECTORY/data; exec sleep 1000");
+        own.needs.disk = 4 << 20;
+        let own = world.start(own);
+        assert!(matches!(world.trouble().await, Report::Failed { id, .. } if id == own));
+        assert!(world.pid(id).is_alive());
         world
     });
 }

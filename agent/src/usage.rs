@@ -15,14 +15,14 @@ const ENTRY: u64 = 512;
 const BLOCK: u64 = 512;
 
 /// Bytes of everything in a folder, as `du` counts them; what is called as in `but` is left out at
-/// the top. Counting ends beyond `most`.
+/// the top.
 ///
 /// Others may write to the folder meanwhile: no link is followed, and what cannot be looked at has
 /// gone and counts nothing.
-pub(crate) fn taken(dir: &Path, but: &[&str], most: u64) -> u64 {
+pub(crate) fn taken(dir: &Path, but: &[&str]) -> u64 {
     let mut sum = 0;
     if let Some(dir) = open(dir) {
-        add(&dir, but, 0, most, &mut sum);
+        add(&dir, but, 0, &mut sum);
     }
     sum
 }
@@ -32,7 +32,7 @@ fn open(dir: &Path) -> Option<File> {
     OpenOptions::new().read(true).custom_flags(flags.bits()).open(dir).ok()
 }
 
-fn add(dir: &File, but: &[&str], depth: usize, most: u64, sum: &mut u64) {
+fn add(dir: &File, but: &[&str], depth: usize, sum: &mut u64) {
     // The folder that was opened, whatever its name leads to by now.
     let here = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
     let Ok(entries) = fs::read_dir(&here) else { return };
@@ -50,11 +50,8 @@ fn add(dir: &File, but: &[&str], depth: usize, most: u64, sum: &mut u64) {
             *sum = u64::MAX;
         } else if meta.is_dir() {
             if let Some(dir) = open(&here.join(name)) {
-                add(&dir, but, depth + 1, most, sum);
+                add(&dir, but, depth + 1, sum);
             }
-        }
-        if *sum > most {
-            return;
         }
     }
 }
@@ -68,7 +65,7 @@ mod tests {
     fn counts_what_lies_there_and_nothing_else() {
         let (tmp, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let dir = tmp.path();
-        let all = |but: &[&str]| taken(dir, but, u64::MAX);
+        let all = |but: &[&str]| taken(dir, but);
         assert_eq!(all(&[]), 0);
         fs::create_dir(dir.join("in")).unwrap();
         let folder = all(&[]);
@@ -83,8 +80,7 @@ mod tests {
         let more = all(&[]) - folder - file;
         assert!(more <= 3 * 4096, "{more}");
         assert!(all(&["in"]) < 3 * 4096);
-        assert!(taken(dir, &[], 1000) > 1000);
-        assert_eq!(taken(&dir.join("none"), &[], u64::MAX), 0);
+        assert_eq!(taken(&dir.join("none"), &[]), 0);
     }
 
     #[test]
@@ -92,6 +88,6 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let deep = (0..=DEPTH_MAX).fold(tmp.path().to_owned(), |dir, _| dir.join("d"));
         fs::create_dir_all(&deep).unwrap();
-        assert_eq!(taken(tmp.path(), &[], u64::MAX), u64::MAX);
+        assert_eq!(taken(tmp.path(), &[]), u64::MAX);
     }
 }

@@ -41,7 +41,7 @@ pub(super) async fn watch(shared: &Shared, id: ReplicaId, run: &Run) -> String {
     let mut told = false;
     loop {
         let (begun, all) = (Instant::now(), folder.0.clone());
-        let has = smol::unblock(move || usage::taken(&all, &["package"], u64::MAX)).await;
+        let has = smol::unblock(move || usage::taken(&all, &["package"])).await;
         let took = begun.elapsed();
         if has > may {
             let text = format!(

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use dugnad_fabric::{Amounts, Ceilings};
+use dugnad_resource::describe::{Labels, WORDS_MAX};
 use serde::Deserialize;
 
 pub(crate) use dirs::{Dirs, Env};
@@ -45,6 +46,8 @@ struct Raw {
 #[serde(default, deny_unknown_fields)]
 struct RawNode {
     name: Option<Name>,
+    zone: Option<Name>,
+    tags: Vec<Name>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -258,6 +261,9 @@ pub(crate) struct HostFacts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) name: String,
+    /// Where it stands; empty if its owner does not say.
+    pub(crate) zone: String,
+    pub(crate) tags: Vec<String>,
     /// `HOST:PORT` each; a host may be a name that still has to be looked up.
     pub(crate) seeds: Vec<String>,
     pub(crate) overlay: SocketAddr,
@@ -311,6 +317,8 @@ impl Config {
         let loopback = SocketAddr::from(([127, 0, 0, 1], GATEWAY_PORT));
         Self {
             name: raw.node.name.map_or_else(|| host.name.clone(), |name| name.0),
+            zone: raw.node.zone.map_or_else(String::new, |zone| zone.0),
+            tags: raw.node.tags.into_iter().map(|tag| tag.0).take(WORDS_MAX).collect(),
             seeds: raw.community.seeds.into_iter().map(|seed| seed.0).collect(),
             overlay: raw.listen.overlay.map_or_else(|| any(OVERLAY_PORT), |listen| listen.0),
             gateway: raw.listen.gateway.map_or(Some(loopback), |gateway| gateway.0),
@@ -349,6 +357,13 @@ impl Config {
             self.log = level;
         }
         Ok(())
+    }
+
+    /// What conditions may ask of a node that only its owner knows.
+    #[must_use]
+    pub(crate) fn labels(&self) -> Labels {
+        let (zone, tags) = (self.zone.clone(), self.tags.clone());
+        Labels { zone, tags, uplink: self.limits.upload }
     }
 
     /// The owner's ceilings.

@@ -13,6 +13,7 @@ mod identity;
 mod invite;
 mod limits;
 mod link;
+mod machine;
 mod notify;
 mod places;
 mod run;

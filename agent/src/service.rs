@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use dugnad_fabric::{Amounts, Bytes};
 use dugnad_kernel::Hash;
+use dugnad_resource::attributes::NODE;
+use dugnad_resource::condition::{Condition, ParseError};
 use dugnad_resource::spec::{
     self, Arch, Check, Health, Keep, Kind, Port, SNAPSHOT_MS, Spec, Tree, Want,
 };
@@ -83,6 +85,8 @@ struct RawNeeds {
     cpu: Option<Cpu>,
     disk: Option<Size>,
     processes: Option<u32>,
+    #[serde(rename = "where")]
+    place: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -223,7 +227,7 @@ impl Checker<'_> {
             kind,
             want: self.want(raw)?,
             command: raw.command.clone(),
-            env: self.env(&raw.env, &raw.store)?,
+            env: self.env(&raw.env, &raw.store, raw.needs.place.as_deref())?,
             artifacts: Vec::new(),
             needs: Amounts {
                 memory: raw.needs.memory.map_or(64 << 20, |size| size.0),
@@ -280,6 +284,7 @@ impl Checker<'_> {
         &self,
         env: &BTreeMap<Spanned<String>, String>,
         store: &RawStore,
+        place: Option<&str>,
     ) -> Result<Vec<(String, String)>, Error> {
         if let Some(bad) = store.namespaces.iter().find(|name| spec::valid_name(name).is_err()) {
             let why = format!("\"{bad}\" is no namespace: letters, digits and '-' make one");
@@ -305,6 +310,11 @@ impl Checker<'_> {
             env.iter().map(|(key, value)| (key.get_ref().clone(), value.clone())).collect();
         if !store.namespaces.is_empty() {
             all.push((NAMESPACES.to_owned(), store.namespaces.join(" ")));
+        }
+        if let Some(place) = place {
+            let wrong = |error: ParseError| self.wrong("needs.where", &error.to_string());
+            Condition::parse(place, &NODE).map_err(wrong)?;
+            all.push((spec::WHERE.to_owned(), place.to_owned()));
         }
         Ok(all)
     }

@@ -6,12 +6,14 @@ use super::demo::Demo;
 use super::group::Group;
 use super::lock::Lock;
 use super::objects::{Cas, Get, Ls, Namespace, Put, Store, Watch};
+use super::prospect::{Census, Describe, Find};
 use super::read::{Lookup, Nodes, Ps, Status, Whoami, Why};
 use super::services::{Announce, Deploy, Plan, Rm, Rollback, Stop};
 use super::setup::{Init, Invite, Join, Leave, Reload};
 use super::stream::{Events, Logs};
 use super::{
-    Agent, Cx, Outcome, Version, demo, group, lock, objects, read, services, setup, stream,
+    Agent, Cx, Outcome, Version, demo, group, lock, objects, prospect, read, services, setup,
+    stream,
 };
 
 /// Runs a community's services on slices of the computers its members own.
@@ -48,6 +50,9 @@ pub(super) enum Command {
     Agent(Agent),
     Status(Status),
     Nodes(Nodes),
+    Find(Find),
+    Describe(Describe),
+    Census(Census),
     Plan(Plan),
     Deploy(Deploy),
     Ps(Ps),
@@ -84,6 +89,9 @@ impl Command {
             Self::Agent(args) => super::agent(args, cx),
             Self::Status(Status {}) => read::status(cx),
             Self::Nodes(Nodes {}) => read::nodes(cx),
+            Self::Find(args) => prospect::find(&args, cx),
+            Self::Describe(args) => prospect::describe(&args, cx),
+            Self::Census(Census {}) => prospect::census(cx),
             Self::Ps(Ps {}) => read::ps(cx),
             Self::Why(args) => read::why(&args, cx),
             Self::Lookup(args) => read::lookup(&args, cx),

@@ -9,6 +9,7 @@ mod demo;
 mod group;
 mod lock;
 mod objects;
+mod prospect;
 mod read;
 mod services;
 mod setup;

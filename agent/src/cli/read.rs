@@ -76,12 +76,12 @@ pub(super) fn text(value: &Value) -> String {
     }
 }
 
-fn bytes(value: &Value) -> String {
+pub(super) fn bytes(value: &Value) -> String {
     value.as_u64().map_or_else(|| "-".to_owned(), |bytes| Bytes(bytes).to_string())
 }
 
 /// Thousandths of a core as a percentage.
-fn percent(value: &Value) -> String {
+pub(super) fn percent(value: &Value) -> String {
     value.as_u64().map_or_else(
         || "-".to_owned(),
         |millis| match millis % 10 {

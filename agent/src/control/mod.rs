@@ -15,6 +15,7 @@
 //! | `POST /v1/stop/NAME`, `/v1/rm/NAME` (`?keep_state=1`), `/v1/rollback/NAME` | one JSON value |
 //! | `POST /v1/leave` (`?now=1`), `/v1/reload`, `/v1/invite?secs=N` | one JSON value |
 //! | `GET /v1/logs/NAME?tail=N&follow=1`, `/v1/events?follow=1` | one JSON object a line |
+//! | `GET /v1/find?where=CONDITION&limit=N`, `/v1/census` | one JSON value |
 //! | `GET /v1/groups` | one JSON value |
 //! | `POST /v1/groups/NAME/create?members_only=1`, `.../join`, `.../leave` | one JSON value |
 //! | `POST /v1/groups/NAME/send?reliable=1`, body: the message | one JSON value |

@@ -9,7 +9,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dugnad_kernel::{Id, Key};
-use dugnad_node::{Question, ServiceQuestion};
+use dugnad_node::{ProspectQuestion, Question, ServiceQuestion, WANT_MAX};
+use dugnad_resource::attributes::NODE;
+use dugnad_resource::condition::Condition;
 use dugnad_resource::spec::{Spec, key_of};
 use futures_util::StreamExt as _;
 use http_body_util::{BodyExt, Limited};
@@ -30,6 +32,7 @@ use super::store::{self, Who};
 use super::{AgentApi, Wanted, exit, groups, lock, socket, upload};
 use crate::http_io::HttpIo;
 use crate::places::Places;
+use crate::text::percent_decode;
 
 /// Connections at a time; people and scripts of one machine need few. The idlest gives way.
 pub(crate) const CONNECTIONS_MAX: usize = 32;
@@ -198,6 +201,8 @@ impl Door {
             ("v1", Some("lookup"), Some(what), None) => {
                 self.ask(Question::Lookup(key(what)?), what).await
             }
+            ("v1", Some("find"), None, None) => self.find(query).await,
+            ("v1", Some("census"), None, None) => self.ask(ProspectQuestion::Census, "").await,
             ("v1", Some("resolve"), Some(name), None) => {
                 self.ask(ServiceQuestion::Resolve(service(name)?), name).await
             }
@@ -279,6 +284,18 @@ impl Door {
         let Told { value, complete } =
             shape::answer(self.backend.ask(question.into()).await, about)?;
         Ok(whole(json_response(&value), complete))
+    }
+
+    /// Nodes that meet `where`.
+    async fn find(&self, query: &Query) -> Reply {
+        let typed = percent_decode(query.get("where").unwrap_or_default())
+            .ok_or_else(|| Trouble::usage("where is no UTF-8 text"))?;
+        let condition = Condition::parse(&typed, &NODE);
+        let condition = condition.map_err(|error| Trouble::usage(error.to_string()))?;
+        let want = query.number("limit").unwrap_or(u64::from(WANT_MAX));
+        let want = u16::try_from(want).ok().filter(|want| (1..=WANT_MAX).contains(want));
+        let want = want.ok_or_else(|| Trouble::usage(format!("limit is 1 to {WANT_MAX}")))?;
+        self.ask(ProspectQuestion::Find { condition, want }, "").await
     }
 
     /// The services, each with the age of what is kept of its state.

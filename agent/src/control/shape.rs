@@ -6,9 +6,11 @@ use dugnad_fabric::Amounts;
 use dugnad_kernel::NodeId;
 use dugnad_kernel::map::Map;
 use dugnad_node::{
-    Answer, GroupMode, GroupPolicy, GroupView, Happened, NodeState, NodeView, PlanView,
-    ReplicaState, ServiceView, Slot, Status,
+    Answer, Brief, GroupMode, GroupPolicy, GroupView, Happened, NodeState, NodeView, PlanView,
+    ProspectAnswer, ReplicaState, ServiceView, Slot, Status,
 };
+use dugnad_resource::condition::Value as Attribute;
+use dugnad_resource::describe::Description;
 use dugnad_resource::spec::{Arch, Port, Tree};
 use serde_json::{Value, json};
 
@@ -246,6 +248,59 @@ fn group(view: &GroupView) -> Value {
     })
 }
 
+/// What a search or a census found, what it cost, and how old it is.
+fn prospected(answer: ProspectAnswer) -> Result<Told, Trouble> {
+    let (what, found, cost) = match answer {
+        ProspectAnswer::Found { nodes, cost } => {
+            ("nodes", nodes.iter().map(described).collect::<Value>(), cost)
+        }
+        ProspectAnswer::Census { nodes, cost } => {
+            ("nodes", nodes.iter().map(brief).collect(), cost)
+        }
+        ProspectAnswer::Failed(text) => return Err(Trouble::failed(text)),
+    };
+    let value = json!({
+        what: found,
+        "asked": cost.asked,
+        "messages": cost.messages,
+        "micros": u64::try_from(cost.took.as_micros()).unwrap_or(u64::MAX),
+        // Each node answered for itself, now.
+        "age_secs": 0,
+    });
+    Ok(Told { value, complete: cost.complete })
+}
+
+/// A node and its attributes, in the units conditions keep them in: bytes, thousandths of a core,
+/// millionths, seconds.
+fn described(node: &Description) -> Value {
+    let value = |value: &Attribute| match value {
+        Attribute::Number(number) => json!(number),
+        Attribute::Text(text) => json!(text),
+        Attribute::Words(words) => json!(words),
+    };
+    let all = node.attributes();
+    let attributes: Value = all.iter().map(|(name, v)| (name.clone(), value(v))).collect();
+    json!({
+        "node": node.peer.id.to_string(),
+        "name": node.profile.name,
+        "version": node.profile.version,
+        "attributes": attributes,
+    })
+}
+
+fn brief(node: &Brief) -> Value {
+    json!({
+        "arch": node.arch.name(),
+        "zone": node.zone,
+        "cores": node.cores,
+        "up_millionths": node.up,
+        "work": node.takes_work,
+        "replicas": node.replicas,
+        "gives": amounts(node.gives),
+        "free": amounts(node.free),
+    })
+}
+
 /// What did not work: HTTP status and body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Trouble {
@@ -311,6 +366,7 @@ pub(super) fn answer(answer: Answer, about: &str) -> Result<Told, Trouble> {
         Answer::Groups(groups) => told(groups.iter().map(group).collect()),
         // What is said of objects is said in `store`.
         Answer::Object(other) => Err(Trouble::failed(format!("unexpected answer {other:?}"))),
+        Answer::Prospect(answer) => prospected(answer),
         Answer::Done => told(json!({})),
         Answer::Unmet(reasons) => {
             let text = "it cannot be met now";

@@ -228,6 +228,8 @@ fn node(me: Peer, config: &Config, announce: &[SocketAddr]) -> io::Result<Node> 
         arch: own_arch()?,
         home: home(announce),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        machine: crate::machine::probe(),
+        labels: config.labels(),
     };
     let ceilings = config.ceilings();
     Ok(Node::new(NodeConfig { me, profile, ceilings, programs: programs() }))

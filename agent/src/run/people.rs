@@ -108,6 +108,10 @@ impl Agent {
                 None => "services are taken again".to_owned(),
             });
         }
+        if new.labels() != old.labels() {
+            self.input(dugnad_kernel::Input::Command(Command::Labels(new.labels())));
+            lines.push("zone and tags are told to whoever asks".to_owned());
+        }
         if new.seeds != old.seeds {
             lines.push("new seeds will be dialled".to_owned());
         }

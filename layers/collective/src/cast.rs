@@ -5,18 +5,20 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use dugnad_kernel::{Hash, Key, NodeId};
-use dugnad_resource::describe::{Description, clip_name};
+use dugnad_resource::condition::Condition;
+use dugnad_resource::describe::Description;
 use dugnad_resource::spec::Port;
 use serde::{Deserialize, Serialize};
 
 use crate::deployment::service::ServiceView;
 use crate::linear::view::View;
 use crate::objects::sums::NodeSums;
+use dugnad_resource::describe::Brief;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CastBody {
     /// Describe yourself; say which of these packages and programs you have.
-    Describe { trees: Vec<Hash>, program: Option<String> },
+    Describe { trees: Vec<Hash>, programs: Vec<String> },
     /// Say what you manage.
     Services,
     /// Which services have a TCP port of their own?
@@ -31,6 +33,8 @@ pub enum CastBody {
     Objects { namespace: Option<String> },
     /// Who keeps which registers from now on.
     Views(Vec<View>),
+    /// Describe yourself if this is true of you. `brief`: only what a census counts.
+    Find { condition: Condition, brief: bool },
 }
 
 /// One node's part of the feedback.
@@ -40,6 +44,10 @@ pub enum CastPart {
     Services(Vec<ServiceView>),
     Ports(Vec<(String, u16)>),
     Objects(Box<NodeSums>),
+    /// It was not true of this node.
+    NotMeant,
+    /// To a census.
+    Brief(Box<Brief>),
 }
 
 /// The node descriptions among the parts of a feedback.
@@ -48,7 +56,7 @@ pub(crate) fn descriptions(parts: &[Vec<u8>]) -> Vec<Description> {
     decoded
         .filter_map(|part| match part {
             CastPart::Node(mut description) => {
-                description.profile.name = clip_name(&description.profile.name);
+                description.clip();
                 Some(*description)
             }
             _ => None,

@@ -17,8 +17,9 @@ pub mod persistence;
 #[cfg(test)]
 mod played;
 pub mod position;
+pub mod prospector;
+mod queue;
 
-use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::cell::Ref;
 use dugnad_kernel::map::{Map, Set};
@@ -46,6 +47,8 @@ use persistence::record::{COUNTER_STEP, Name, Record};
 use persistence::store::Store;
 use persistence::{Answer, Persistence, Question, Versions};
 use position::RingPosition;
+use prospector::{ProspectAnswer, ProspectQuestion, Prospector};
+use queue::{Give, Queue, Work, feedback, found, moved};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
@@ -63,6 +66,7 @@ pub enum Timer {
     Deployment(deployment::Timer),
     Objects(objects::Timer),
     Linear(linear::Timer),
+    Prospector(prospector::Timer),
 }
 
 /// Whose lookup or broadcast it is, to be handed back with what came of it.
@@ -72,6 +76,7 @@ pub enum Seeker {
     Deployment(CallId),
     Objects(CallId),
     Linear(CallId),
+    Prospector(CallId),
 }
 
 #[derive(Clone, Debug)]
@@ -130,6 +135,11 @@ pub enum Command {
         ask: u64,
         question: ObjectQuestion,
     },
+    /// [`Event::Prospect`] follows.
+    Prospect {
+        ask: u64,
+        question: ProspectQuestion,
+    },
     /// Of the directory of groups; [`Event::Directory`] follows under `call`.
     Directory {
         call: u32,
@@ -146,10 +156,12 @@ pub enum Event {
         seeker: Seeker,
         key: Key,
     },
-    /// Tell everybody. `seeker`: who waits for the feedback, if somebody does.
+    /// Tell everybody, or the nodes on an arc. `seeker`: who waits for the feedback, if somebody
+    /// does.
     Cast {
         seeker: Option<Seeker>,
         body: CastBody,
+        arc: Option<Arc>,
     },
     /// Records on their way to the disk; `None` deletes. With a token [`Command::Persisted`] or
     /// [`Command::NotPersisted`] follows.
@@ -186,6 +198,10 @@ pub enum Event {
         call: u32,
         answer: DirectoryAnswer,
     },
+    Prospect {
+        ask: u64,
+        answer: ProspectAnswer,
+    },
 }
 
 /// Who asked the persistence module, or the packages, and waits.
@@ -197,19 +213,6 @@ enum Caller {
     /// The groups of the layer below.
     Groups(u32),
 }
-
-/// What one of the components is to handle next.
-enum Work {
-    Persistence(Input<Persistence>),
-    Packages(Input<Packages>),
-    Deployment(Input<Deployment>),
-    Objects(Input<Objects>),
-    Linear(Input<Linear>),
-}
-
-/// What one input brings to the components, first in, first out: an answer to what a component
-/// asked comes after everything else it said in the same breath.
-type Queue = VecDeque<Work>;
 
 /// How the versions of records of this name grow; `None` if the components here write no such
 /// records.
@@ -230,22 +233,13 @@ fn versions_of(name: &[u8]) -> Option<Versions> {
     known.then_some(Versions::Counted { step: COUNTER_STEP })
 }
 
-/// What a lookup found, to who asked for it.
-fn found(seeker: Seeker, owner: Option<NodeId>, queue: &mut Queue) {
-    match seeker {
-        Seeker::Persistence(call) => queue.persist(persistence::Command::Found { call, owner }),
-        Seeker::Deployment(call) => queue.deploy(deployment::Command::Found { call, owner }),
-        Seeker::Objects(call) => queue.object(objects::Command::Found { call, owner }),
-        Seeker::Linear(call) => queue.line(linear::Command::Found { call, owner }),
-    }
-}
-
 pub struct Collective {
     persistence: Persistence,
     packages: Packages,
     deployment: Deployment,
     objects: Objects,
     linear: Linear,
+    prospector: Prospector,
     /// Questions of one component to another that are not answered yet.
     asked: Map<u32, Caller>,
     next: u32,
@@ -277,6 +271,7 @@ impl Component for Collective {
                 Timer::Deployment(timer) => Work::Deployment(Input::Timer(timer)),
                 Timer::Objects(timer) => Work::Objects(Input::Timer(timer)),
                 Timer::Linear(timer) => Work::Linear(Input::Timer(timer)),
+                Timer::Prospector(timer) => Work::Prospector(Input::Timer(timer)),
             }),
         }
         while let Some(work) = queue.pop_front() {
@@ -286,39 +281,9 @@ impl Component for Collective {
                 Work::Deployment(input) => self.feed_deployment(input, &mut queue, cx),
                 Work::Objects(input) => self.feed_objects(input, &mut queue, cx),
                 Work::Linear(input) => self.feed_linear(input, &mut queue, cx),
+                Work::Prospector(input) => self.feed_prospector(input, cx),
             }
         }
-    }
-}
-
-/// Something for a component to do.
-trait Give {
-    fn persist(&mut self, command: persistence::Command);
-    fn package(&mut self, command: packages::Command);
-    fn deploy(&mut self, command: deployment::Command);
-    fn object(&mut self, command: objects::Command);
-    fn line(&mut self, command: linear::Command);
-}
-
-impl Give for Queue {
-    fn persist(&mut self, command: persistence::Command) {
-        self.push_back(Work::Persistence(Input::Command(command)));
-    }
-
-    fn package(&mut self, command: packages::Command) {
-        self.push_back(Work::Packages(Input::Command(command)));
-    }
-
-    fn deploy(&mut self, command: deployment::Command) {
-        self.push_back(Work::Deployment(Input::Command(command)));
-    }
-
-    fn object(&mut self, command: objects::Command) {
-        self.push_back(Work::Objects(Input::Command(command)));
-    }
-
-    fn line(&mut self, command: linear::Command) {
-        self.push_back(Work::Linear(Input::Command(command)));
     }
 }
 
@@ -333,6 +298,7 @@ impl Collective {
             deployment: Deployment::new(me, records.clone()),
             objects: Objects::new(me, records, linear.registers()),
             linear,
+            prospector: Prospector::default(),
             persistence,
             asked: Map::new(),
             next: 0,
@@ -383,6 +349,7 @@ impl Collective {
         own.chain(self.deployment.counters())
             .chain(self.objects.counters())
             .chain(self.linear.counters())
+            .chain(self.prospector.counters())
     }
 
     /// What grows with what others say: name, how many there are, how many at most.
@@ -398,6 +365,7 @@ impl Collective {
             .chain(self.deployment.sizes())
             .chain(self.objects.sizes())
             .chain(self.linear.sizes())
+            .chain(self.prospector.sizes())
     }
 
     pub fn operations(&self) -> impl Iterator<Item = &'static str> + '_ {
@@ -405,6 +373,7 @@ impl Collective {
         own.chain(self.deployment.operations())
             .chain(self.objects.operations())
             .chain(self.linear.operations())
+            .chain(self.prospector.operations())
     }
 
     fn on_command(&mut self, command: Command, queue: &mut Queue) {
@@ -413,6 +382,7 @@ impl Collective {
         use objects::Command as O;
         use packages::Command as K;
         use persistence::Command as P;
+        use prospector::Command as S;
         match command {
             Command::Restore { records, registers, trees, inc, alone } => {
                 if inc > 1 {
@@ -427,20 +397,11 @@ impl Collective {
                 queue.object(O::Clock(unix_ms));
                 queue.line(L::Clock(unix_ms));
             }
-            Command::Moved { position, gained } => {
-                queue.persist(P::Moved { position: position.clone(), gained });
-                queue.deploy(D::Moved(position.clone()));
-                queue.object(O::Moved(position.clone()));
-                queue.line(L::Moved(position.clone()));
-                queue.package(K::Moved(position));
-            }
+            Command::Moved { position, gained } => moved(&position, gained, queue),
             Command::Found { seeker, owner } => found(seeker, owner, queue),
-            Command::Feedback { seeker, parts, complete } => match seeker {
-                Seeker::Deployment(call) => queue.deploy(D::Feedback { call, parts, complete }),
-                Seeker::Objects(call) => queue.object(O::Feedback { call, parts, complete }),
-                // It tells nobody anything.
-                Seeker::Persistence(_) | Seeker::Linear(_) => {}
-            },
+            Command::Feedback { seeker, parts, complete } => {
+                feedback(seeker, parts, complete, queue);
+            }
             Command::Persisted(token) => queue.persist(P::Persisted(token)),
             Command::NotPersisted(token) => queue.persist(P::NotPersisted(token)),
             Command::RegistersPersisted(token) => queue.line(L::Persisted(token)),
@@ -469,6 +430,7 @@ impl Collective {
             }
             Command::Ask { ask, question } => queue.deploy(D::Ask { ask, question }),
             Command::Object { ask, question } => queue.object(O::Ask { ask, question }),
+            Command::Prospect { ask, question } => queue.prospect(S::Ask { ask, question }),
             Command::Directory { call, key, ask } => {
                 self.ask(Some(Caller::Groups(call)), Question::Directory { key, ask }, queue);
             }
@@ -571,7 +533,7 @@ impl Collective {
                 }
                 E::Cast { call, body } => {
                     let seeker = call.map(Seeker::Deployment);
-                    cx.emit(Event::Cast { seeker, body });
+                    cx.emit(Event::Cast { seeker, body, arc: None });
                 }
                 E::Records { call, question } => {
                     self.ask(call.map(Caller::Deployment), question, queue);
@@ -595,7 +557,8 @@ impl Collective {
                     cx.emit(Event::Lookup { seeker: Seeker::Objects(call), key });
                 }
                 E::Cast { call, body } => {
-                    cx.emit(Event::Cast { seeker: Some(Seeker::Objects(call)), body });
+                    let seeker = Some(Seeker::Objects(call));
+                    cx.emit(Event::Cast { seeker, body, arc: None });
                 }
                 E::Records { call, question } => {
                     self.ask(Some(Caller::Objects(call)), question, queue);
@@ -625,13 +588,26 @@ impl Collective {
                 }
                 E::Persist { token, writes } => cx.emit(Event::PersistRegisters { token, writes }),
                 E::Tell(views) => {
-                    cx.emit(Event::Cast { seeker: None, body: CastBody::Views(views) });
+                    let body = CastBody::Views(views);
+                    cx.emit(Event::Cast { seeker: None, body, arc: None });
                 }
                 E::Answer { call, answer } => {
                     if let Some(Caller::Objects(call)) = self.asked.remove(&call) {
                         queue.object(objects::Command::Linear { call, answer });
                     }
                 }
+            }
+        }
+    }
+
+    fn feed_prospector(&mut self, input: Input<Prospector>, cx: &mut Cx<'_, Self>) {
+        use prospector::Event as E;
+        for event in cx.child(&mut self.prospector, input, |msg| match msg {}, Timer::Prospector) {
+            match event {
+                E::Cast { call, body, arc } => {
+                    cx.emit(Event::Cast { seeker: Some(Seeker::Prospector(call)), body, arc });
+                }
+                E::Answer { ask, answer } => cx.emit(Event::Prospect { ask, answer }),
             }
         }
     }

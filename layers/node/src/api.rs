@@ -10,12 +10,14 @@ pub use dugnad_collective::objects::item::{Address, Content, LOCKS, Manner, Name
 pub use dugnad_collective::objects::siblings::Context;
 pub use dugnad_collective::objects::sums::{Listed, NodeSums};
 pub use dugnad_collective::objects::{Expect, ObjectAnswer, ObjectQuestion, Value};
+pub use dugnad_collective::prospector::{Cost, ProspectAnswer, ProspectQuestion, WANT_MAX};
 pub use dugnad_connectivity::group::Manner as GroupManner;
 pub use dugnad_connectivity::group::directory::{Mode as GroupMode, Policy as GroupPolicy};
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Duration, Hash, Key, NodeId, Peer};
-use dugnad_resource::describe::Profile;
+pub use dugnad_resource::describe::Brief;
+use dugnad_resource::describe::{Labels, Profile};
 use dugnad_resource::execute::{Order, ReplicaId, Report};
 use dugnad_resource::spec::Tree;
 pub use dugnad_resource::spec::state_mark;
@@ -61,6 +63,8 @@ pub enum Command {
     },
     /// Marks ([`state_mark`]) of the services whose state is here though they do not run here.
     KeptState(Set<Hash>),
+    /// What its owner says of this node.
+    Labels(Labels),
     /// Have what runs here run elsewhere first; [`Event::HandedOver`] follows when nothing is left.
     /// Or, with false, keep it after all.
     HandOver(bool),
@@ -116,6 +120,14 @@ pub enum Question {
     Group(GroupQuestion),
     /// Answers [`Answer::Object`].
     Object(ObjectQuestion),
+    /// Answers [`Answer::Prospect`].
+    Prospect(ProspectQuestion),
+}
+
+impl From<ProspectQuestion> for Question {
+    fn from(question: ProspectQuestion) -> Self {
+        Self::Prospect(question)
+    }
 }
 
 impl From<ObjectQuestion> for Question {
@@ -191,6 +203,7 @@ pub enum Answer {
     },
     Groups(Vec<GroupView>),
     Object(ObjectAnswer),
+    Prospect(ProspectAnswer),
     Done,
     /// It cannot be met now; one line a reason (exit 3).
     Unmet(Vec<String>),

@@ -1,15 +1,18 @@
 //! What the node says to everybody, and answers when everybody is asked.
 
 use alloc::boxed::Box;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use dugnad_collective::cast::{CastBody, CastPart};
 use dugnad_collective::objects::sums::NodeSums;
 use dugnad_collective::{self as collective, Seeker};
 use dugnad_connectivity::overlay;
-use dugnad_kernel::{Cx, Hash};
-use dugnad_resource::describe::{Description, clip_name};
+use dugnad_connectivity::tree::bulk::Reach;
+use dugnad_kernel::{Arc, Cx, Hash};
+use dugnad_resource::condition::Condition;
+use dugnad_resource::describe::Brief;
+use dugnad_resource::describe::{self, Description, PROGRAMS_MAX, clip_name};
 use dugnad_resource::execute::Order;
 use dugnad_resource::executor::clip_note;
 use dugnad_resource::spec::{Port, valid_name};
@@ -18,11 +21,13 @@ use crate::asked::Why;
 use crate::{Event, Happened, Node, program_hash};
 
 impl Node {
-    /// Tells everybody. `seeker`: who waits for what they answer, if somebody does.
+    /// Tells everybody, or the nodes on an arc. `seeker`: who waits for what they answer, if
+    /// somebody does.
     pub(crate) fn cast(
         &mut self,
         seeker: Option<Seeker>,
         mut body: CastBody,
+        arc: Option<Arc>,
         cx: &mut Cx<'_, Self>,
     ) {
         if let CastBody::Happened { by_name, .. } = &mut body {
@@ -30,9 +35,18 @@ impl Node {
         }
         // Plain data into memory cannot fail.
         if let Ok(body) = postcard::to_allocvec(&body) {
-            let feedback = seeker.is_some();
-            let call = seeker.map_or(0, |seeker| self.asked.call(Why::Feedback(seeker)));
-            self.ring(overlay::Command::Cast { call, body, feedback }, cx);
+            let call = seeker.map(|seeker| self.asked.call(Why::Feedback(seeker)));
+            let command = match arc {
+                None => {
+                    let (feedback, call) = (call.is_some(), call.unwrap_or_default());
+                    overlay::Command::Cast { call, body, feedback }
+                }
+                Some(arc) => {
+                    let (arcs, reach) = (Vec::from([arc]), Reach::Nodes);
+                    overlay::Command::Bulk { arcs, reach, body, call }
+                }
+            };
+            self.ring(command, cx);
         }
     }
 
@@ -43,15 +57,16 @@ impl Node {
         cx: &mut Cx<'_, Self>,
     ) {
         let (by, by_name) = (self.connectivity.ring().me().id, String::new());
-        self.cast(None, CastBody::Happened { by, by_name, service, text }, cx);
+        self.cast(None, CastBody::Happened { by, by_name, service, text }, None, cx);
     }
 
     /// A broadcast arrived; what this node has to say to it.
     pub(crate) fn on_cast(&mut self, body: &[u8], cx: &mut Cx<'_, Self>) -> Option<Vec<u8>> {
         let part = match postcard::from_bytes(body).ok()? {
-            CastBody::Describe { trees, program } => {
-                CastPart::Node(Box::new(self.description(&trees, program.as_deref(), cx)))
+            CastBody::Describe { trees, programs } => {
+                CastPart::Node(Box::new(self.description(&trees, &programs, cx)))
             }
+            CastBody::Find { condition, brief } => self.prospected(&condition, brief, cx)?,
             CastBody::Services => {
                 let views = self.collective.views();
                 if views.is_empty() {
@@ -92,26 +107,56 @@ impl Node {
     pub(crate) fn description(
         &self,
         trees: &[Hash],
-        program: Option<&str>,
+        programs: &[String],
         cx: &Cx<'_, Self>,
     ) -> Description {
         let known = self.collective.trees().iter().map(|tree| tree.root);
         let packages = self.executor.packages().map(|tree| tree.root);
         let held: Vec<Hash> =
             known.chain(packages).chain(self.kept_state.iter().copied()).collect();
-        let has = |program: &&str| self.programs.binary_search(&program_hash(program)).is_ok();
+        let has = |program: &&String| self.has_program(program);
         let up = self.started.map_or(0, |started| cx.now.since(started).as_secs());
+        let mut profile = self.profile.clone();
+        profile.home = profile.fails_with();
         Description {
             peer: self.connectivity.ring().me().clone(),
-            profile: self.profile.clone(),
+            profile,
             free: self.executor.ledger().free(),
             gives: self.executor.ledger().ceilings().amounts,
             takes_work: self.executor.takes_work(),
             up_secs: u32::try_from(up).unwrap_or(u32::MAX),
             replicas: u16::try_from(self.executor.replicas().count()).unwrap_or(u16::MAX),
             holds: trees.iter().copied().filter(|root| held.contains(root)).collect(),
-            programs: program.into_iter().filter(has).map(ToString::to_string).collect(),
+            programs: programs.iter().take(PROGRAMS_MAX).filter(has).cloned().collect(),
         }
+    }
+
+    /// This node's part in a search, or in a census if it is to be brief.
+    fn prospected(
+        &self,
+        condition: &Condition,
+        brief: bool,
+        cx: &Cx<'_, Self>,
+    ) -> Option<CastPart> {
+        if !condition.fits() {
+            return None;
+        }
+        let node = self.description(&[], &describe::programs(condition), cx);
+        Some(match (condition.matches(node.attributes().as_slice()), brief) {
+            (false, _) => CastPart::NotMeant,
+            (true, true) => CastPart::Brief(Box::new(Brief::of(&node))),
+            (true, false) => CastPart::Node(Box::new(node)),
+        })
+    }
+
+    /// A program with its full path, or by its name in one of the usual folders.
+    fn has_program(&self, program: &str) -> bool {
+        let known = |path: &str| self.programs.binary_search(&program_hash(path)).is_ok();
+        if program.starts_with('/') {
+            return known(program);
+        }
+        let folders = ["/usr/bin/", "/bin/", "/usr/local/bin/", "/usr/sbin/", "/sbin/"];
+        folders.iter().any(|folder| known(&[folder, program].concat()))
     }
 
     fn managed_ports(&self) -> Vec<(String, u16)> {

@@ -245,6 +245,9 @@ impl Node {
             Command::Ask(ask, Question::Object(question)) => {
                 self.community(collective::Command::Object { ask, question }, cx);
             }
+            Command::Ask(ask, Question::Prospect(question)) => {
+                self.community(collective::Command::Prospect { ask, question }, cx);
+            }
             Command::Ask(ask, Question::Group(question)) => self.ask_group(ask, question, cx),
             Command::Ask(ask, Question::Lookup(key)) => self.on_lookup(ask, key, cx),
             Command::Ask(ask, Question::Announce(text)) => self.on_announce(ask, &text, cx),
@@ -252,6 +255,7 @@ impl Node {
                 self.host(executor::Command::Limits { ceilings, takes_work }, cx);
             }
             Command::KeptState(kept) => self.kept_state = kept,
+            Command::Labels(labels) => self.profile.labels = labels,
             Command::Clock(unix_ms) => self.community(collective::Command::Clock(unix_ms), cx),
             Command::Addresses { addrs, home } => {
                 self.profile.home = home;
@@ -392,12 +396,6 @@ impl Node {
             E::Joined => self.on_joined(cx),
             E::RangeChanged | E::NeighboursChanged => self.place_changed(cx),
             E::Found { call, found } => self.on_found(call, found, cx),
-            E::Cast { id, body, feedback } => {
-                let part = self.on_cast(&body, cx);
-                if feedback {
-                    self.ring(overlay::Command::AnswerCast { id, part }, cx);
-                }
-            }
             E::Feedback { call, feedback } => {
                 if let Some(Why::Feedback(seeker)) = self.asked.over(call) {
                     let (parts, complete) = (feedback.parts, feedback.complete);
@@ -410,8 +408,14 @@ impl Node {
                 self.community(collective::Command::Restarted(id), cx);
             }
             E::Left => cx.emit(Event::Left),
-            // Nothing here starts bulk operations; whom to watch stays below.
-            E::Bulk { .. } | E::Watch(_) | E::Doubt(_) => {}
+            E::Cast { id, body, feedback } | E::Bulk { id, body, feedback, .. } => {
+                let part = self.on_cast(&body, cx);
+                if feedback {
+                    self.ring(overlay::Command::AnswerCast { id, part }, cx);
+                }
+            }
+            // Whom to watch stays below.
+            E::Watch(_) | E::Doubt(_) => {}
         }
     }
 
@@ -468,7 +472,7 @@ impl Node {
                 collective::Event::Lookup { seeker, key } => {
                     self.look_up(Why::Collective(seeker), key, cx);
                 }
-                collective::Event::Cast { seeker, body } => self.cast(seeker, body, cx),
+                collective::Event::Cast { seeker, body, arc } => self.cast(seeker, body, arc, cx),
                 collective::Event::Persist { token, writes } => {
                     let writes = writes.into_iter();
                     let writes = writes.map(|(name, value)| (DiskKey::Record(name), value));
@@ -492,6 +496,9 @@ impl Node {
                 collective::Event::Answer { ask, reply } => self.on_reply(ask, reply, cx),
                 collective::Event::Object { ask, answer } => {
                     self.answer_known(ask, Answer::Object(answer), cx);
+                }
+                collective::Event::Prospect { ask, answer } => {
+                    self.answer_known(ask, Answer::Prospect(answer), cx);
                 }
                 collective::Event::ObjectChanged { address, answer } => {
                     cx.emit(Event::ObjectChanged { address, answer });

@@ -26,8 +26,7 @@ const OTHER: NodeId = Id(77);
 impl Driven {
     /// A node that is a ring of its own.
     fn alone() -> Self {
-        let profile =
-            Profile { name: "me".into(), arch: Arch::X86_64, home: 1, version: "0".into() };
+        let profile = Profile::plain("me", Arch::X86_64, 1);
         let amounts = Amounts { memory: 1 << 32, cpu: 1_000, disk: 1 << 40, processes: 99 };
         let ceilings = Ceilings { amounts, upload: None };
         let config = Config { me: Peer::new(Id(7)), profile, ceilings, programs: Vec::new() };

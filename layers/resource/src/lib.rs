@@ -5,6 +5,8 @@
 
 extern crate alloc;
 
+pub mod attributes;
+pub mod condition;
 pub mod describe;
 pub mod execute;
 pub mod executor;

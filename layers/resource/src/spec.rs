@@ -8,6 +8,12 @@ use dugnad_fabric::Amounts;
 use dugnad_kernel::{Hash, Key};
 use serde::{Deserialize, Serialize};
 
+use crate::attributes::NODE;
+use crate::condition::{Condition, ParseError};
+
+/// The variable of a service's environment that carries its condition on nodes.
+pub const WHERE: &str = "DUGNAD_WHERE";
+
 /// How a node says that it has state of a service: a hash as those of packages.
 #[must_use]
 pub fn state_mark(service: &str) -> Hash {
@@ -210,6 +216,16 @@ impl Spec {
         }
     }
 
+    /// What a node must be like to run it; true of all if the file says nothing. It travels in the
+    /// environment, so that what is on disk keeps its form.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn place(&self) -> Result<Condition, ParseError> {
+        let said = self.env.iter().find(|(name, _)| name == WHERE);
+        Condition::parse(said.map_or("", |(_, typed)| typed), &NODE)
+    }
+
     fn hook(&self) -> &[String] {
         match &self.state {
             Keep::Snapshots { hook, .. } => hook,
@@ -237,6 +253,9 @@ impl Spec {
         }
         if self.artifacts.len() > Arch::ALL.len() + 1 {
             return Err("too many artifacts");
+        }
+        if self.place().is_err() {
+            return Err("needs.where is no condition on nodes");
         }
         match self.want {
             Want::Replicas(0) => return Err("replicas must be at least 1"),

@@ -56,8 +56,7 @@ fn amounts(memory: u64) -> Amounts {
 fn node(me: NodeId, inc: u32) -> Node {
     let mut peer = Peer::new(me);
     peer.inc = inc;
-    let profile =
-        Profile { name: "fuzzed".into(), arch: Arch::X86_64, home: 1, version: "0".into() };
+    let profile = Profile::plain("fuzzed", Arch::X86_64, 1);
     let ceilings = Ceilings { amounts: amounts(1 << 32), upload: None };
     Node::new(Config { me: peer, profile, ceilings, programs: Vec::new() })
 }
@@ -309,11 +308,11 @@ impl Storm {
     fn part(&mut self) -> Vec<u8> {
         let description = Description {
             peer: self.some_peer(),
-            profile: Profile {
-                name: "p".repeat(self.rng.usize(0..3_000)),
-                arch: Arch::X86_64,
-                home: self.rng.u32(0..4),
-                version: String::new(),
+            profile: {
+                let name = "p".repeat(self.rng.usize(0..3_000));
+                let mut profile = Profile::plain(&name, Arch::X86_64, self.rng.u32(0..4));
+                profile.labels.tags = vec!["t".repeat(300); self.rng.usize(0..40)];
+                profile
             },
             free: amounts(self.rng.u64(..)),
             gives: amounts(self.rng.u64(..)),

@@ -13,7 +13,7 @@ use dugnad_node::{
     Address, Answer, AskId, Command, Config, Event, Happened, Msg, Node, ObjectAnswer, Question,
     Timer,
 };
-use dugnad_resource::describe::Profile;
+use dugnad_resource::describe::{Labels, Profile};
 use dugnad_resource::execute::{Order, ReplicaId, Report, Run};
 use dugnad_resource::spec::{Arch, Tree};
 
@@ -52,6 +52,8 @@ pub struct Machine {
     /// Changes at every start and stop: timers and answers of an earlier life are void.
     life: u64,
     home: u32,
+    /// What its owner says of it.
+    pub labels: Labels,
     ceilings: Ceilings,
     seeds: Vec<NodeId>,
     pub sent: u64,
@@ -200,6 +202,7 @@ impl World {
             inc: 0,
             life: 0,
             home: u32::try_from(number / 2).unwrap_or(0),
+            labels: Labels::default(),
             ceilings: Ceilings { amounts, upload: None },
             seeds: seeds.to_vec(),
             sent: 0,
@@ -241,12 +244,8 @@ impl World {
         machine.left = false;
         machine.book.clear();
         let me = Peer { id, inc: machine.inc, addrs: heapless_addr(id) };
-        let profile = Profile {
-            name: machine.name.clone(),
-            arch: Arch::X86_64,
-            home: machine.home,
-            version: "sim".into(),
-        };
+        let mut profile = Profile::plain(&machine.name, Arch::X86_64, machine.home);
+        profile.labels = machine.labels.clone();
         let config = Config { me, profile, ceilings: machine.ceilings, programs: Vec::new() };
         machine.node = Some(Node::new(config));
         let records = machine.disk.durable.iter().map(|(k, v)| (k.clone(), v.clone())).collect();

@@ -6,8 +6,10 @@ use std::rc::Rc;
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Hash, Id, Peer};
 use dugnad_node::{
-    Content, GroupMode, GroupPolicy, GroupQuestion, GroupView, NodeState, ServiceQuestion, Status,
+    Brief, Content, Cost, GroupMode, GroupPolicy, GroupQuestion, GroupView, NodeState,
+    ProspectAnswer, ProspectQuestion, ServiceQuestion, Status,
 };
+use dugnad_resource::describe::Description;
 use dugnad_resource::spec::Arch;
 use serde_json::json;
 use smol::channel::Sender;
@@ -70,6 +72,7 @@ impl FakeAgent {
             }
             Question::Group(_) => Answer::Done,
             Question::Object(question) => Answer::Object(objects::answer(question)),
+            Question::Prospect(question) => Answer::Prospect(prospected(&question)),
             Question::Lookup(key) => Answer::Found {
                 owner: key,
                 owner_name: "attic".to_owned(),
@@ -121,6 +124,35 @@ impl FakeAgent {
             | ServiceQuestion::Remove(_)
             | ServiceQuestion::RemoveButState(_)
             | ServiceQuestion::RollBack(_) => Answer::Unknown,
+        }
+    }
+}
+
+/// One node that has what is asked for, or none.
+fn prospected(question: &ProspectQuestion) -> ProspectAnswer {
+    let took = dugnad_kernel::Duration::from_micros(2_300);
+    let cost = Cost { asked: 3, messages: 4, took, complete: true };
+    let mut profile = node(1, Some("attic"), NodeState::Alive).profile.unwrap();
+    profile.machine.cores = 4;
+    profile.labels.tags = vec!["solar".to_owned()];
+    let attic = Description {
+        peer: Peer::new(Id(1)),
+        profile,
+        free: AMOUNTS,
+        gives: AMOUNTS,
+        takes_work: true,
+        up_secs: 90,
+        replicas: 1,
+        holds: Vec::new(),
+        programs: Vec::new(),
+    };
+    match question {
+        ProspectQuestion::Census => {
+            ProspectAnswer::Census { nodes: vec![Brief::of(&attic); 3], cost }
+        }
+        ProspectQuestion::Find { condition, .. } => {
+            let meets = condition.matches(attic.attributes().as_slice());
+            ProspectAnswer::Found { nodes: meets.then_some(attic).into_iter().collect(), cost }
         }
     }
 }

@@ -55,10 +55,8 @@ pub(super) fn node(id: u128, name: Option<&str>, state: NodeState) -> NodeView {
     peer.addrs.push("192.0.2.1:7407".parse().unwrap()).unwrap();
     let name = name.map(ToOwned::to_owned);
     let profile = name.clone().map(|name| Profile {
-        name,
-        arch: Arch::Aarch64,
-        home: 7,
         version: "0.1.0".to_owned(),
+        ..Profile::plain(&name, Arch::Aarch64, 7)
     });
     NodeView {
         me: false,

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{Hash, NodeId};
-use dugnad_resource::describe::Description;
+use dugnad_resource::describe::{self, Description};
 use dugnad_resource::spec::{Kind, Spec, state_mark};
 
 /// More than everything else together: a replica without its state is another service.
@@ -17,6 +17,13 @@ const HAS_STATE: i64 = 1_000;
 pub fn marks(spec: &Spec) -> Vec<Hash> {
     let trees = spec.artifacts.iter().map(|(_, tree)| tree.root);
     trees.chain(spec.keeps_state().then(|| state_mark(&spec.name))).collect()
+}
+
+/// Which programs of the host a node is asked for.
+#[must_use]
+pub fn programs(spec: &Spec) -> Vec<String> {
+    let named = spec.place().map(|place| describe::programs(&place)).unwrap_or_default();
+    spec.host_program().map(ToString::to_string).into_iter().chain(named).collect()
 }
 
 /// A node that can run it, and why it stands where it stands.
@@ -111,6 +118,13 @@ pub(crate) fn unfit(spec: &Spec, node: &Description) -> Option<String> {
     if needs_package && spec.artifact(node.profile.arch).is_none() {
         return Some(format!("no build for {}", node.profile.arch));
     }
+    // A spec that came so far was checked: one that cannot be read is met nowhere.
+    let Ok(place) = spec.place() else { return Some("the condition cannot be read".to_string()) };
+    if !place.is_empty() {
+        if let Some(failing) = place.failing(node.attributes().as_slice()) {
+            return Some(format!("not so here: {failing}"));
+        }
+    }
     spec.needs.short_of(node.gives).map(|short| format!("gives too little {short}"))
 }
 
@@ -168,12 +182,7 @@ mod tests {
         let gives = Amounts { memory: 1000, cpu: 1000, disk: 1000, processes: 10 };
         Description {
             peer: Peer::new(Id(id)),
-            profile: Profile {
-                name: std::format!("n{id}"),
-                arch: Arch::X86_64,
-                home,
-                version: "0".into(),
-            },
+            profile: Profile::plain(&std::format!("n{id}"), Arch::X86_64, home),
             free: gives,
             gives,
             takes_work: true,

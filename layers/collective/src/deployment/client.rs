@@ -199,8 +199,8 @@ async fn cast(asker: &Asker, body: CastBody) -> (Vec<CastPart>, bool) {
 
 async fn describe(asker: &Asker, spec: Option<&Spec>) -> Vec<Description> {
     let trees = spec.map(allocator::marks);
-    let program = spec.and_then(Spec::host_program).map(ToString::to_string);
-    let body = CastBody::Describe { trees: trees.unwrap_or_default(), program };
+    let programs = spec.map(allocator::programs).unwrap_or_default();
+    let body = CastBody::Describe { trees: trees.unwrap_or_default(), programs };
     descriptions(&asker.cast(body).await.0)
 }
 

@@ -99,12 +99,7 @@ fn part(world: &World, id: NodeId, node: &Deployment, body: &CastBody) -> Option
             let replicas = u16::try_from(world.around.hosts[&id].runs.len()).unwrap();
             CastPart::Node(Box::new(Description {
                 peer: Peer::new(id),
-                profile: Profile {
-                    name: id.short().to_string(),
-                    arch: Arch::X86_64,
-                    home: 0,
-                    version: String::new(),
-                },
+                profile: Profile::plain(&id.short().to_string(), Arch::X86_64, 0),
                 free: amounts,
                 gives: amounts,
                 takes_work: true,

@@ -22,7 +22,7 @@ use dugnad_connectivity::{self as connectivity, detector, overlay, ring};
 use dugnad_fabric::Amounts;
 use dugnad_kernel::{Arc, ArcSet, Hash, Id, Peer};
 use dugnad_node::Msg;
-use dugnad_resource::describe::{Description, Profile};
+use dugnad_resource::describe::Brief;
 use dugnad_resource::execute::{Epoch, HostState, ReplicaId, Run, ToHost, ToManager};
 use dugnad_resource::spec::{Arch, Check, Health, Keep, Kind, Port, Spec, Tree, Want};
 
@@ -102,8 +102,8 @@ variants!(ToHost, "tohost": Reserve, Start, Stop, Probe, BeatAck, NotManager);
 variants!(ToManager, "tomanager": Reserved, Refused, Beat, Nothing, Deposed,
     Leaving);
 variants!(CastBody, "body": Describe, Services, Ports, Changed, Happened, Removed,
-    Objects, Views);
-variants!(CastPart, "part": Node, Services, Ports, Objects);
+    Objects, Views, Find);
+variants!(CastPart, "part": Node, Services, Ports, Objects, NotMeant, Brief);
 variants!(Desired, "desired": Running, Stopped, Removed, RemovedButState);
 variants!(ReplicaState, "slot": Reserved, Starting, Ready, Draining, Lost);
 variants!(HostState, "state":
@@ -131,6 +131,7 @@ impl Variants for Bulk {
 
 pub(crate) mod linear;
 pub(crate) mod objects;
+mod prospect;
 
 /// Every variant that travels as a message. The parts of a broadcast travel inside one as bytes.
 pub(crate) fn all_variants() -> Vec<String> {
@@ -555,29 +556,7 @@ pub(crate) fn stored(lines: &mut Lines) {
     let service = |desired| Service { spec: spec(), generation: 2, desired, deployed_from: id(1) };
     let desired = [Desired::Running, Desired::Stopped, Desired::Removed, Desired::RemovedButState];
     every(lines, "service", desired, service);
-    let bodies = [
-        CastBody::Describe { trees: vec![Hash([7; 32])], program: Some("/usr/bin/python3".into()) },
-        CastBody::Services,
-        CastBody::Ports,
-        CastBody::Changed { name: "wiki".into(), port: Port::Tcp(6379), removed: false },
-        CastBody::Happened {
-            by: id(1),
-            by_name: "pi".into(),
-            service: Some("wiki".into()),
-            text: "healed".into(),
-        },
-        CastBody::Removed { service: id(9) },
-        CastBody::Objects { namespace: Some("notes".into()) },
-        CastBody::Views(vec![linear::view()]),
-    ];
-    every(lines, "cast", bodies, |body| body);
-    let parts = [
-        CastPart::Node(Box::new(description())),
-        CastPart::Services(vec![view()]),
-        CastPart::Ports(vec![("wiki".into(), 6379)]),
-        CastPart::Objects(Box::new(objects::sums())),
-    ];
-    every(lines, "part", parts, |part| part);
+    casts(lines);
     let states = [
         HostState::Reserved,
         HostState::Fetching,
@@ -619,21 +598,35 @@ fn every<V, T>(
     assert!(missing.is_empty(), "no sample of {missing:?}");
 }
 
-fn description() -> Description {
-    Description {
-        peer: peer(1),
-        profile: Profile {
-            name: "pi".into(),
-            arch: Arch::Aarch64,
-            home: 77,
-            version: "0.1.0".into(),
+/// What travels inside broadcasts.
+fn casts(lines: &mut Lines) {
+    let bodies = [
+        CastBody::Describe {
+            trees: vec![Hash([7; 32])],
+            programs: vec!["/usr/bin/python3".into()],
         },
-        free: amounts(),
-        gives: amounts(),
-        takes_work: true,
-        up_secs: 3_600,
-        replicas: 2,
-        holds: vec![Hash([7; 32])],
-        programs: vec!["/usr/bin/python3".into()],
-    }
+        CastBody::Services,
+        CastBody::Ports,
+        CastBody::Changed { name: "wiki".into(), port: Port::Tcp(6379), removed: false },
+        CastBody::Happened {
+            by: id(1),
+            by_name: "pi".into(),
+            service: Some("wiki".into()),
+            text: "healed".into(),
+        },
+        CastBody::Removed { service: id(9) },
+        CastBody::Objects { namespace: Some("notes".into()) },
+        CastBody::Views(vec![linear::view()]),
+        CastBody::Find { condition: prospect::condition(), brief: false },
+    ];
+    every(lines, "cast", bodies, |body| body);
+    let parts = [
+        CastPart::Node(Box::new(prospect::description())),
+        CastPart::Services(vec![view()]),
+        CastPart::Ports(vec![("wiki".into(), 6379)]),
+        CastPart::Objects(Box::new(objects::sums())),
+        CastPart::NotMeant,
+        CastPart::Brief(Box::new(Brief::of(&prospect::description()))),
+    ];
+    every(lines, "part", parts, |part| part);
 }

@@ -298,8 +298,8 @@ struct Search {
 /// Asks everybody, orders the answers, reserves until enough have room.
 async fn place(asker: Asker, search: Search) -> Outcome {
     let trees = marks(&search.spec);
-    let program = search.spec.host_program().map(ToString::to_string);
-    let (parts, _) = asker.cast(CastBody::Describe { trees, program }).await;
+    let programs = allocator::programs(&search.spec);
+    let (parts, _) = asker.cast(CastBody::Describe { trees, programs }).await;
     let nodes = descriptions(&parts);
     let mut rng = fastrand::Rng::with_seed(search.seed);
     let choice = allocator::choose(&search.spec, &nodes, &search.taken, &search.avoid, &mut rng);

@@ -6,6 +6,7 @@
 //! [`people`]; what it does for other nodes' streams and for the gateway in [`streams`].
 
 mod boot;
+mod events;
 mod groups;
 mod objects;
 mod pace;
@@ -107,6 +108,7 @@ pub(crate) struct Agent {
     listeners: RefCell<groups::Listeners>,
     /// Who watches which object.
     readers: RefCell<objects::Readers>,
+    subscribers: RefCell<events::Subscribers>,
     /// What the node was told of the time of day.
     clock: clock::Told,
     /// Why the last write failed, if it did.
@@ -209,6 +211,8 @@ impl Agent {
                 self.group_message(&group, from, &from_name, &body);
             }
             Event::ObjectChanged { address, answer } => self.object_changed(&address, &answer),
+            Event::Told { sub, told } => self.told_event(sub, &told),
+            Event::Lost { sub, name, count } => self.lost_events(sub, &name, count),
             Event::HandedOver => {
                 if let Some(waiting) = self.handed_over.borrow_mut().take() {
                     // Who waited may have given up.

@@ -3,6 +3,7 @@
 use argh::{FromArgs, SubCommands};
 
 use super::demo::Demo;
+use super::events::{Publish, Type, Types};
 use super::group::Group;
 use super::lock::Lock;
 use super::objects::{Cas, Get, Ls, Namespace, Put, Store, Watch};
@@ -12,8 +13,8 @@ use super::services::{Announce, Deploy, Plan, Rm, Rollback, Stop};
 use super::setup::{Init, Invite, Join, Leave, Reload};
 use super::stream::{Events, Logs};
 use super::{
-    Agent, Cx, Outcome, Version, demo, group, lock, objects, prospect, read, services, setup,
-    stream,
+    Agent, Cx, Outcome, Version, demo, events, group, lock, objects, prospect, read, services,
+    setup, stream,
 };
 
 /// Runs a community's services on slices of the computers its members own.
@@ -68,6 +69,9 @@ pub(super) enum Command {
     Lock(Lock),
     Ls(Ls),
     Watch(Watch),
+    Types(Types),
+    Type(Type),
+    Publish(Publish),
     Store(Store),
     Namespace(Namespace),
     Stop(Stop),
@@ -106,7 +110,11 @@ impl Command {
             Self::Cas(args) => objects::cas(args, cx),
             Self::Lock(args) => lock::lock(&args, cx),
             Self::Ls(args) => objects::ls(&args, cx),
+            Self::Watch(args) if !args.key.contains('/') => events::watch(&args, cx),
             Self::Watch(args) => objects::watch(&args, cx),
+            Self::Types(Types {}) => events::types(cx),
+            Self::Type(args) => events::define(&args, cx),
+            Self::Publish(args) => events::publish(&args, cx),
             Self::Store(Store {}) => objects::store(cx),
             Self::Namespace(args) => objects::namespace(&args, cx),
             Self::Rollback(args) => services::rollback(&args, cx),
@@ -130,5 +138,5 @@ pub(super) fn commands() -> impl Iterator<Item = &'static str> {
 /// Commands that tell nothing, so that `-o json` means nothing.
 pub(super) const SILENT: &[&str] = &[
     "init", "invite", "join", "agent", "announce", "stop", "rm", "reload", "leave", "demo", "lock",
-    "help",
+    "type", "help",
 ];

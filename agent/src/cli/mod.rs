@@ -6,6 +6,7 @@
 
 mod args;
 mod demo;
+mod events;
 mod group;
 mod lock;
 mod objects;

@@ -90,13 +90,29 @@ pub(super) struct Ls {
     pub(super) prefix: String,
 }
 
-/// print a line at every change of the value under a key
+/// print a line at every event of a type, or at every change of the value under a key
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "watch", example = "{command_name} notes/today --count 1")]
+#[argh(
+    subcommand,
+    name = "watch",
+    example = "{command_name} 'node.join memory>=1G' --exec ./hook.sh\n\
+               {command_name} notes/today --count 1",
+    note = "A hook finds the event's type in DUGNAD_EVENT, its attributes in DUGNAD_NAME, and\n\
+            all of it as JSON on its stdin. It may run for a minute; the next event waits for it."
+)]
 pub(super) struct Watch {
-    /// NAMESPACE/PATH
+    /// a type of events and a condition (see: dugnad types), or NAMESPACE/PATH
     #[argh(positional)]
     pub(super) key: String,
+    /// the rest of the condition
+    #[argh(positional)]
+    pub(super) condition: Vec<String>,
+    /// of events: run this program for each
+    #[argh(option, arg_name = "program")]
+    pub(super) exec: Option<String>,
+    /// of events: first those of this time, such as 10m, as far as they are kept
+    #[argh(option, arg_name = "duration")]
+    pub(super) since: Option<String>,
     /// first a line with how it is now
     #[argh(switch)]
     pub(super) now: bool,
@@ -360,6 +376,10 @@ fn date(unix_ms: u64) -> String {
 }
 
 pub(super) fn watch(args: &Watch, cx: &mut Cx<'_>) -> Outcome {
+    if args.exec.is_some() || args.since.is_some() || !args.condition.is_empty() {
+        let text = "of a key there are --now and --count; see: dugnad help watch";
+        return Err(Failure::usage(text));
+    }
     let now = if args.now { "now" } else { "1" };
     let (client, path) = (cx.client()?, format!("{}?watch={now}", path(&args.key)?));
     smol::block_on(async {

@@ -9,6 +9,8 @@
 //! | `POST /v1/groups/NAME/send?one=1` | to one other member, whichever is free |
 //! | `GET /v1/groups/NAME/messages` | one JSON object a line, for as long as it reads |
 //! | `GET`, `PUT`, `DELETE /v1/store/NAMESPACE/PATH` | objects ([`super::store`]) |
+//! | `GET /v1/events?filter=TYPE CONDITION`, `/v1/types` | events ([`super::events`]) |
+//! | `POST /v1/events/TYPE` | publishes; its own types begin with its name |
 //! | `POST /v1/locks/NAME?ttl_ms=N` | a lock, while it reads ([`super::lock`]) |
 //!
 //! ```text
@@ -45,7 +47,7 @@ use super::body::Payload;
 use super::http::{Query, Reply, below, failed, json_response};
 use super::shape::Trouble;
 use super::store::{self, Who};
-use super::{AgentApi, Hold, exit, groups, lock, socket};
+use super::{AgentApi, Hold, events, exit, groups, lock, socket};
 use crate::http_io::HttpIo;
 
 /// Connections of one replica at a time: some listen, one asks.
@@ -213,6 +215,17 @@ impl Door {
             let query = Query(request.uri().query().unwrap_or_default().to_owned());
             let name = name.trim_matches('/');
             return lock::route(&self.ex, &self.backend, &self.who, name, &query);
+        }
+        let query = Query(request.uri().query().unwrap_or_default().to_owned());
+        for kind in ["types", "events"] {
+            if let Some(name) = below(&path, &format!("/v1/{kind}")) {
+                if request.method() != Method::GET {
+                    self.sends.take(Instant::now(), "publish")?;
+                }
+                let name = Some(name.trim_matches('/')).filter(|name| !name.is_empty());
+                let place = (kind, name);
+                return events::route(&self.backend, &self.who, place, &query, request).await;
+            }
         }
         let mut parts = path.trim_start_matches('/').split('/');
         let place = (parts.next(), parts.next(), parts.next(), parts.next(), parts.next());

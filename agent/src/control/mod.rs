@@ -20,6 +20,7 @@
 //! | `POST /v1/groups/NAME/create?members_only=1`, `.../join`, `.../leave` | one JSON value |
 //! | `POST /v1/groups/NAME/send?reliable=1`, body: the message | one JSON value |
 //! | `GET /v1/groups/NAME/messages` | one JSON object a line |
+//! | `/v1/events?filter=..`, `/v1/events/TYPE`, `/v1/types` | events: [`events`] |
 //! | `/v1/store/...`, `/v1/namespaces/NAME` | objects: [`store`] |
 //! | `POST /v1/locks/NAME?ttl_ms=N` | lines while it is held: [`lock`] |
 //! | `GET /healthz`, `/metrics` | text |
@@ -35,6 +36,7 @@
 mod body;
 mod client;
 mod door;
+mod events;
 mod groups;
 mod http;
 mod lock;
@@ -53,7 +55,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use dugnad_kernel::NodeId;
-use dugnad_node::{Address, Answer, ObjectAnswer, Question};
+use dugnad_node::{Address, Answer, Begin, EventAnswer, ObjectAnswer, Question};
 use dugnad_resource::spec::Tree;
 use futures_util::Stream;
 use serde_json::Value;
@@ -63,6 +65,7 @@ use crate::blobs::{Incoming, ValueStream};
 
 pub(crate) use client::{Answered, Client, ClientError};
 pub(crate) use door::ServiceDoor;
+pub(crate) use events::{event_lost, event_told};
 pub(crate) use groups::message as group_message;
 pub(crate) use lock::{News as LockNews, lease};
 pub(crate) use metrics::Metrics;
@@ -92,6 +95,9 @@ pub(crate) mod exit {
 
 /// A watched object: until when, its changes, and how it is now.
 pub(crate) type Changes = (Hold, Receiver<ObjectAnswer>, ObjectAnswer);
+
+/// Events somebody subscribed to: until when, and each as it comes.
+pub(crate) type Subscribed = (Hold, Receiver<Value>);
 
 /// Which events somebody wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +159,18 @@ pub(crate) trait AgentApi {
     /// # Errors
     /// Why it cannot be watched.
     fn changes(&self, address: Address) -> Local<Result<Changes, ObjectAnswer>>;
+
+    /// The events of a type and of those that descend from it, as [`event_told`] makes them, for as
+    /// long as the [`Hold`] lives. The channel is bounded; for a reader that is too slow it ends.
+    ///
+    /// # Errors
+    /// Why nobody can subscribe so.
+    fn subscribe(
+        &self,
+        name: String,
+        condition: String,
+        begin: Begin,
+    ) -> Local<Result<Subscribed, EventAnswer>>;
 
     /// The last `tail` lines of a service's log, from every replica, and, with `follow`, those to
     /// come, until the stream is dropped. Whatever stands behind it is bounded.

@@ -29,7 +29,7 @@ use super::body::Payload;
 use super::http::{Query, Reply, below, failed, json_response, lines, service, text, whole};
 use super::shape::{self, Told, Trouble};
 use super::store::{self, Who};
-use super::{AgentApi, Wanted, exit, groups, lock, socket, upload};
+use super::{AgentApi, Wanted, events, exit, groups, lock, socket, upload};
 use crate::http_io::HttpIo;
 use crate::places::Places;
 use crate::text::percent_decode;
@@ -165,6 +165,17 @@ impl Door {
         }
         if let Some(name) = below(&path, "/v1/namespaces") {
             return store::namespaces(&self.backend, name.trim_matches('/'), request).await;
+        }
+        if below(&path, "/v1/types").is_some() {
+            return events::route(&self.backend, &Who::Person, ("types", None), &query, request)
+                .await;
+        }
+        if let Some(name) =
+            below(&path, "/v1/events").filter(|r| !r.is_empty() || query.has("filter"))
+        {
+            let name = Some(name.trim_matches('/')).filter(|name| !name.is_empty());
+            return events::route(&self.backend, &Who::Person, ("events", name), &query, request)
+                .await;
         }
         let mut parts = path.trim_start_matches('/').split('/');
         let place = (parts.next().unwrap_or_default(), parts.next(), parts.next(), parts.next());

@@ -364,7 +364,8 @@ pub(super) fn answer(answer: Answer, about: &str) -> Result<Told, Trouble> {
             "micros": u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         })),
         Answer::Groups(groups) => told(groups.iter().map(group).collect()),
-        // What is said of objects is said in `store`.
+        // What is said of objects and events is said in `store` and `events`.
+        Answer::Events(other) => Err(Trouble::failed(format!("unexpected answer {other:?}"))),
         Answer::Object(other) => Err(Trouble::failed(format!("unexpected answer {other:?}"))),
         Answer::Prospect(answer) => prospected(answer),
         Answer::Done => told(json!({})),

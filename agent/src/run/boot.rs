@@ -69,7 +69,6 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> io:
     let kept = Kept::open(&state, config.ceilings().amounts.disk)?;
     let _lock = kept.lock;
     let signals = async_signal::Signals::new([Signal::Term, Signal::Int, Signal::Hup])?;
-
     let limits = Limits::of_this_process();
     let (link_events, links) = bounded(INBOX);
     let announce = usable_addrs(config.overlay)?;
@@ -115,6 +114,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> io:
         listed: RefCell::default(),
         listeners: RefCell::default(),
         readers: RefCell::default(),
+        subscribers: RefCell::default(),
         clock: clock::Told::default(),
         disk_trouble: RefCell::default(),
         traffic: RefCell::default(),
@@ -129,8 +129,8 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> io:
     agent.begin(Command::Boot { records: kept.records, trees, alone });
     let served = agent.serve_people()?;
     ready_line(&agent);
-    let disk = kept.disk_events;
-    agent.run(Sources { links, disk, reports, commands, signals }).await;
+    let sources = Sources { links, disk: kept.disk_events, reports, commands, signals };
+    agent.run(sources).await;
     drop(served);
     agent.end(&state).await
 }

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use dugnad_kernel::{Counters, NodeId};
-use dugnad_node::{Address, Answer, Command, ObjectAnswer, Question, ServiceQuestion};
+use dugnad_node::{
+    Address, Answer, Begin, Command, EventAnswer, ObjectAnswer, Question, ServiceQuestion,
+};
 use dugnad_resource::execute::Report;
 use dugnad_resource::spec::{Tree, key_of};
 use serde_json::Value;
@@ -16,7 +18,9 @@ use super::{Agent, Ending};
 use crate::blobs::{self, Incoming};
 use crate::clock;
 use crate::config::{Config, Overrides};
-use crate::control::{AgentApi, Changes, Hold, Local, LogLines, Metrics, Wanted, shape};
+use crate::control::{
+    AgentApi, Changes, Hold, Local, LogLines, Metrics, Subscribed, Wanted, shape,
+};
 use crate::host::RunningView;
 use crate::invite::{Invitation, usable_addrs};
 use crate::places::Taken;
@@ -280,6 +284,15 @@ impl AgentApi for Api {
 
     fn changes(&self, address: Address) -> Local<Result<Changes, ObjectAnswer>> {
         Box::pin(Rc::clone(&self.0).changes(address))
+    }
+
+    fn subscribe(
+        &self,
+        name: String,
+        condition: String,
+        begin: Begin,
+    ) -> Local<Result<Subscribed, EventAnswer>> {
+        Box::pin(Rc::clone(&self.0).subscribe(name, condition, begin))
     }
 
     fn logs(&self, service: &str, tail: usize, follow: bool) -> Local<io::Result<LogLines>> {

@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+mod api;
 pub mod cast;
 pub mod deployment;
 pub mod linear;
@@ -18,36 +19,35 @@ pub mod persistence;
 mod played;
 pub mod position;
 pub mod prospector;
+pub mod pubsub;
 mod queue;
 
 use alloc::vec::Vec;
 use core::cell::Ref;
 use dugnad_kernel::map::{Map, Set};
 
-use dugnad_connectivity::group::directory::{DirectoryAnswer, DirectoryAsk};
+use dugnad_connectivity::group::directory::DirectoryAnswer;
 use dugnad_kernel::ops::CallId;
-use dugnad_kernel::{Arc, Component, Cx, Input, Key, NodeId};
-use dugnad_resource::execute::{Order, Report, TERM_STEP, ToHost, ToManager};
+use dugnad_kernel::{Component, Cx, Input, Key, NodeId};
+use dugnad_resource::execute::TERM_STEP;
 use dugnad_resource::spec::Tree;
 use serde::{Deserialize, Serialize};
 
+pub use api::{Command, Event, Seeker};
 use cast::CastBody;
 use deployment::Deployment;
-use deployment::client::{ServiceAnswer, ServiceQuestion};
 use deployment::manager::Manager;
 use deployment::service::ServiceView;
 use linear::Linear;
-use linear::view::View;
-use objects::item::Address;
+use objects::Objects;
 use objects::siblings::Siblings;
 use objects::sums::NodeSums;
-use objects::{ObjectAnswer, ObjectQuestion, Objects};
 use packages::Packages;
-use persistence::record::{COUNTER_STEP, Name, Record};
+use persistence::record::COUNTER_STEP;
 use persistence::store::Store;
 use persistence::{Answer, Persistence, Question, Versions};
-use position::RingPosition;
-use prospector::{ProspectAnswer, ProspectQuestion, Prospector};
+use prospector::Prospector;
+use pubsub::PubSub;
 use queue::{Give, Queue, Work, feedback, found, moved};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +57,7 @@ pub enum Msg {
     Deployment(deployment::Msg),
     Objects(objects::Msg),
     Linear(linear::Msg),
+    PubSub(pubsub::Msg),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,141 +68,7 @@ pub enum Timer {
     Objects(objects::Timer),
     Linear(linear::Timer),
     Prospector(prospector::Timer),
-}
-
-/// Whose lookup or broadcast it is, to be handed back with what came of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seeker {
-    Persistence(CallId),
-    Deployment(CallId),
-    Objects(CallId),
-    Linear(CallId),
-    Prospector(CallId),
-}
-
-#[derive(Clone, Debug)]
-pub enum Command {
-    /// What the disk held, and whether this node has lived before.
-    Restore {
-        records: Vec<Record>,
-        registers: linear::Kept,
-        trees: Vec<Tree>,
-        /// The life of this node, from 1.
-        inc: u32,
-        /// It begins a community.
-        alone: bool,
-    },
-    /// Milliseconds since 1970 as the machine's clock has it now; `None` if it was never set.
-    Clock(Option<u64>),
-    /// What this node answers for now. `gained`: without a hand-over by who had it before.
-    Moved {
-        position: RingPosition,
-        gained: Option<Arc>,
-    },
-    /// The answer to [`Event::Lookup`].
-    Found {
-        seeker: Seeker,
-        owner: Option<NodeId>,
-    },
-    /// What came back of [`Event::Cast`].
-    Feedback {
-        seeker: Seeker,
-        parts: Vec<Vec<u8>>,
-        complete: bool,
-    },
-    Persisted(u64),
-    NotPersisted(u64),
-    /// Of registers.
-    RegistersPersisted(u64),
-    RegistersNotPersisted(u64),
-    /// Who keeps which registers, as somebody told everybody.
-    Views(Vec<View>),
-    Report(Report),
-    ToManager {
-        from: NodeId,
-        msg: ToManager,
-    },
-    Dead(NodeId),
-    /// It lives in a new life: what it runs must be asked anew.
-    Restarted(NodeId),
-    LinkUp(NodeId),
-    LinkDown(NodeId),
-    Ask {
-        ask: u64,
-        question: ServiceQuestion,
-    },
-    /// [`Event::Object`] follows.
-    Object {
-        ask: u64,
-        question: ObjectQuestion,
-    },
-    /// [`Event::Prospect`] follows.
-    Prospect {
-        ask: u64,
-        question: ProspectQuestion,
-    },
-    /// Of the directory of groups; [`Event::Directory`] follows under `call`.
-    Directory {
-        call: u32,
-        key: Key,
-        ask: DirectoryAsk,
-    },
-    /// The agent ends: what this node manages it leaves as it is.
-    Ending,
-}
-
-#[derive(Clone, Debug)]
-pub enum Event {
-    Lookup {
-        seeker: Seeker,
-        key: Key,
-    },
-    /// Tell everybody, or the nodes on an arc. `seeker`: who waits for the feedback, if somebody
-    /// does.
-    Cast {
-        seeker: Option<Seeker>,
-        body: CastBody,
-        arc: Option<Arc>,
-    },
-    /// Records on their way to the disk; `None` deletes. With a token [`Command::Persisted`] or
-    /// [`Command::NotPersisted`] follows.
-    Persist {
-        token: Option<u64>,
-        writes: Vec<(Name, Option<Vec<u8>>)>,
-    },
-    /// The same for registers.
-    PersistRegisters {
-        token: u64,
-        writes: Vec<(linear::DiskKey, Option<Vec<u8>>)>,
-    },
-    Order(Order),
-    ToHost {
-        to: NodeId,
-        msg: ToHost,
-    },
-    /// Watch these nodes: they run replicas managed here.
-    Watch(Set<NodeId>),
-    Answer {
-        ask: u64,
-        reply: ServiceAnswer,
-    },
-    Object {
-        ask: u64,
-        answer: ObjectAnswer,
-    },
-    /// A watched object is another now.
-    ObjectChanged {
-        address: Address,
-        answer: ObjectAnswer,
-    },
-    Directory {
-        call: u32,
-        answer: DirectoryAnswer,
-    },
-    Prospect {
-        ask: u64,
-        answer: ProspectAnswer,
-    },
+    PubSub(pubsub::Timer),
 }
 
 /// Who asked the persistence module, or the packages, and waits.
@@ -210,6 +77,7 @@ enum Caller {
     Packages(CallId),
     Deployment(CallId),
     Objects(CallId),
+    PubSub(CallId),
     /// The groups of the layer below.
     Groups(u32),
 }
@@ -240,6 +108,7 @@ pub struct Collective {
     objects: Objects,
     linear: Linear,
     prospector: Prospector,
+    pubsub: PubSub,
     /// Questions of one component to another that are not answered yet.
     asked: Map<u32, Caller>,
     next: u32,
@@ -263,6 +132,7 @@ impl Component for Collective {
                     Msg::Deployment(msg) => Work::Deployment(Input::Message { from, msg }),
                     Msg::Objects(msg) => Work::Objects(Input::Message { from, msg }),
                     Msg::Linear(msg) => Work::Linear(Input::Message { from, msg }),
+                    Msg::PubSub(msg) => Work::PubSub(Input::Message { from, msg }),
                 });
             }
             Input::Timer(timer) => queue.push_back(match timer {
@@ -272,6 +142,7 @@ impl Component for Collective {
                 Timer::Objects(timer) => Work::Objects(Input::Timer(timer)),
                 Timer::Linear(timer) => Work::Linear(Input::Timer(timer)),
                 Timer::Prospector(timer) => Work::Prospector(Input::Timer(timer)),
+                Timer::PubSub(timer) => Work::PubSub(Input::Timer(timer)),
             }),
         }
         while let Some(work) = queue.pop_front() {
@@ -282,6 +153,7 @@ impl Component for Collective {
                 Work::Objects(input) => self.feed_objects(input, &mut queue, cx),
                 Work::Linear(input) => self.feed_linear(input, &mut queue, cx),
                 Work::Prospector(input) => self.feed_prospector(input, cx),
+                Work::PubSub(input) => self.feed_pubsub(input, &mut queue, cx),
             }
         }
     }
@@ -299,6 +171,7 @@ impl Collective {
             objects: Objects::new(me, records, linear.registers()),
             linear,
             prospector: Prospector::default(),
+            pubsub: PubSub::new(me),
             persistence,
             asked: Map::new(),
             next: 0,
@@ -350,6 +223,7 @@ impl Collective {
             .chain(self.objects.counters())
             .chain(self.linear.counters())
             .chain(self.prospector.counters())
+            .chain(self.pubsub.counters())
     }
 
     /// What grows with what others say: name, how many there are, how many at most.
@@ -358,7 +232,8 @@ impl Collective {
             + deployment::OPS_MAX
             + persistence::OPS_MAX
             + objects::OPS_MAX
-            + linear::WAITING_MAX;
+            + linear::WAITING_MAX
+            + pubsub::OPS_MAX;
         let own = [("asked_inside", self.asked.len(), most)].into_iter();
         let parts = self.persistence.sizes().chain(self.packages.sizes());
         own.chain(parts)
@@ -366,6 +241,7 @@ impl Collective {
             .chain(self.objects.sizes())
             .chain(self.linear.sizes())
             .chain(self.prospector.sizes())
+            .chain(self.pubsub.sizes())
     }
 
     pub fn operations(&self) -> impl Iterator<Item = &'static str> + '_ {
@@ -374,6 +250,7 @@ impl Collective {
             .chain(self.objects.operations())
             .chain(self.linear.operations())
             .chain(self.prospector.operations())
+            .chain(self.pubsub.operations())
     }
 
     fn on_command(&mut self, command: Command, queue: &mut Queue) {
@@ -383,6 +260,7 @@ impl Collective {
         use packages::Command as K;
         use persistence::Command as P;
         use prospector::Command as S;
+        use pubsub::Command as V;
         match command {
             Command::Restore { records, registers, trees, inc, alone } => {
                 if inc > 1 {
@@ -396,6 +274,7 @@ impl Collective {
                 queue.persist(P::Clock(unix_ms));
                 queue.object(O::Clock(unix_ms));
                 queue.line(L::Clock(unix_ms));
+                queue.event(V::Clock(unix_ms));
             }
             Command::Moved { position, gained } => moved(&position, gained, queue),
             Command::Found { seeker, owner } => found(seeker, owner, queue),
@@ -413,12 +292,14 @@ impl Collective {
                 queue.persist(P::Gone(node));
                 queue.object(O::Gone(node));
                 queue.line(L::Gone(node));
+                queue.event(V::Gone(node));
                 queue.deploy(D::Dead(node));
             }
             Command::Restarted(node) => {
                 queue.persist(P::Gone(node));
                 queue.object(O::Gone(node));
                 queue.line(L::Gone(node));
+                queue.event(V::Gone(node));
                 queue.deploy(D::Restarted(node));
             }
             Command::LinkUp(node) => queue.deploy(D::LinkUp(node)),
@@ -426,11 +307,14 @@ impl Collective {
                 queue.persist(P::LinkDown(node));
                 queue.object(O::LinkDown(node));
                 queue.line(L::LinkDown(node));
+                queue.event(V::LinkDown(node));
                 queue.deploy(D::LinkDown(node));
             }
             Command::Ask { ask, question } => queue.deploy(D::Ask { ask, question }),
             Command::Object { ask, question } => queue.object(O::Ask { ask, question }),
             Command::Prospect { ask, question } => queue.prospect(S::Ask { ask, question }),
+            Command::Events { ask, question } => queue.event(V::Ask { ask, question }),
+            Command::Saw { name, attributes } => queue.event(V::Saw { name, attributes }),
             Command::Directory { call, key, ask } => {
                 self.ask(Some(Caller::Groups(call)), Question::Directory { key, ask }, queue);
             }
@@ -492,8 +376,8 @@ impl Collective {
                 };
                 cx.emit(Event::Directory { call, answer });
             }
-            // Nobody waits for it.
-            None => {}
+            // Nobody waits for it; events need no records.
+            Some(Caller::PubSub(_)) | None => {}
         }
     }
 
@@ -513,7 +397,7 @@ impl Collective {
                         queue.object(objects::Command::Packages { call, answer });
                     }
                     // Nobody else asks the packages.
-                    Some(Caller::Packages(_) | Caller::Groups(_)) | None => {}
+                    Some(Caller::Packages(_) | Caller::PubSub(_) | Caller::Groups(_)) | None => {}
                 },
             }
         }
@@ -544,6 +428,9 @@ impl Collective {
                 }
                 E::ToHost { to, msg } => cx.emit(Event::ToHost { to, msg }),
                 E::Watch(nodes) => cx.emit(Event::Watch(nodes)),
+                E::Saw { name, attributes } => {
+                    queue.event(pubsub::Command::Saw { name, attributes });
+                }
                 E::Answer { ask, reply } => cx.emit(Event::Answer { ask, reply }),
             }
         }
@@ -591,11 +478,16 @@ impl Collective {
                     let body = CastBody::Views(views);
                     cx.emit(Event::Cast { seeker: None, body, arc: None });
                 }
-                E::Answer { call, answer } => {
-                    if let Some(Caller::Objects(call)) = self.asked.remove(&call) {
+                E::Answer { call, answer } => match self.asked.remove(&call) {
+                    Some(Caller::Objects(call)) => {
                         queue.object(objects::Command::Linear { call, answer });
                     }
-                }
+                    Some(Caller::PubSub(call)) => {
+                        queue.event(pubsub::Command::Linear { call, answer });
+                    }
+                    // Nobody else asks the registers.
+                    _ => {}
+                },
             }
         }
     }
@@ -608,6 +500,24 @@ impl Collective {
                     cx.emit(Event::Cast { seeker: Some(Seeker::Prospector(call)), body, arc });
                 }
                 E::Answer { ask, answer } => cx.emit(Event::Prospect { ask, answer }),
+            }
+        }
+    }
+
+    fn feed_pubsub(&mut self, input: Input<PubSub>, queue: &mut Queue, cx: &mut Cx<'_, Self>) {
+        use pubsub::Event as E;
+        for event in cx.child(&mut self.pubsub, input, Msg::PubSub, Timer::PubSub) {
+            match event {
+                E::Lookup { call, key } => {
+                    cx.emit(Event::Lookup { seeker: Seeker::PubSub(call), key });
+                }
+                E::Linear { call, question } => {
+                    let call = self.called(Some(Caller::PubSub(call)));
+                    queue.line(linear::Command::Ask { call, question });
+                }
+                E::Answer { ask, answer } => cx.emit(Event::Events { ask, answer }),
+                E::Told { sub, told } => cx.emit(Event::Told { sub, told }),
+                E::Lost { sub, name, count } => cx.emit(Event::Lost { sub, name, count }),
             }
         }
     }

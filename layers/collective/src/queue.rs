@@ -13,6 +13,7 @@ use crate::packages::{self, Packages};
 use crate::persistence::{self, Persistence};
 use crate::position::RingPosition;
 use crate::prospector::{self, Prospector};
+use crate::pubsub::{self, PubSub};
 
 /// What one of the components is to handle next.
 pub(crate) enum Work {
@@ -22,6 +23,7 @@ pub(crate) enum Work {
     Objects(Input<Objects>),
     Linear(Input<Linear>),
     Prospector(Input<Prospector>),
+    PubSub(Input<PubSub>),
 }
 
 /// What one input brings to the components, first in, first out: an answer to what a component
@@ -36,6 +38,7 @@ pub(crate) trait Give {
     fn object(&mut self, command: objects::Command);
     fn line(&mut self, command: linear::Command);
     fn prospect(&mut self, command: prospector::Command);
+    fn event(&mut self, command: pubsub::Command);
 }
 
 impl Give for Queue {
@@ -62,6 +65,10 @@ impl Give for Queue {
     fn prospect(&mut self, command: prospector::Command) {
         self.push_back(Work::Prospector(Input::Command(command)));
     }
+
+    fn event(&mut self, command: pubsub::Command) {
+        self.push_back(Work::PubSub(Input::Command(command)));
+    }
 }
 
 /// What a lookup found, to who asked for it.
@@ -71,6 +78,7 @@ pub(crate) fn found(seeker: Seeker, owner: Option<NodeId>, queue: &mut Queue) {
         Seeker::Deployment(call) => queue.deploy(deployment::Command::Found { call, owner }),
         Seeker::Objects(call) => queue.object(objects::Command::Found { call, owner }),
         Seeker::Linear(call) => queue.line(linear::Command::Found { call, owner }),
+        Seeker::PubSub(call) => queue.event(pubsub::Command::Found { call, owner }),
         // It looks nobody up.
         Seeker::Prospector(_) => {}
     }
@@ -87,7 +95,7 @@ pub(crate) fn feedback(seeker: Seeker, parts: Vec<Vec<u8>>, complete: bool, queu
             queue.prospect(prospector::Command::Feedback { call, parts, complete });
         }
         // They tell nobody anything.
-        Seeker::Persistence(_) | Seeker::Linear(_) => {}
+        Seeker::Persistence(_) | Seeker::Linear(_) | Seeker::PubSub(_) => {}
     }
 }
 
@@ -98,5 +106,6 @@ pub(crate) fn moved(position: &RingPosition, gained: Option<Arc>, queue: &mut Qu
     queue.object(objects::Command::Moved(position.clone()));
     queue.line(linear::Command::Moved(position.clone()));
     queue.prospect(prospector::Command::Moved(position.clone()));
+    queue.event(pubsub::Command::Moved(position.clone()));
     queue.package(packages::Command::Moved(position.clone()));
 }

@@ -11,6 +11,8 @@ pub use dugnad_collective::objects::siblings::Context;
 pub use dugnad_collective::objects::sums::{Listed, NodeSums};
 pub use dugnad_collective::objects::{Expect, ObjectAnswer, ObjectQuestion, Value};
 pub use dugnad_collective::prospector::{Cost, ProspectAnswer, ProspectQuestion, WANT_MAX};
+pub use dugnad_collective::pubsub::types::EventType;
+pub use dugnad_collective::pubsub::{Begin, EventAnswer, EventQuestion, Told};
 pub use dugnad_connectivity::group::Manner as GroupManner;
 pub use dugnad_connectivity::group::directory::{Mode as GroupMode, Policy as GroupPolicy};
 use dugnad_fabric::{Amounts, Ceilings};
@@ -96,6 +98,17 @@ pub enum Event {
         from_name: String,
         body: Vec<u8>,
     },
+    /// An event that `sub` subscribed to.
+    Told {
+        sub: u64,
+        told: Told,
+    },
+    /// So many events were dropped before `sub` could be told.
+    Lost {
+        sub: u64,
+        name: String,
+        count: u64,
+    },
     /// A watched object is another now.
     ObjectChanged {
         address: Address,
@@ -122,6 +135,14 @@ pub enum Question {
     Object(ObjectQuestion),
     /// Answers [`Answer::Prospect`].
     Prospect(ProspectQuestion),
+    /// Answers [`Answer::Events`].
+    Events(EventQuestion),
+}
+
+impl From<EventQuestion> for Question {
+    fn from(question: EventQuestion) -> Self {
+        Self::Events(question)
+    }
 }
 
 impl From<ProspectQuestion> for Question {
@@ -204,6 +225,7 @@ pub enum Answer {
     Groups(Vec<GroupView>),
     Object(ObjectAnswer),
     Prospect(ProspectAnswer),
+    Events(EventAnswer),
     Done,
     /// It cannot be met now; one line a reason (exit 3).
     Unmet(Vec<String>),

@@ -1,7 +1,7 @@
 //! What the node says to everybody, and answers when everybody is asked.
 
 use alloc::boxed::Box;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use dugnad_collective::cast::{CastBody, CastPart};
@@ -9,8 +9,8 @@ use dugnad_collective::objects::sums::NodeSums;
 use dugnad_collective::{self as collective, Seeker};
 use dugnad_connectivity::overlay;
 use dugnad_connectivity::tree::bulk::Reach;
-use dugnad_kernel::{Arc, Cx, Hash};
-use dugnad_resource::condition::Condition;
+use dugnad_kernel::{Arc, Cx, Hash, NodeId};
+use dugnad_resource::condition::{Condition, Value};
 use dugnad_resource::describe::Brief;
 use dugnad_resource::describe::{self, Description, PROGRAMS_MAX, clip_name};
 use dugnad_resource::execute::Order;
@@ -147,6 +147,23 @@ impl Node {
             (true, true) => CastPart::Brief(Box::new(Brief::of(&node))),
             (true, false) => CastPart::Node(Box::new(node)),
         })
+    }
+
+    /// Something about this node, for who subscribed to it.
+    pub(crate) fn saw_self(&mut self, name: &'static str, cx: &mut Cx<'_, Self>) {
+        let mut attributes = self.description(&[], &[], cx).attributes();
+        attributes.retain(|(name, _)| name != "programs");
+        attributes.sort_by(|a, b| a.0.cmp(&b.0));
+        self.community(collective::Command::Saw { name, attributes }, cx);
+    }
+
+    /// Another node is gone; what it was like nobody knows any more.
+    pub(crate) fn saw_gone(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        let (name, node) = (self.name_of(id), id.short().to_string());
+        let attributes = [("name", name), ("node", node)]
+            .map(|(name, text)| (String::from(name), Value::Text(text)));
+        let name = "node.leave";
+        self.community(collective::Command::Saw { name, attributes: attributes.into() }, cx);
     }
 
     /// A program with its full path, or by its name in one of the usual folders.

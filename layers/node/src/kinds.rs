@@ -1,7 +1,9 @@
 //! Names of the messages, for counters: a storm must be visible by name from outside.
 
 use dugnad_collective::persistence::sync::SyncMsg;
-use dugnad_collective::{self as collective, deployment, linear, objects, packages, persistence};
+use dugnad_collective::{
+    self as collective, deployment, linear, objects, packages, persistence, pubsub,
+};
 use dugnad_connectivity as connectivity;
 use dugnad_connectivity::entry::EntryMsg;
 use dugnad_connectivity::group::directory::DirectoryAsk;
@@ -92,6 +94,7 @@ const fn community(msg: &collective::Msg) -> &'static str {
         collective::Msg::Deployment(msg) => in_deployment(msg),
         collective::Msg::Objects(msg) => in_objects(msg),
         collective::Msg::Linear(msg) => in_linear(msg),
+        collective::Msg::PubSub(msg) => in_pubsub(msg),
     }
 }
 
@@ -150,6 +153,26 @@ const fn in_objects(msg: &objects::Msg) -> &'static str {
         },
         Msg::Response { .. } => "response",
         Msg::Changed { .. } => "object_changed",
+    }
+}
+
+const fn in_pubsub(msg: &pubsub::Msg) -> &'static str {
+    use pubsub::{Msg, Request, Response};
+    match msg {
+        Msg::Request { request, .. } => match request {
+            Request::Publish { .. } => "event_publish",
+            Request::Subscribe { .. } => "event_subscribe",
+            Request::Read { .. } => "event_read",
+        },
+        Msg::Response { response, .. } => match response {
+            Response::Events { .. } => "event_page",
+            Response::Published { .. }
+            | Response::NotHere
+            | Response::Unavailable
+            | Response::Unfit => "response",
+        },
+        Msg::Events { .. } => "events",
+        Msg::Moved { .. } => "event_moved",
     }
 }
 

@@ -248,14 +248,21 @@ impl Node {
             Command::Ask(ask, Question::Prospect(question)) => {
                 self.community(collective::Command::Prospect { ask, question }, cx);
             }
+            Command::Ask(ask, Question::Events(question)) => {
+                self.community(collective::Command::Events { ask, question }, cx);
+            }
             Command::Ask(ask, Question::Group(question)) => self.ask_group(ask, question, cx),
             Command::Ask(ask, Question::Lookup(key)) => self.on_lookup(ask, key, cx),
             Command::Ask(ask, Question::Announce(text)) => self.on_announce(ask, &text, cx),
             Command::Limits { ceilings, takes_work } => {
                 self.host(executor::Command::Limits { ceilings, takes_work }, cx);
+                self.saw_self("node.change", cx);
             }
             Command::KeptState(kept) => self.kept_state = kept,
-            Command::Labels(labels) => self.profile.labels = labels,
+            Command::Labels(labels) => {
+                self.profile.labels = labels;
+                self.saw_self("node.change", cx);
+            }
             Command::Clock(unix_ms) => self.community(collective::Command::Clock(unix_ms), cx),
             Command::Addresses { addrs, home } => {
                 self.profile.home = home;
@@ -266,6 +273,7 @@ impl Node {
                 self.host(executor::Command::HandOver(leaving), cx);
             }
             Command::Leave => {
+                self.saw_self("node.leave", cx);
                 self.host(executor::Command::Ending, cx);
                 self.community(collective::Command::Ending, cx);
                 self.connect(connectivity::Command::Leave, cx);
@@ -428,6 +436,7 @@ impl Node {
         }
         let text = alloc::format!("{} joined", self.profile.name);
         self.announce(None, text, cx);
+        self.saw_self("node.join", cx);
         let question = collective::deployment::client::ServiceQuestion::Ports;
         self.community(collective::Command::Ask { ask: views::PORTS_ASK, question }, cx);
     }
@@ -456,6 +465,7 @@ impl Node {
         if ring.pred().id == id || ring.owns(id) {
             let text = alloc::format!("{} is gone", self.name_of(id));
             self.announce(None, text, cx);
+            self.saw_gone(id, cx);
         }
         self.place_changed(cx);
         self.host(executor::Command::Dead(id), cx);
@@ -499,6 +509,13 @@ impl Node {
                 }
                 collective::Event::Prospect { ask, answer } => {
                     self.answer_known(ask, Answer::Prospect(answer), cx);
+                }
+                collective::Event::Events { ask, answer } => {
+                    self.answer_known(ask, Answer::Events(answer), cx);
+                }
+                collective::Event::Told { sub, told } => cx.emit(Event::Told { sub, told }),
+                collective::Event::Lost { sub, name, count } => {
+                    cx.emit(Event::Lost { sub, name, count });
                 }
                 collective::Event::ObjectChanged { address, answer } => {
                     cx.emit(Event::ObjectChanged { address, answer });

@@ -92,8 +92,10 @@ impl World {
                 packages::Msg::NotHeld { reason, .. } => format!("NotHeld: {reason}"),
             },
             Msg::Collective(Collective::Deployment(msg)) => self.deployment(msg),
-            // None of these stories is about objects or registers.
-            Msg::Collective(Collective::Objects(_) | Collective::Linear(_)) => return None,
+            // None of these stories is about objects, registers or events.
+            Msg::Collective(
+                Collective::Objects(_) | Collective::Linear(_) | Collective::PubSub(_),
+            ) => return None,
             Msg::ToHost(msg) => to_host(msg)?,
             Msg::ToManager(msg) => to_manager(msg),
             Msg::Connectivity(_) => return None,

@@ -11,7 +11,7 @@ use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{Component, Cx, Duration, Effect, Hash, Id, Input, NodeId, Peer, Time, wire};
 use dugnad_node::{
     Address, Answer, AskId, Command, Config, Event, Happened, Msg, Node, ObjectAnswer, Question,
-    Timer,
+    Timer, Told,
 };
 use dugnad_resource::describe::{Labels, Profile};
 use dugnad_resource::execute::{Order, ReplicaId, Report, Run};
@@ -67,6 +67,10 @@ pub struct Machine {
     pub heard: Vec<(String, NodeId, Vec<u8>)>,
     /// Changes of objects it watches, in order.
     pub changes: Vec<(Address, ObjectAnswer)>,
+    /// Events it subscribed to, in order, with the subscription.
+    pub told: Vec<(u64, Told)>,
+    /// Events it was never told, because they were dropped before.
+    pub lost: u64,
     /// Milliseconds its clock is ahead of the right time; `None` if it was never set.
     clock: Option<i64>,
     pub left: bool,
@@ -168,20 +172,6 @@ impl World {
         }
     }
 
-    /// What a backup of the machine's state holds: its disk, and which life it was.
-    #[must_use]
-    pub fn backup(&self, id: NodeId) -> Option<(Disk, u32)> {
-        self.machines.get(&id).map(|machine| (machine.disk.clone(), machine.inc))
-    }
-
-    /// Puts an older state in the place of what a stopped machine has.
-    pub fn restore(&mut self, id: NodeId, (disk, inc): (Disk, u32)) {
-        if let Some(machine) = self.machines.get_mut(&id) {
-            machine.disk = disk;
-            machine.inc = inc;
-        }
-    }
-
     /// Hash of everything that happened so far.
     #[must_use]
     pub fn trace(&self) -> String {
@@ -214,6 +204,8 @@ impl World {
             left: false,
             handed_over: false,
             changes: Vec::new(),
+            told: Vec::new(),
+            lost: 0,
             clock: Some(0),
             slow_sync: Duration::ZERO,
             last_order: Time(0),
@@ -266,12 +258,6 @@ impl World {
 
     pub fn command(&mut self, id: NodeId, command: Command) {
         self.input(id, Input::Command(command));
-    }
-
-    pub fn slow_disk(&mut self, id: NodeId, by: Duration) {
-        if let Some(machine) = self.machines.get_mut(&id) {
-            machine.slow_sync = by;
-        }
     }
 
     /// The machine has this package (somebody put it there).
@@ -455,6 +441,16 @@ impl World {
             Event::ObjectChanged { address, answer } => {
                 if let Some(machine) = self.machines.get_mut(&id) {
                     machine.changes.push((address, answer));
+                }
+            }
+            Event::Told { sub, told } => {
+                if let Some(machine) = self.machines.get_mut(&id) {
+                    machine.told.push((sub, told));
+                }
+            }
+            Event::Lost { count, .. } => {
+                if let Some(machine) = self.machines.get_mut(&id) {
+                    machine.lost += count;
                 }
             }
             Event::HandedOver => {

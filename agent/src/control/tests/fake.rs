@@ -72,6 +72,7 @@ impl FakeAgent {
             }
             Question::Group(_) => Answer::Done,
             Question::Object(question) => Answer::Object(objects::answer(question)),
+            Question::Events(_) => Answer::Events(EventAnswer::Unavailable),
             Question::Prospect(question) => Answer::Prospect(prospected(&question)),
             Question::Lookup(key) => Answer::Found {
                 owner: key,
@@ -261,6 +262,10 @@ impl AgentApi for FakeAgent {
             held.set(held.get() - 1);
         });
         Box::pin(async move { Ok((hold, changes, first)) })
+    }
+
+    fn subscribe(&self, _: String, _: String, _: Begin) -> Local<Result<Subscribed, EventAnswer>> {
+        Box::pin(async { Err(EventAnswer::Unavailable) })
     }
 
     fn logs(&self, service: &str, tail: usize, follow: bool) -> Local<io::Result<LogLines>> {

@@ -17,6 +17,7 @@ use dugnad_kernel::map::{Map, Set};
 use dugnad_kernel::calls::{CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Component, Counters, Cx, Duration, Input, Key, NodeId, Time};
+use dugnad_resource::condition::Value;
 use dugnad_resource::execute::{ToHost, ToManager};
 use serde::{Deserialize, Serialize};
 
@@ -156,6 +157,11 @@ pub enum Event {
     ToHost {
         to: NodeId,
         msg: ToHost,
+    },
+    /// Somebody may have subscribed to such events.
+    Saw {
+        name: &'static str,
+        attributes: Vec<(String, Value)>,
     },
     /// Watch these nodes: they run replicas managed here.
     Watch(Set<NodeId>),

@@ -51,7 +51,7 @@ impl Around<Deployment> for Community {
                 let feedback = Command::Feedback { call, parts, complete: true };
                 world.command_after(after, at, feedback);
             }
-            Event::Cast { call: None, .. } => {}
+            Event::Cast { call: None, .. } | Event::Saw { .. } => {}
             Event::Records { call, question } => {
                 let (answer, changed) = world.around.played.answer(question);
                 for id in world.ids() {

@@ -78,7 +78,7 @@ variants!(detector::Msg, "detect": Ping, Pong, PingReq, Reached, Gone);
 variants!(EntryMsg, "entry": Probe, ProbeRes, Merge, Hint);
 variants!(collective::Msg, "collective":
     Persistence => inner, Packages => inner, Deployment => inner, Objects => inner,
-    Linear => inner);
+    Linear => inner, PubSub => inner);
 variants!(persistence::Msg, "persistence":
     Request => request named, Response => response named, Sync => inner);
 variants!(packages::Msg, "packages": Held, Mirror, NotHeld);
@@ -132,6 +132,7 @@ impl Variants for Bulk {
 pub(crate) mod linear;
 pub(crate) mod objects;
 mod prospect;
+mod pubsub;
 
 /// Every variant that travels as a message. The parts of a broadcast travel inside one as bytes.
 pub(crate) fn all_variants() -> Vec<String> {
@@ -161,6 +162,9 @@ pub(crate) fn all_variants() -> Vec<String> {
         collective::linear::Msg::ALL,
         collective::linear::Request::ALL,
         collective::linear::Response::ALL,
+        collective::pubsub::Msg::ALL,
+        collective::pubsub::Request::ALL,
+        collective::pubsub::Response::ALL,
         SyncMsg::ALL,
         ToHost::ALL,
         ToManager::ALL,
@@ -502,7 +506,9 @@ fn collective_messages() -> Vec<collective::Msg> {
     let packages = packages.into_iter().map(collective::Msg::Packages);
     let objects = objects::messages().into_iter().map(collective::Msg::Objects);
     let linear = linear::messages().into_iter().map(collective::Msg::Linear);
-    persistence.chain(packages).chain(deployment).chain(objects).chain(linear).collect()
+    let pubsub = pubsub::messages().into_iter().map(collective::Msg::PubSub);
+    let all = persistence.chain(packages).chain(deployment).chain(objects);
+    all.chain(linear).chain(pubsub).collect()
 }
 
 fn host_messages() -> Vec<Msg> {
@@ -540,6 +546,7 @@ pub(crate) fn stored(lines: &mut Lines) {
     lines.stored("group", &group_record());
     objects::stored(lines);
     linear::stored(lines);
+    pubsub::stored(lines);
     lines.stored("needed", &Needed { tree: tree(), origin: id(1) });
     lines.stored("run", &Run { id: replica(), generation: 2, spec: spec(), package: Some(tree()) });
     let states = [

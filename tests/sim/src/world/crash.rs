@@ -2,7 +2,7 @@
 
 use dugnad_kernel::{Duration, NodeId};
 
-use super::{Happening, World};
+use super::{Disk, Happening, World};
 use crate::net::GIVE_UP;
 
 /// How a machine stops.
@@ -15,6 +15,26 @@ pub enum Crash {
 }
 
 impl World {
+    pub fn slow_disk(&mut self, id: NodeId, by: Duration) {
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.slow_sync = by;
+        }
+    }
+
+    /// What a backup of the machine's state holds: its disk, and which life it was.
+    #[must_use]
+    pub fn backup(&self, id: NodeId) -> Option<(Disk, u32)> {
+        self.machines.get(&id).map(|machine| (machine.disk.clone(), machine.inc))
+    }
+
+    /// Puts an older state in the place of what a stopped machine has.
+    pub fn restore(&mut self, id: NodeId, (disk, inc): (Disk, u32)) {
+        if let Some(machine) = self.machines.get_mut(&id) {
+            machine.disk = disk;
+            machine.inc = inc;
+        }
+    }
+
     pub fn crash(&mut self, id: NodeId, kind: Crash) {
         let Some(machine) = self.machines.get_mut(&id) else { return };
         machine.node = None;

@@ -93,7 +93,7 @@ impl Deployment {
             }
             let text = format!("{name} lost; {} of {} ready", manager.ready(), manager.want);
             manager.note(text.clone());
-            self.tell_people(key, text, cx);
+            self.tell_people(key, "service.replica", text, cx);
             self.reconcile(key, cx);
             self.touch(key, cx);
         }
@@ -255,7 +255,7 @@ impl Deployment {
         manager.forget_number(number);
         let text = format!("failed on {name}: {}", clip_note(&note));
         manager.note(text.clone());
-        self.tell_people(key, text, cx);
+        self.tell_people(key, "service.failed", text, cx);
         self.reconcile(key, cx);
         self.touch(key, cx);
     }
@@ -310,7 +310,7 @@ impl Deployment {
         }
         if let Some(text) = text {
             manager.note(text.clone());
-            self.tell_people(key, text, cx);
+            self.tell_people(key, "service.replica", text, cx);
         }
         if state == HostState::Unready && was == ReplicaState::Starting {
             self.on_unready(key, number, &log, false, cx);

@@ -4,11 +4,13 @@
 //! dies, the next owner reads the plan, asks the hosts, and goes on in a higher term.
 
 use alloc::collections::VecDeque;
-use alloc::string::String;
+use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{Cx, Duration, Key, NodeId, Time};
+use dugnad_resource::condition::Value;
 use dugnad_resource::execute::{Epoch, ToHost};
 use dugnad_resource::executor::clip_note;
 use serde::Deserialize;
@@ -287,6 +289,7 @@ impl Deployment {
         let removed = service.desired == Desired::Removed;
         manager.set_service(service);
         self.announce_change(key, cx);
+        self.saw_wanted(key, cx);
         if removed {
             // Only now, when it happens: a record of a removal that somebody kept while the service
             // was deployed anew must not delete what that has written.
@@ -337,14 +340,38 @@ impl Deployment {
         }
     }
 
-    fn tell_people(&self, key: Key, text: String, cx: &mut Cx<'_, Self>) {
+    /// Tells people of it: everybody now, and who subscribed to this type of events.
+    fn tell_people(&self, key: Key, name: &'static str, text: String, cx: &mut Cx<'_, Self>) {
         let Some(manager) = self.managers.get(&key) else { return };
-        let body = CastBody::Happened {
-            by: self.me,
-            by_name: String::new(),
-            service: Some(manager.service.spec.name.clone()),
-            text,
-        };
+        let service = manager.service.spec.name.clone();
+        self.saw(name, &service, text.clone(), cx);
+        let (by, by_name) = (self.me, String::new());
+        let body = CastBody::Happened { by, by_name, service: Some(service), text };
         cx.emit(Event::Cast { call: None, body });
+    }
+
+    /// For who subscribed to this type of events.
+    fn saw(&self, name: &'static str, service: &str, text: String, cx: &mut Cx<'_, Self>) {
+        let text = Value::Text(text);
+        let (by, of) = (Value::Text(self.me.short().to_string()), Value::Text(service.into()));
+        let attributes = [("by", by), ("service", of), ("text", text)];
+        let attributes = attributes.map(|(name, value)| (name.to_string(), value)).into();
+        cx.emit(Event::Saw { name, attributes });
+    }
+
+    /// A service is wanted, in a new version, or no more.
+    fn saw_wanted(&self, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get(&key) else { return };
+        let (service, name) = (&manager.service, &manager.service.spec.name);
+        match service.desired {
+            Desired::Running => {
+                let text = format!("version {}", service.generation);
+                self.saw("service.deployed", name, text, cx);
+            }
+            Desired::Stopped => self.saw("service.changed", name, "stopped".to_string(), cx),
+            Desired::Removed | Desired::RemovedButState => {
+                self.saw("service.changed", name, "removed".to_string(), cx);
+            }
+        }
     }
 }

@@ -11,7 +11,7 @@ use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::execute::{Epoch, ReplicaId, ToHost};
 
 use super::{Manager, STOP_AGAIN, STOP_DOUBLINGS, TAKE_OVER};
-use crate::deployment::service::{PLAN, Plan, ReplicaState, SPEC, Service};
+use crate::deployment::service::{Desired, PLAN, Plan, ReplicaState, SPEC, Service};
 use crate::deployment::{
     Ask, Asker, AskerExt, Deployment, Event, Outcome, Reply, Request, Response, Timer,
 };
@@ -117,11 +117,15 @@ impl Deployment {
         if !manager.plan.slots.is_empty() {
             manager.note("this node manages it now".to_string());
         }
+        let new = manager.plan.slots.is_empty() && manager.service.desired == Desired::Running;
         let waits = !manager.taking_over.is_empty();
         self.managers.insert(key, manager);
         self.stop_again(key, cx);
         self.watch_hosts(cx);
         self.announce_change(key, cx);
+        if new {
+            self.saw_wanted(key, cx);
+        }
         if waits {
             self.later(key, TAKE_OVER, cx);
         } else {

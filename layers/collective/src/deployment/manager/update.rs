@@ -186,7 +186,7 @@ impl Deployment {
             Outcome::Nothing
         };
         self.start("forget a version", forget, cx);
-        self.tell_people(key, text, cx);
+        self.tell_people(key, "service.failed", text, cx);
         self.announce_change(key, cx);
         self.touch(key, cx);
     }

@@ -20,6 +20,8 @@ fn the_annotated_file_says_every_key_and_its_default() {
     assert_eq!(parse(ANNOTATED).unwrap(), parse("").unwrap());
     let keys = [
         "node.name",
+        "node.zone",
+        "node.tags",
         "community.seeds",
         "listen.overlay",
         "listen.gateway",
@@ -36,8 +38,8 @@ fn the_annotated_file_says_every_key_and_its_default() {
         "policy.require",
         "log.level",
     ];
-    // The default of the name is the host's own: it stands there as a comment.
-    let written = ANNOTATED.replace("# name", "name");
+    // The defaults of name and zone are the host's own: they stand there as comments.
+    let written = ANNOTATED.replace("# name", "name").replace("# zone", "zone");
     for key in keys {
         assert!(file::find_key(&written, key).is_some(), "{key} is missing");
     }

@@ -264,8 +264,8 @@ fn prospected(answer: ProspectAnswer) -> Result<Told, Trouble> {
         "asked": cost.asked,
         "messages": cost.messages,
         "micros": u64::try_from(cost.took.as_micros()).unwrap_or(u64::MAX),
-        // Each node answered for itself, now.
-        "age_secs": 0,
+        // Each node answered for itself, now; whom to ask was known from a sample of this age.
+        "age_secs": cost.sample_age,
     });
     Ok(Told { value, complete: cost.complete })
 }

@@ -6,8 +6,9 @@ use alloc::vec::Vec;
 use dugnad_connectivity::group::directory::{DirectoryAnswer, DirectoryAsk};
 use dugnad_kernel::map::Set;
 use dugnad_kernel::ops::CallId;
-use dugnad_kernel::{Arc, Key, NodeId};
-use dugnad_resource::condition::Value;
+use dugnad_kernel::{Arc, Key, NodeId, Peer};
+use dugnad_resource::condition::{Condition, Value};
+use dugnad_resource::describe::Description;
 use dugnad_resource::execute::{Order, Report, ToHost, ToManager};
 use dugnad_resource::spec::Tree;
 
@@ -88,6 +89,12 @@ pub enum Command {
         ask: u64,
         question: ObjectQuestion,
     },
+    /// The answer to [`Event::Describe`]; `None` if the condition is not true.
+    Described {
+        to: NodeId,
+        call: CallId,
+        node: Option<Description>,
+    },
     /// [`Event::Prospect`] follows.
     Prospect {
         ask: u64,
@@ -164,6 +171,14 @@ pub enum Event {
     Prospect {
         ask: u64,
         answer: ProspectAnswer,
+    },
+    /// How a node can be reached that others spoke of.
+    Met(Peer),
+    /// Is this true of this node, and how is it?
+    Describe {
+        to: NodeId,
+        call: CallId,
+        condition: Condition,
     },
     Events {
         ask: u64,

@@ -35,6 +35,8 @@ pub enum CastBody {
     Views(Vec<View>),
     /// Describe yourself if this is true of you. `brief`: only what a census counts.
     Find { condition: Condition, brief: bool },
+    /// Describe yourself, with a chance of so many millionths.
+    Sample { share: u32 },
 }
 
 /// One node's part of the feedback.

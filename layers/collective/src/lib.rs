@@ -48,7 +48,7 @@ use persistence::store::Store;
 use persistence::{Answer, Persistence, Question, Versions};
 use prospector::Prospector;
 use pubsub::PubSub;
-use queue::{Give, Queue, Work, feedback, found, moved};
+use queue::{Give, Queue, Work, feedback, found, gone, link_down, moved};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Msg {
@@ -58,6 +58,7 @@ pub enum Msg {
     Objects(objects::Msg),
     Linear(linear::Msg),
     PubSub(pubsub::Msg),
+    Prospector(prospector::Msg),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +134,7 @@ impl Component for Collective {
                     Msg::Objects(msg) => Work::Objects(Input::Message { from, msg }),
                     Msg::Linear(msg) => Work::Linear(Input::Message { from, msg }),
                     Msg::PubSub(msg) => Work::PubSub(Input::Message { from, msg }),
+                    Msg::Prospector(msg) => Work::Prospector(Input::Message { from, msg }),
                 });
             }
             Input::Timer(timer) => queue.push_back(match timer {
@@ -289,30 +291,21 @@ impl Collective {
             Command::Report(report) => queue.package(K::Report(report)),
             Command::ToManager { from, msg } => queue.deploy(D::ToManager { from, msg }),
             Command::Dead(node) => {
-                queue.persist(P::Gone(node));
-                queue.object(O::Gone(node));
-                queue.line(L::Gone(node));
-                queue.event(V::Gone(node));
+                gone(node, queue);
                 queue.deploy(D::Dead(node));
             }
             Command::Restarted(node) => {
-                queue.persist(P::Gone(node));
-                queue.object(O::Gone(node));
-                queue.line(L::Gone(node));
-                queue.event(V::Gone(node));
+                gone(node, queue);
                 queue.deploy(D::Restarted(node));
             }
             Command::LinkUp(node) => queue.deploy(D::LinkUp(node)),
-            Command::LinkDown(node) => {
-                queue.persist(P::LinkDown(node));
-                queue.object(O::LinkDown(node));
-                queue.line(L::LinkDown(node));
-                queue.event(V::LinkDown(node));
-                queue.deploy(D::LinkDown(node));
-            }
+            Command::LinkDown(node) => link_down(node, queue),
             Command::Ask { ask, question } => queue.deploy(D::Ask { ask, question }),
             Command::Object { ask, question } => queue.object(O::Ask { ask, question }),
             Command::Prospect { ask, question } => queue.prospect(S::Ask { ask, question }),
+            Command::Described { to, call, node } => {
+                queue.prospect(S::Described { to, call, node });
+            }
             Command::Events { ask, question } => queue.event(V::Ask { ask, question }),
             Command::Saw { name, attributes } => queue.event(V::Saw { name, attributes }),
             Command::Directory { call, key, ask } => {
@@ -494,10 +487,17 @@ impl Collective {
 
     fn feed_prospector(&mut self, input: Input<Prospector>, cx: &mut Cx<'_, Self>) {
         use prospector::Event as E;
-        for event in cx.child(&mut self.prospector, input, |msg| match msg {}, Timer::Prospector) {
+        for event in cx.child(&mut self.prospector, input, Msg::Prospector, Timer::Prospector) {
             match event {
                 E::Cast { call, body, arc } => {
                     cx.emit(Event::Cast { seeker: Some(Seeker::Prospector(call)), body, arc });
+                }
+                E::Lookup { call, key } => {
+                    cx.emit(Event::Lookup { seeker: Seeker::Prospector(call), key });
+                }
+                E::Met(peer) => cx.emit(Event::Met(peer)),
+                E::Describe { to, call, condition } => {
+                    cx.emit(Event::Describe { to, call, condition });
                 }
                 E::Answer { ask, answer } => cx.emit(Event::Prospect { ask, answer }),
             }

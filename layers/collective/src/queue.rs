@@ -79,8 +79,7 @@ pub(crate) fn found(seeker: Seeker, owner: Option<NodeId>, queue: &mut Queue) {
         Seeker::Objects(call) => queue.object(objects::Command::Found { call, owner }),
         Seeker::Linear(call) => queue.line(linear::Command::Found { call, owner }),
         Seeker::PubSub(call) => queue.event(pubsub::Command::Found { call, owner }),
-        // It looks nobody up.
-        Seeker::Prospector(_) => {}
+        Seeker::Prospector(call) => queue.prospect(prospector::Command::Found { call, owner }),
     }
 }
 
@@ -108,4 +107,23 @@ pub(crate) fn moved(position: &RingPosition, gained: Option<Arc>, queue: &mut Qu
     queue.prospect(prospector::Command::Moved(position.clone()));
     queue.event(pubsub::Command::Moved(position.clone()));
     queue.package(packages::Command::Moved(position.clone()));
+}
+
+/// A node will not answer any more, or not as the one it was.
+pub(crate) fn gone(node: NodeId, queue: &mut Queue) {
+    queue.persist(persistence::Command::Gone(node));
+    queue.object(objects::Command::Gone(node));
+    queue.line(linear::Command::Gone(node));
+    queue.event(pubsub::Command::Gone(node));
+    queue.prospect(prospector::Command::Gone(node));
+}
+
+/// What a node was asked it may not have heard.
+pub(crate) fn link_down(node: NodeId, queue: &mut Queue) {
+    queue.persist(persistence::Command::LinkDown(node));
+    queue.object(objects::Command::LinkDown(node));
+    queue.line(linear::Command::LinkDown(node));
+    queue.event(pubsub::Command::LinkDown(node));
+    queue.prospect(prospector::Command::LinkDown(node));
+    queue.deploy(deployment::Command::LinkDown(node));
 }

@@ -67,6 +67,10 @@ impl Node {
                 CastPart::Node(Box::new(self.description(&trees, &programs, cx)))
             }
             CastBody::Find { condition, brief } => self.prospected(&condition, brief, cx)?,
+            CastBody::Sample { share } if cx.rng.u32(0..1_000_000) < share => {
+                CastPart::Node(Box::new(self.description(&[], &[], cx)))
+            }
+            CastBody::Sample { .. } => return None,
             CastBody::Services => {
                 let views = self.collective.views();
                 if views.is_empty() {
@@ -129,6 +133,16 @@ impl Node {
             holds: trees.iter().copied().filter(|root| held.contains(root)).collect(),
             programs: programs.iter().take(PROGRAMS_MAX).filter(has).cloned().collect(),
         }
+    }
+
+    /// How this node is, if the condition is true of it.
+    pub(crate) fn described_if(
+        &self,
+        condition: &Condition,
+        cx: &Cx<'_, Self>,
+    ) -> Option<Description> {
+        let node = self.description(&[], &describe::programs(condition), cx);
+        condition.matches(node.attributes().as_slice()).then_some(node)
     }
 
     /// This node's part in a search, or in a census if it is to be brief.

@@ -2,7 +2,7 @@
 
 use dugnad_collective::persistence::sync::SyncMsg;
 use dugnad_collective::{
-    self as collective, deployment, linear, objects, packages, persistence, pubsub,
+    self as collective, deployment, linear, objects, packages, persistence, prospector, pubsub,
 };
 use dugnad_connectivity as connectivity;
 use dugnad_connectivity::entry::EntryMsg;
@@ -95,6 +95,7 @@ const fn community(msg: &collective::Msg) -> &'static str {
         collective::Msg::Objects(msg) => in_objects(msg),
         collective::Msg::Linear(msg) => in_linear(msg),
         collective::Msg::PubSub(msg) => in_pubsub(msg),
+        collective::Msg::Prospector(msg) => in_prospector(msg),
     }
 }
 
@@ -153,6 +154,15 @@ const fn in_objects(msg: &objects::Msg) -> &'static str {
         },
         Msg::Response { .. } => "response",
         Msg::Changed { .. } => "object_changed",
+    }
+}
+
+const fn in_prospector(msg: &prospector::Msg) -> &'static str {
+    use prospector::{Msg, Request};
+    match msg {
+        Msg::Request { request: Request::Search { .. }, .. } => "node_search",
+        Msg::Request { request: Request::Check { .. }, .. } => "node_check",
+        Msg::Response { .. } => "response",
     }
 }
 

@@ -513,6 +513,11 @@ impl Node {
                 collective::Event::Events { ask, answer } => {
                     self.answer_known(ask, Answer::Events(answer), cx);
                 }
+                collective::Event::Met(peer) => self.ring(overlay::Command::Learn(peer), cx),
+                collective::Event::Describe { to, call, condition } => {
+                    let node = self.described_if(&condition, cx);
+                    self.community(collective::Command::Described { to, call, node }, cx);
+                }
                 collective::Event::Told { sub, told } => cx.emit(Event::Told { sub, told }),
                 collective::Event::Lost { sub, name, count } => {
                     cx.emit(Event::Lost { sub, name, count });

@@ -94,7 +94,10 @@ impl World {
             Msg::Collective(Collective::Deployment(msg)) => self.deployment(msg),
             // None of these stories is about objects, registers or events.
             Msg::Collective(
-                Collective::Objects(_) | Collective::Linear(_) | Collective::PubSub(_),
+                Collective::Objects(_)
+                | Collective::Linear(_)
+                | Collective::PubSub(_)
+                | Collective::Prospector(_),
             ) => return None,
             Msg::ToHost(msg) => to_host(msg)?,
             Msg::ToManager(msg) => to_manager(msg),

@@ -74,21 +74,51 @@ fn a_small_community_is_asked_as_a_whole() {
 
 #[test]
 fn a_large_community_is_asked_in_part_and_whole_if_it_must() {
+    let size = std::env::var("NODES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
     let mut world = World::new(Options::seed(950));
-    let ids = community(&mut world, 120);
+    let ids = community(&mut world, size);
     let solar = label(&mut world, &ids);
-    let mut asked = Vec::new();
-    for id in ids.iter().step_by(13) {
-        let (nodes, cost) = find(&mut world, *id, "zone=odd", 3);
-        assert!(nodes.len() == 3 && nodes.iter().all(|node| node.zone() == "odd"));
-        assert!(cost.complete);
-        asked.push(cost.asked);
-        let (nodes, cost) = find(&mut world, *id, "tags~solar", 256);
-        assert_eq!((peers(&nodes), cost.complete), (solar.clone(), true), "all there are");
-        assert_eq!(cost.asked, 120, "each once");
+    let shares = [("zone=odd", 50), ("tags~solar", 10), ("name prefix n1 node prefix 0", 1)];
+    // Nobody has asked so far: there is no sample yet.
+    let (nodes, cost) = find(&mut world, ids[5], "zone=odd", 3);
+    assert!(nodes.len() == 3 && nodes.iter().all(|node| node.zone() == "odd") && cost.complete);
+    world.run_for(SECOND * 5);
+    let log = f64::from(u32::try_from(size).unwrap()).log2();
+    for (typed, share) in shares {
+        let mut messages = Vec::new();
+        for id in ids.iter().step_by(size / 20) {
+            world.run_for(SECOND * 3);
+            world.kinds.clear();
+            let (nodes, cost) = find(&mut world, *id, typed, 3);
+            assert!(cost.complete && nodes.len() <= 3, "{typed}");
+            let of = ["node_search", "node_check", "response", "route_hop", "route_found"];
+            let of = of.iter().chain(&["bulk_down", "cast_up", "cast_down"]);
+            let sum: u64 = of.filter_map(|kind| world.kinds.get(kind)).sum();
+            messages.push(sum);
+        }
+        messages.sort_unstable();
+        let median = messages[messages.len() / 2];
+        let goal = 2.0 * log + 9.0;
+        println!("{size} nodes, 3 of {share} %: {median} messages in the median, goal {goal:.0}");
+        if share >= 10 {
+            assert!(median as f64 <= goal, "{typed}: {messages:?}");
+        }
     }
-    asked.sort_unstable();
-    assert!(asked[asked.len() / 2] <= 24, "half of all meet it: {asked:?}");
+    let (nodes, cost) = find(&mut world, ids[9], "tags~solar", 256);
+    assert_eq!((peers(&nodes), cost.complete), (solar, true), "all there are");
+    let ask = world.ask(ids[3], ProspectQuestion::Census);
+    world.run_until(ANSWER, SECOND / 20, |w| w.answers.contains_key(&ask));
+    match world.answers.get(&ask) {
+        Some(Answer::Prospect(ProspectAnswer::Census { nodes, cost })) => {
+            assert_eq!((nodes.len(), cost.complete), (size, true));
+        }
+        other => panic!("{other:?}"),
+    }
+    // An hour after the last question nobody draws samples any more.
+    world.run_for(SECOND * 3_700);
+    world.kinds.clear();
+    world.run_for(SECOND * 300);
+    assert_eq!(world.kinds.get("bulk_down"), None, "it fell asleep");
     silent(&mut world).unwrap();
 }
 

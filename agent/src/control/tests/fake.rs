@@ -132,7 +132,7 @@ impl FakeAgent {
 /// One node that has what is asked for, or none.
 fn prospected(question: &ProspectQuestion) -> ProspectAnswer {
     let took = dugnad_kernel::Duration::from_micros(2_300);
-    let cost = Cost { asked: 3, messages: 4, took, complete: true };
+    let cost = Cost { asked: 3, messages: 4, took, complete: true, sample_age: 0 };
     let mut profile = node(1, Some("attic"), NodeState::Alive).profile.unwrap();
     profile.machine.cores = 4;
     profile.labels.tags = vec!["solar".to_owned()];

@@ -1,26 +1,31 @@
-//! The resource prospector (paper 3.4.1, PROTOCOL.md 9.2): which nodes meet a condition, and what
+//! The resource prospector (paper 3.4.2, PROTOCOL.md 9.2): which nodes meet a condition, and what
 //! the community has in all.
 //!
 //! Nodes say of themselves whether a condition is true of them, so an answer is as fresh as the
-//! question. A small community is asked as a whole; in a larger one arcs of the ring are asked, one
-//! after the other and each larger than the one before, until enough were found.
+//! question. A small community is asked as a whole. In a larger one a sample of it is looked
+//! through first; what that does not give is sought on arcs of the ring, one after the other and
+//! each larger than the one before, until enough were found.
 
 pub mod census;
 mod operations;
+mod sample;
 mod search;
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use dugnad_kernel::calls::{CallsOf, Operates};
+use dugnad_kernel::calls::{Awaited as _, CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
-use dugnad_kernel::{Arc, Component, Counters, Cx, Duration, Input, Time};
+use dugnad_kernel::{Arc, Component, Counters, Cx, Duration, Input, Key, NodeId, Peer, Time};
 use dugnad_resource::condition::Condition;
 use dugnad_resource::describe::{Brief, Description};
 
 use crate::cast::CastBody;
 use crate::position::RingPosition;
-use operations::{OPS, Outcome, Reply};
+use operations::{OPS, Reply};
+use sample::Sample;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use operations::OPS_MAX;
 
@@ -61,14 +66,46 @@ pub struct Cost {
     pub took: Duration,
     /// Whether everybody who was to be asked answered.
     pub complete: bool,
+    /// Seconds since the sample was drawn that told whom to ask; 0 without one. What is said of a
+    /// node it has said itself, now.
+    pub sample_age: u32,
 }
 
-/// It sends nothing itself: broadcasts and bulk operations carry its questions.
-pub type Msg = core::convert::Infallible;
+/// A request between nodes; its answer is a [`Response`] to the same call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// To who keeps the sample: some nodes this seems to be true of.
+    Search { condition: Condition, want: u16 },
+    /// Is this true of you?
+    Check { condition: Condition },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// To `Search`: of these it was true when the sample was drawn.
+    Hits { peers: Vec<Peer>, age_secs: u32 },
+    /// To `Search`: there is no sample here yet, or no more.
+    NoSample,
+    /// To `Check`: yes, this node is so.
+    Is(Box<Description>),
+    /// To `Check`: no.
+    NotMeant,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Msg {
+    /// Answered with `Response` to the same call.
+    Request { call: CallId, request: Request },
+    /// To the `Request` of this call.
+    Response { call: CallId, response: Response },
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {
     /// What was asked under this call was not answered.
     Expire { call: CallId },
+    /// The sample is to be drawn anew.
+    Draw { round: u32 },
 }
 
 #[derive(Clone, Debug)]
@@ -80,6 +117,20 @@ pub enum Command {
         parts: Vec<Vec<u8>>,
         complete: bool,
     },
+    /// The answer to [`Event::Lookup`].
+    Found {
+        call: CallId,
+        owner: Option<NodeId>,
+    },
+    /// The answer to [`Event::Describe`]; `None` if the condition is not true.
+    Described {
+        to: NodeId,
+        call: CallId,
+        node: Option<Description>,
+    },
+    /// It will not answer any more.
+    Gone(NodeId),
+    LinkDown(NodeId),
     Ask {
         ask: u64,
         question: ProspectQuestion,
@@ -88,6 +139,18 @@ pub enum Command {
 
 #[derive(Clone, Debug)]
 pub enum Event {
+    Lookup {
+        call: CallId,
+        key: Key,
+    },
+    /// How a node can be reached that others spoke of.
+    Met(Peer),
+    /// Is this true of this node, and how is it?
+    Describe {
+        to: NodeId,
+        call: CallId,
+        condition: Condition,
+    },
     /// Tell everybody, or the nodes on an arc, and hear what they say.
     Cast {
         call: CallId,
@@ -103,6 +166,9 @@ pub enum Event {
 #[derive(Default)]
 pub struct Prospector {
     position: RingPosition,
+    sample: Sample,
+    /// Of the timer that draws the next one.
+    round: u32,
     calls: CallsOf<Self>,
     /// When each question came that is not answered yet.
     since: Vec<(u64, Time)>,
@@ -119,11 +185,28 @@ impl Component for Prospector {
         match input {
             Input::Command(Command::Moved(position)) => self.position = position,
             Input::Command(Command::Feedback { call, parts, complete }) => {
-                self.answer(call, Reply { parts, complete }, cx);
+                self.answer(call, Reply::Parts { parts, complete }, cx);
+            }
+            Input::Command(Command::Found { call, owner }) => {
+                self.answer(call, Reply::Found(owner), cx);
+            }
+            Input::Command(Command::Described { to, call, node }) => {
+                Self::on_described(to, call, node, cx);
+            }
+            Input::Command(Command::Gone(node) | Command::LinkDown(node)) => {
+                self.give_up_on(node, cx);
             }
             Input::Command(Command::Ask { ask, question }) => self.on_ask(ask, question, cx),
-            Input::Message { msg, .. } => match msg {},
+            Input::Message { from, msg: Msg::Request { call, request } } => {
+                self.on_request(from, call, request, cx);
+            }
+            Input::Message { from, msg: Msg::Response { call, response } } => {
+                self.on_response(from, call, response, cx);
+            }
             Input::Timer(Timer::Expire { call }) => self.give_up(call, cx),
+            Input::Timer(Timer::Draw { round }) if round == self.round => self.draw(cx),
+            // Of a sample that was dropped meanwhile.
+            Input::Timer(Timer::Draw { .. }) => {}
         }
     }
 }
@@ -135,7 +218,11 @@ impl Prospector {
 
     /// What grows with what others say: name, how many there are, how many at most.
     pub fn sizes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
-        [(OPS, self.calls.len(), OPS_MAX)].into_iter()
+        [
+            (OPS, self.calls.len(), OPS_MAX),
+            ("prospector_sample", self.sampled(), sample::SAMPLED_MAX),
+        ]
+        .into_iter()
     }
 
     pub fn operations(&self) -> impl Iterator<Item = &'static str> + '_ {
@@ -154,7 +241,9 @@ impl Prospector {
                 let op = |asker| search::find(asker, ask, condition, want, size, start);
                 self.start("find", op, cx)
             }
-            ProspectQuestion::Census => self.start("census", |asker| census::take(asker, ask), cx),
+            ProspectQuestion::Census => {
+                self.start("census", |asker| census::take(asker, ask, size), cx)
+            }
         };
         if !started {
             self.since.retain(|(known, _)| *known != ask);
@@ -166,9 +255,22 @@ impl Prospector {
         cx.emit(Event::Answer { ask, answer: ProspectAnswer::Failed(String::from(why)) });
     }
 
+    fn on_response(
+        &mut self,
+        from: NodeId,
+        call: CallId,
+        response: Response,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        if self.calls.awaited(call).and_then(operations::Awaited::node) == Some(from) {
+            self.answer(call, Reply::Response(Some(response)), cx);
+        } else {
+            self.counters.add("answer_nobody_awaits", 1);
+        }
+    }
+
     /// Says an answer, and how long it took.
-    fn on_answered(&mut self, outcome: Outcome, cx: &mut Cx<'_, Self>) {
-        let Outcome { ask, mut answer } = outcome;
+    fn on_answered(&mut self, ask: u64, mut answer: ProspectAnswer, cx: &mut Cx<'_, Self>) {
         let since = self.since.iter().position(|(known, _)| *known == ask);
         let since = since.map(|at| self.since.swap_remove(at).1);
         match &mut answer {

@@ -7,7 +7,7 @@ use dugnad_resource::condition::Condition;
 use dugnad_resource::describe::Description;
 
 use super::operations::{Asker, AskerExt, Outcome};
-use super::{Cost, ProspectAnswer};
+use super::{Cost, ProspectAnswer, Request, Response, sample};
 use crate::cast::{CastBody, CastPart};
 
 /// A community of so many is asked as a whole.
@@ -28,6 +28,12 @@ pub(super) async fn find(
 ) -> Outcome {
     let mut nodes: Vec<Description> = Vec::new();
     let mut cost = Cost { complete: true, ..Cost::default() };
+    if size > ALL {
+        from_sample(&asker, &condition, want, &mut nodes, &mut cost).await;
+        if nodes.len() >= want {
+            return Outcome::Answer { ask, answer: ProspectAnswer::Found { nodes, cost } };
+        }
+    }
     let mut arcs = Arcs::new(size, want, start);
     while let Some(arc) = arcs.next() {
         let body = CastBody::Find { condition: condition.clone(), brief: false };
@@ -52,7 +58,46 @@ pub(super) async fn find(
         }
     }
     nodes.truncate(want);
-    Outcome { ask, answer: ProspectAnswer::Found { nodes, cost } }
+    Outcome::Answer { ask, answer: ProspectAnswer::Found { nodes, cost } }
+}
+
+/// Asks who keeps the sample whom to ask, and those whether it is so.
+async fn from_sample(
+    asker: &Asker,
+    condition: &Condition,
+    want: usize,
+    nodes: &mut Vec<Description>,
+    cost: &mut Cost,
+) {
+    let Some(keeper) = asker.find(sample::key()).await else { return };
+    let number = u16::try_from(want).unwrap_or(u16::MAX);
+    let request = Request::Search { condition: condition.clone(), want: number };
+    cost.messages += 2;
+    let Some(Response::Hits { peers, age_secs }) = asker.call(keeper, request).await else {
+        return;
+    };
+    cost.sample_age = age_secs;
+    let mut left = peers.as_slice();
+    // As many at a time as are missing.
+    while nodes.len() < want && !left.is_empty() {
+        let (now, later) = left.split_at((want - nodes.len()).min(left.len()));
+        left = later;
+        asker.meet(now.to_vec()).await;
+        let checks: Vec<_> = now
+            .iter()
+            .map(|peer| asker.call(peer.id, Request::Check { condition: condition.clone() }))
+            .collect();
+        let asked = u32::try_from(checks.len()).unwrap_or(u32::MAX);
+        (cost.asked, cost.messages) = (cost.asked + asked, cost.messages + 2 * asked);
+        for (check, peer) in checks.into_iter().zip(now) {
+            if let Some(Response::Is(mut node)) = check.await {
+                node.clip();
+                if node.peer.id == peer.id && nodes.iter().all(|n| n.peer.id != peer.id) {
+                    nodes.push(*node);
+                }
+            }
+        }
+    }
 }
 
 /// The parts of the ring that are asked one after the other.

@@ -1,4 +1,4 @@
-//! Publish and subscribe (paper 3.4.2, PROTOCOL.md 9.3).
+//! Publish and subscribe (paper 3.4.1, PROTOCOL.md 9.3).
 //!
 //! Each type of events has a rendezvous, the owner of its key on the ring: who publishes and who
 //! subscribes meets there. It decides nothing by itself. The log of a type lies in registers, and

@@ -78,7 +78,7 @@ variants!(detector::Msg, "detect": Ping, Pong, PingReq, Reached, Gone);
 variants!(EntryMsg, "entry": Probe, ProbeRes, Merge, Hint);
 variants!(collective::Msg, "collective":
     Persistence => inner, Packages => inner, Deployment => inner, Objects => inner,
-    Linear => inner, PubSub => inner);
+    Linear => inner, PubSub => inner, Prospector => inner);
 variants!(persistence::Msg, "persistence":
     Request => request named, Response => response named, Sync => inner);
 variants!(packages::Msg, "packages": Held, Mirror, NotHeld);
@@ -102,7 +102,7 @@ variants!(ToHost, "tohost": Reserve, Start, Stop, Probe, BeatAck, NotManager);
 variants!(ToManager, "tomanager": Reserved, Refused, Beat, Nothing, Deposed,
     Leaving);
 variants!(CastBody, "body": Describe, Services, Ports, Changed, Happened, Removed,
-    Objects, Views, Find);
+    Objects, Views, Find, Sample);
 variants!(CastPart, "part": Node, Services, Ports, Objects, NotMeant, Brief);
 variants!(Desired, "desired": Running, Stopped, Removed, RemovedButState);
 variants!(ReplicaState, "slot": Reserved, Starting, Ready, Draining, Lost);
@@ -162,6 +162,9 @@ pub(crate) fn all_variants() -> Vec<String> {
         collective::linear::Msg::ALL,
         collective::linear::Request::ALL,
         collective::linear::Response::ALL,
+        collective::prospector::Msg::ALL,
+        collective::prospector::Request::ALL,
+        collective::prospector::Response::ALL,
         collective::pubsub::Msg::ALL,
         collective::pubsub::Request::ALL,
         collective::pubsub::Response::ALL,
@@ -508,7 +511,7 @@ fn collective_messages() -> Vec<collective::Msg> {
     let linear = linear::messages().into_iter().map(collective::Msg::Linear);
     let pubsub = pubsub::messages().into_iter().map(collective::Msg::PubSub);
     let all = persistence.chain(packages).chain(deployment).chain(objects);
-    all.chain(linear).chain(pubsub).collect()
+    all.chain(linear).chain(pubsub).chain(prospect::messages()).collect()
 }
 
 fn host_messages() -> Vec<Msg> {
@@ -625,6 +628,7 @@ fn casts(lines: &mut Lines) {
         CastBody::Objects { namespace: Some("notes".into()) },
         CastBody::Views(vec![linear::view()]),
         CastBody::Find { condition: prospect::condition(), brief: false },
+        CastBody::Sample { share: 32_000 },
     ];
     every(lines, "cast", bodies, |body| body);
     let parts = [

@@ -6,7 +6,30 @@ use dugnad_resource::condition::Condition;
 use dugnad_resource::describe::{Description, Labels, Machine, Profile};
 use dugnad_resource::spec::Arch;
 
-use super::{amounts, peer};
+use dugnad_collective as collective;
+use dugnad_collective::prospector::{Msg, Request, Response};
+
+use super::{Variants, amounts, peer};
+
+variants!(Msg, "prospector": Request => request named, Response => response named);
+variants!(Request, "request": Search, Check);
+variants!(Response, "response": Hits, NoSample, Is, NotMeant);
+
+pub(super) fn messages() -> impl Iterator<Item = collective::Msg> {
+    let requests = [
+        Request::Search { condition: condition(), want: 3 },
+        Request::Check { condition: condition() },
+    ];
+    let responses = [
+        Response::Hits { peers: vec![peer(1)], age_secs: 30 },
+        Response::NoSample,
+        Response::Is(Box::new(description())),
+        Response::NotMeant,
+    ];
+    let requests = requests.map(|request| Msg::Request { call: 7, request });
+    let responses = responses.map(|response| Msg::Response { call: 7, response });
+    requests.into_iter().chain(responses).map(collective::Msg::Prospector)
+}
 
 /// One test of each kind.
 pub(super) fn condition() -> Condition {

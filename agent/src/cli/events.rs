@@ -136,7 +136,9 @@ pub(super) fn watch(args: &Watch, cx: &mut Cx<'_>) -> Outcome {
         let path = format!("/v1/events?filter={filter}{begin}");
         let ended = smol::block_on(async {
             let mut lines = client.get_lines(&path).await?;
-            began = true;
+            if !std::mem::replace(&mut began, true) {
+                cx.say(format!("watching {}; Ctrl-C ends it", args.key));
+            }
             while left != Some(0) {
                 let Some(event) = lines.next().await? else { return Ok(()) };
                 if let Some(cursor) = event["cursor"].as_str() {

@@ -209,6 +209,9 @@ async fn subscribe(backend: &Rc<dyn AgentApi>, query: &Query, headers: &HeaderMa
     let filter = percent_decode(query.get("filter").unwrap_or_default())
         .ok_or_else(|| Trouble::usage("filter is no UTF-8 text"))?;
     let filter = filter.trim().to_owned();
+    if filter.is_empty() {
+        return Err(Trouble::usage("say which events: /v1/events?filter=TYPE CONDITION"));
+    }
     let (name, condition) = filter.split_once(char::is_whitespace).unwrap_or((&filter, ""));
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let after = query.get("after").and_then(percent_decode);
@@ -287,4 +290,50 @@ pub(crate) fn event_told(told: &Told) -> Value {
 /// Some events nobody can read any more.
 pub(crate) fn event_lost(name: &str, count: u64) -> Value {
     json!({ "lost": count, "of": name })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read_as_forms_and_as_json() {
+        let typed = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+        };
+        let (attributes, body) = form(b"celsius=21&room=the+attic%21").unwrap();
+        assert_eq!(attributes, typed(&[("celsius", "21"), ("room", "the attic!")]));
+        assert!(body.is_empty());
+        assert!(form(b"celsius").is_err() && form(b"a=%zz").is_err() && form(b"\xff=1").is_err());
+        let said = br#"{"attributes": {"n": 3, "tags": ["a", "b"], "room": "x"}, "body": "hi"}"#;
+        let (mut attributes, body) = from_json(said).unwrap();
+        attributes.sort();
+        assert_eq!(attributes, typed(&[("n", "3"), ("room", "x"), ("tags", "a b")]));
+        assert_eq!(body, b"hi");
+        assert!(from_json(b"{").is_err());
+    }
+
+    #[test]
+    fn types_and_places_are_checked() {
+        let said = json!({"type": "a.b", "parents": ["a"], "attributes": {"n": "number"}});
+        let new = event_type(&said).unwrap();
+        assert_eq!((new.name.as_str(), new.attributes.len()), ("a.b", 1));
+        let wrong = event_type(&json!({"type": "a", "attributes": {"n": "float"}})).unwrap_err();
+        assert!(wrong.contains("attributes.n") && wrong.contains("number, size"), "{wrong}");
+        assert!(event_type(&json!({})).is_err());
+        let at = places("a=1,a.b=22").unwrap();
+        assert_eq!(at, [("a".to_owned(), 1), ("a.b".to_owned(), 22)]);
+        assert!(places("a").is_err() && places("a=x").is_err());
+    }
+
+    #[test]
+    fn a_service_publishes_what_begins_with_its_name() {
+        let who = Who::Service { name: "thermo".to_owned(), namespaces: Vec::new() };
+        assert!(may_publish(&who, "thermo").is_ok() && may_publish(&who, "thermo.reading").is_ok());
+        for other in ["thermometer", "node.join", "x.thermo"] {
+            assert!(may_publish(&who, other).is_err(), "{other}");
+        }
+        assert!(may_publish(&Who::Person, "anything").is_ok());
+    }
 }

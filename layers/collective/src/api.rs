@@ -109,6 +109,8 @@ pub enum Command {
     Saw {
         name: &'static str,
         attributes: Vec<(String, Value)>,
+        /// What names it, if others may see it, too: a node, and which life of it.
+        of: Option<(NodeId, u64)>,
     },
     /// Of the directory of groups; [`Event::Directory`] follows under `call`.
     Directory {

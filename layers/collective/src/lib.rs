@@ -307,7 +307,9 @@ impl Collective {
                 queue.prospect(S::Described { to, call, node });
             }
             Command::Events { ask, question } => queue.event(V::Ask { ask, question }),
-            Command::Saw { name, attributes } => queue.event(V::Saw { name, attributes }),
+            Command::Saw { name, attributes, of } => {
+                queue.event(V::Saw { name, attributes, of });
+            }
             Command::Directory { call, key, ask } => {
                 self.ask(Some(Caller::Groups(call)), Question::Directory { key, ask }, queue);
             }
@@ -422,7 +424,7 @@ impl Collective {
                 E::ToHost { to, msg } => cx.emit(Event::ToHost { to, msg }),
                 E::Watch(nodes) => cx.emit(Event::Watch(nodes)),
                 E::Saw { name, attributes } => {
-                    queue.event(pubsub::Command::Saw { name, attributes });
+                    queue.event(pubsub::Command::Saw { name, attributes, of: None });
                 }
                 E::Answer { ask, reply } => cx.emit(Event::Answer { ask, reply }),
             }

@@ -18,7 +18,7 @@ use dugnad_resource::executor::clip_note;
 use dugnad_resource::spec::{Port, valid_name};
 
 use crate::asked::Why;
-use crate::{Event, Happened, Node, program_hash};
+use crate::{Event, Happened, Node, UNSAID, program_hash};
 
 impl Node {
     /// Tells everybody, or the nodes on an arc. `seeker`: who waits for what they answer, if
@@ -168,16 +168,44 @@ impl Node {
         let mut attributes = self.description(&[], &[], cx).attributes();
         attributes.retain(|(name, _)| name != "programs");
         attributes.sort_by(|a, b| a.0.cmp(&b.0));
-        self.community(collective::Command::Saw { name, attributes }, cx);
+        let me = self.connectivity.ring().me();
+        let of = (name == "node.leave").then_some((me.id, u64::from(me.inc)));
+        self.community(collective::Command::Saw { name, attributes, of }, cx);
+    }
+
+    /// Tells everybody that a node is gone.
+    pub(crate) fn say_gone(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        let text = alloc::format!("{} is gone", self.name_of(id));
+        self.announce(None, text, cx);
+        self.saw_gone(id, cx);
+    }
+
+    /// This node answers now for what a dead one did: if that was said by one that died with it,
+    /// or by nobody, it says so.
+    pub(crate) fn say_unsaid(&mut self, cx: &mut Cx<'_, Self>) {
+        self.unsaid.retain(|(_, at)| cx.now.since(*at) < UNSAID);
+        let ring = self.connectivity.ring();
+        let mine = self.unsaid.iter().position(|(id, _)| ring.is_member() && ring.owns(*id));
+        if let Some(at) = mine {
+            let (id, _) = self.unsaid.swap_remove(at);
+            self.say_gone(id, cx);
+            self.say_unsaid(cx);
+        }
+    }
+
+    /// The life of a node that this one knows of, so that everybody names its end alike.
+    fn life_of(&self, id: NodeId) -> Option<u64> {
+        let known = self.overlay().book().find(|peer| peer.id == id);
+        known.map(|peer| u64::from(peer.inc))
     }
 
     /// Another node is gone; what it was like nobody knows any more.
-    pub(crate) fn saw_gone(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+    fn saw_gone(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         let (name, node) = (self.name_of(id), id.short().to_string());
         let attributes = [("name", name), ("node", node)]
             .map(|(name, text)| (String::from(name), Value::Text(text)));
-        let name = "node.leave";
-        self.community(collective::Command::Saw { name, attributes: attributes.into() }, cx);
+        let (name, of) = ("node.leave", self.life_of(id).map(|life| (id, life)));
+        self.community(collective::Command::Saw { name, attributes: attributes.into(), of }, cx);
     }
 
     /// A program with its full path, or by its name in one of the usual folders.

@@ -33,7 +33,7 @@ use dugnad_connectivity::overlay::{self, Overlay};
 use dugnad_connectivity::{Connectivity, group};
 use dugnad_fabric::Ceilings;
 use dugnad_kernel::arc::in_oo;
-use dugnad_kernel::{Arc, Component, Cx, Effect, Hash, Input, NodeId, Peer};
+use dugnad_kernel::{Arc, Component, Cx, Duration, Effect, Hash, Input, NodeId, Peer};
 use dugnad_resource::describe::{Profile, clip_name};
 use dugnad_resource::execute::{Order, Run, ToHost, ToManager};
 use dugnad_resource::executor::{self, Executor};
@@ -77,6 +77,9 @@ pub struct Config {
 
 /// Names of nodes that are remembered for people.
 const NAMES_MAX: usize = 512;
+/// Deaths that are remembered until somebody has said so, and how long.
+const UNSAID_MAX: usize = 64;
+const UNSAID: Duration = Duration::from_secs(60);
 /// Services with a TCP port of their own that are remembered.
 const PORTS_MAX: usize = 256;
 
@@ -95,6 +98,8 @@ pub struct Node {
     names: Map<NodeId, String>,
     malformed_records: u64,
     kept_state: Set<Hash>,
+    /// Nodes that died, until somebody said so: with it whoever should have may have died.
+    unsaid: Vec<(NodeId, dugnad_kernel::Time)>,
     /// Whether [`Event::HandedOver`] was said.
     told_handed_over: bool,
 }
@@ -155,6 +160,7 @@ impl Node {
             names: Map::new(),
             malformed_records: 0,
             kept_state: Set::new(),
+            unsaid: Vec::new(),
             told_handed_over: false,
         }
     }
@@ -457,15 +463,16 @@ impl Node {
         let (succs, size) = (ring.succs().to_vec(), self.connectivity.overlay().size());
         let position = RingPosition { range: new, succs, size };
         self.community(collective::Command::Moved { position, gained }, cx);
+        self.say_unsaid(cx);
     }
 
     fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         // One voice is enough: the one that takes over.
         let ring = self.connectivity.ring();
         if ring.pred().id == id || ring.owns(id) {
-            let text = alloc::format!("{} is gone", self.name_of(id));
-            self.announce(None, text, cx);
-            self.saw_gone(id, cx);
+            self.say_gone(id, cx);
+        } else if self.unsaid.len() < UNSAID_MAX {
+            self.unsaid.push((id, cx.now));
         }
         self.place_changed(cx);
         self.host(executor::Command::Dead(id), cx);

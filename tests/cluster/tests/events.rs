@@ -33,8 +33,14 @@ impl Watcher {
 
     /// As many events as are named, by what `of` reads in them.
     fn next(&self, count: usize, of: &str) -> Vec<Value> {
-        let told = (0..count).map(|_| self.lines.recv_timeout(PATIENCE).unwrap());
-        told.map(|event| event["attributes"][of].clone()).collect()
+        let mut told = Vec::new();
+        while told.len() < count {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(event) => told.push(event["attributes"][of].clone()),
+                Err(_) => panic!("{count} events were to come, with {of}; there came {told:?}"),
+            }
+        }
+        told
     }
 }
 
@@ -87,11 +93,12 @@ fn finds(community: &Community) {
     assert_eq!(census["nodes"].as_array().unwrap().len(), 9);
 
     say(community.start, "a service that wants a tag");
-    fs::create_dir(community.mark.dir.join("page")).unwrap();
-    fs::write(community.mark.dir.join("page/index.html"), "hello").unwrap();
     let text = "name = \"page\"\nreplicas = 2\n[artifacts]\nany = \"page/\"\n[needs]\n\
                 where = \"tags~solar\"\n";
     let file = community.service_file("page", text);
+    let page = community.folder("files-page").join("page");
+    fs::create_dir(&page).unwrap();
+    fs::write(page.join("index.html"), "hello").unwrap();
     community.deploy(1, &file);
     let solar = community.ready_on(1, "page").unwrap();
     assert!(solar.len() == 2 && solar.iter().all(|node| node % 3 == 0), "{solar:?}");

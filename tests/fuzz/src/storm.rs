@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use dugnad_collective::cast::CastPart;
-use dugnad_collective::{self as collective, deployment, persistence};
+use dugnad_collective::{self as collective, deployment, persistence, prospector, pubsub};
 use dugnad_connectivity::route::{Found, Purpose, RouteMsg};
 use dugnad_connectivity::tree::broadcast::{CastId, CastMsg};
 use dugnad_connectivity::tree::bulk::BulkMsg;
@@ -12,9 +12,10 @@ use dugnad_connectivity::{self as connectivity, group, overlay, ring};
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::{ArcSet, Component, Cx, Duration, Effect, Id, Input, NodeId, Peer, Time, wire};
 use dugnad_node::{
-    Command, Config, Event, GroupManner, GroupMode, GroupPolicy, GroupQuestion, Msg, Node,
-    Question, ServiceQuestion, Timer,
+    Begin, Command, Config, Event, EventQuestion, GroupManner, GroupMode, GroupPolicy,
+    GroupQuestion, Msg, Node, ProspectQuestion, Question, ServiceQuestion, Timer,
 };
+use dugnad_resource::condition::Condition;
 use dugnad_resource::describe::{Description, Profile};
 use dugnad_resource::execute::{HostState, Order, ReplicaId, Report, ToHost, ToManager};
 use dugnad_resource::spec::{Arch, Check, Health, Keep, Kind, Port, Spec, Tree, Want};
@@ -298,6 +299,20 @@ impl Storm {
                     let msg = deployment::Msg::Response { call: *call, response };
                     return Some(M::Deployment(msg));
                 }
+                (
+                    M::PubSub(pubsub::Msg::Request { call, .. }),
+                    M::PubSub(pubsub::Msg::Response { response, .. }),
+                ) => {
+                    let msg = pubsub::Msg::Response { call: *call, response };
+                    return Some(M::PubSub(msg));
+                }
+                (
+                    M::Prospector(prospector::Msg::Request { call, .. }),
+                    M::Prospector(prospector::Msg::Response { response, .. }),
+                ) => {
+                    let msg = prospector::Msg::Response { call: *call, response };
+                    return Some(M::Prospector(msg));
+                }
                 _ => {}
             }
         }
@@ -390,7 +405,13 @@ impl Storm {
 
     fn ask(&mut self) {
         let name = spec(&mut self.rng).name;
-        let question = match self.rng.u8(0..10) {
+        let question = match self.rng.u8(0..14) {
+            10 | 11 => self.event_question().into(),
+            12 => ProspectQuestion::Census.into(),
+            13 => {
+                let (condition, want) = (Condition::default(), self.rng.u16(..));
+                ProspectQuestion::Find { condition, want }.into()
+            }
             8 | 9 => Question::Group(self.group_question()),
             0 => ServiceQuestion::Nodes.into(),
             1 => ServiceQuestion::Ps.into(),
@@ -403,6 +424,22 @@ impl Storm {
         };
         self.sequence += 1;
         self.command(Command::Ask(self.sequence, question));
+    }
+
+    /// About the type of the golden messages, or one of the community's own.
+    fn event_question(&mut self) -> EventQuestion {
+        let names = ["sensor.temperature", "sensor.temperature", "node.join", "node", "a"];
+        let name = names[self.rng.usize(0..names.len())].to_owned();
+        let sub = self.rng.u64(0..400);
+        match self.rng.u8(0..5) {
+            0 => EventQuestion::Types,
+            1 => EventQuestion::Publish { name, attributes: Vec::new(), body: vec![1; 100] },
+            2 => EventQuestion::Unsubscribe { sub },
+            _ => {
+                let begin = if self.rng.bool() { Begin::Now } else { Begin::Since(0) };
+                EventQuestion::Subscribe { sub, name, condition: String::new(), begin }
+            }
+        }
     }
 
     /// About the group of the golden messages, or one of few others.

@@ -216,3 +216,27 @@ fn reliable_messages_survive_what_happens_to_nodes() {
         assert!(inside(&world).contains(&dies[0]), "seed {seed}");
     }
 }
+
+/// Two nodes that both lost power ask each other the way in; whatever moment one begins a ring at,
+/// it does. (In 2 of 60 runs a request was under way when a node was to begin, and it never did.)
+#[test]
+fn two_nodes_come_back_whenever_power_fails_for_both() {
+    for seed in 0..60 {
+        let mut world = World::new(Options::seed(42 + seed));
+        let ids = community(&mut world, 2);
+        create(&mut world, ids[0]);
+        world.run_for(SECOND * 5);
+        join(&mut world, ids[1], true);
+        world.run_for(SECOND * 2);
+        send(&mut world, ids[1], b"one", false);
+        world.run_for(SECOND * 12);
+        ids.iter().for_each(|id| world.crash(*id, Crash::Power));
+        for id in &ids {
+            world.set_seeds(*id, ids.iter().copied().filter(|other| other != id).collect());
+            world.start(*id);
+        }
+        let back = world.run_until(SECOND * 400, SECOND, |world| inside(world).len() == 2);
+        assert!(back, "seed {seed}");
+        world.ends_silent = false;
+    }
+}

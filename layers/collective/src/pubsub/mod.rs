@@ -38,6 +38,8 @@ const TYPES_HERE_MAX: usize = 256;
 pub(crate) const SUBSCRIPTIONS_MAX: usize = 256;
 /// Conditions one node has at a rendezvous; more are one that is true of all.
 const FILTERS_MAX: usize = 16;
+/// Bytes of them together.
+const FILTERS_BYTES: usize = 2 * 1024;
 /// How long it is known which types there are.
 const TYPES_KNOWN: Duration = Duration::from_secs(30);
 
@@ -181,6 +183,8 @@ pub enum Command {
     Saw {
         name: &'static str,
         attributes: Vec<(String, Value)>,
+        /// What names it, if others may see it, too.
+        of: Option<(NodeId, u64)>,
     },
     Ask {
         ask: u64,
@@ -225,6 +229,8 @@ pub struct PubSub {
     /// Whether [`Timer::Descendants`] is out.
     looking: bool,
     meeting: Map<String, Rendezvous>,
+    /// How many there were.
+    meetings: u32,
     feeds: Map<String, Feed>,
     subscriptions: Map<u64, Subscription>,
     counters: Counters,
@@ -265,6 +271,7 @@ impl PubSub {
             types: None,
             looking: false,
             meeting: Map::new(),
+            meetings: 0,
             feeds: Map::new(),
             subscriptions: Map::new(),
             counters: Counters::default(),
@@ -325,7 +332,7 @@ impl PubSub {
                 self.give_up_on(node, cx);
                 self.rendezvous_gone(node, cx);
             }
-            Command::Saw { name, attributes } => self.publish_own(name, attributes, cx),
+            Command::Saw { name, attributes, of } => self.publish_own(name, attributes, of, cx),
             Command::Ask { ask, question } => self.on_ask(ask, question, cx),
         }
     }
@@ -369,13 +376,14 @@ impl PubSub {
         &mut self,
         name: &'static str,
         attributes: Vec<(String, Value)>,
+        of: Option<(NodeId, u64)>,
         cx: &mut Cx<'_, Self>,
     ) {
         if self.position.range.is_none() {
             return self.count("event_unpublished");
         }
-        let id = log::EventId { by: self.me, number: cx.rng.u64(..) };
-        let at_ms = self.now_ms(cx.now);
+        let (by, number) = of.unwrap_or_else(|| (self.me, cx.rng.u64(..)));
+        let (id, at_ms) = (log::EventId { by, number }, self.now_ms(cx.now));
         let event = Published { id, at_ms, attributes, body: Vec::new() };
         let name = name.to_string();
         self.start("publish", |asker| publish::publish_own(asker, name, event), cx);

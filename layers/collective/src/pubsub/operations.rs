@@ -39,6 +39,10 @@ pub enum Reply {
 /// What became of the requests that were served together.
 #[derive(Clone, Debug, Default)]
 pub struct Served {
+    /// Which rendezvous it was.
+    pub(super) number: u32,
+    /// There is no such type.
+    pub(super) unknown: bool,
     pub(super) log: Option<Log>,
     pub(super) wanted_ms: Option<u64>,
     /// Nobody has wanted such events lately.

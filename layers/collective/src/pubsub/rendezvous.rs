@@ -18,7 +18,9 @@ use dugnad_resource::condition::Condition;
 use super::log::{EVENT_BYTES, Log, Published};
 use super::operations::{Asker, AskerExt, Outcome, Served, load};
 use super::types::{self, Types, is_built_in, key_of};
-use super::{FILTERS_MAX, Msg, PubSub, Request, Response, Start, TYPES_HERE_MAX, publish};
+use super::{
+    FILTERS_BYTES, FILTERS_MAX, Msg, PubSub, Request, Response, Start, TYPES_HERE_MAX, publish,
+};
 use crate::linear::register::{Change, Done};
 use crate::linear::{Answer, Question};
 
@@ -63,6 +65,8 @@ type Waiting = (NodeId, CallId, Request);
 
 #[derive(Default)]
 pub(super) struct Rendezvous {
+    /// Which one it is: it may have moved away and come back while something was being served.
+    number: u32,
     /// `None` until it was read.
     log: Option<Log>,
     /// When it was read: others append, too, while the ring is not one.
@@ -96,7 +100,10 @@ impl Request {
             && match self {
                 Self::Publish { event, .. } => event.bytes() <= EVENT_BYTES,
                 Self::Subscribe { filters, .. } => {
-                    filters.len() <= FILTERS_MAX && filters.iter().all(Condition::fits)
+                    let bytes = postcard::to_allocvec(filters).map_or(usize::MAX, |f| f.len());
+                    bytes <= FILTERS_BYTES
+                        && filters.len() <= FILTERS_MAX
+                        && filters.iter().all(Condition::fits)
                 }
                 Self::Read { filter, .. } => filter.fits(),
             }
@@ -121,7 +128,14 @@ impl PubSub {
             // Whoever asks tries again after a pause.
             return cx.send(from, Msg::Response { call, response: Response::NotHere });
         }
-        self.meeting.entry(name.clone()).or_default().waiting.push_back((from, call, request));
+        if !self.meeting.contains_key(&name) {
+            self.meetings = self.meetings.wrapping_add(1);
+            let new = Rendezvous { number: self.meetings, ..Rendezvous::default() };
+            self.meeting.insert(name.clone(), new);
+        }
+        if let Some(meeting) = self.meeting.get_mut(&name) {
+            meeting.waiting.push_back((from, call, request));
+        }
         self.serve(&name, cx);
     }
 
@@ -157,21 +171,25 @@ impl PubSub {
         }
         let (log, wanted_ms) = (meeting.log.take(), meeting.wanted_ms);
         if events.is_empty() && log.is_some() && fresh {
-            let served = Served { log, wanted_ms, ..Served::default() };
+            let number = meeting.number;
+            let served = Served { number, log, wanted_ms, ..Served::default() };
             return self.on_served(name, served, cx);
         }
-        let work = Work { name: name.to_string(), log, events, wanted_ms, wanted, now_ms, types };
-        if !self.start("serve events", |asker| work_off(asker, work), cx) {
-            self.on_served(name, Served::default(), cx);
+        let (number, name) = (meeting.number, name.to_string());
+        let work = Work { name: name.clone(), log, events, wanted_ms, wanted, now_ms, types };
+        if !self.start("serve events", |asker| work_off(asker, number, work), cx) {
+            self.on_served(&name, Served { number, ..Served::default() }, cx);
         }
     }
 
     pub(super) fn on_served(&mut self, name: &str, served: Served, cx: &mut Cx<'_, Self>) {
-        let Some(meeting) = self.meeting.get_mut(name) else { return };
-        let Served { log, wanted_ms, nobody, unfit } = served;
+        let meeting = self.meeting.get_mut(name).filter(|known| known.number == served.number);
+        let Some(meeting) = meeting else { return };
+        let Served { log, wanted_ms, nobody, unfit, unknown, .. } = served;
         (meeting.log, meeting.wanted_ms) = (log, wanted_ms);
         for (from, call, request) in take(&mut meeting.serving) {
             let response = match (request, &meeting.log) {
+                _ if unknown => Response::Unfit,
                 (Request::Publish { .. }, _) if nobody => Response::Published { place: 0 },
                 (Request::Publish { event, .. }, _) if unfit.contains(&event.id) => Response::Unfit,
                 (Request::Publish { event, .. }, Some(log)) => {
@@ -195,6 +213,10 @@ impl PubSub {
                 (_, None) => Response::Unavailable,
             };
             cx.send(from, Msg::Response { call, response });
+        }
+        if unknown && meeting.is_idle() {
+            self.meeting.remove(name);
+            return;
         }
         self.deliver(name, cx);
         self.serve(name, cx);
@@ -357,11 +379,11 @@ struct Work {
     types: Option<Types>,
 }
 
-async fn work_off(asker: Asker, work: Work) -> Outcome {
+async fn work_off(asker: Asker, number: u32, work: Work) -> Outcome {
     let name = work.name.clone();
     // Without a majority nothing is known any more: the next request reads anew.
     let served = served(&asker, work).await.unwrap_or_default();
-    Outcome::Served { name, served }
+    Outcome::Served { name, served: Served { number, ..served } }
 }
 
 /// `Err` if no majority answers.
@@ -379,16 +401,19 @@ async fn served(asker: &Asker, work: Work) -> Result<Served, ()> {
             want_until(asker, &name, until).await?;
             wanted_ms = Some(until);
         } else if !wanted && until <= now_ms {
-            return Ok(Served { log, wanted_ms, nobody: true, unfit });
+            return Ok(Served { log, wanted_ms, nobody: true, ..Served::default() });
         }
     }
-    if !events.is_empty() {
+    if !events.is_empty() || log.is_none() {
         let types = match is_built_in(&name) {
             true => Types::with(Vec::new(), 0),
             false => {
                 publish::types(asker, types.filter(|known| known.get(&name).is_some())).await?
             }
         };
+        if types.get(&name).is_none() {
+            return Ok(Served { unknown: true, ..Served::default() });
+        }
         let schema = types.schema(&name);
         let bad = |event: &Published| !types::conform(&event.attributes, &schema);
         unfit.extend(events.iter().filter(|event| bad(event)).map(|event| event.id));
@@ -399,7 +424,7 @@ async fn served(asker: &Asker, work: Work) -> Result<Served, ()> {
         None => load(asker, &name).await?,
     };
     append(asker, &name, &mut log, events).await?;
-    Ok(Served { log: Some(log), wanted_ms, nobody: false, unfit })
+    Ok(Served { log: Some(log), wanted_ms, unfit, ..Served::default() })
 }
 
 /// Brings the events into the log, each once, whoever else appends. What is not in it then could

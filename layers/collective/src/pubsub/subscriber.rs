@@ -17,8 +17,8 @@ use super::log::Published;
 use super::operations::{Asker, AskerExt, Opened, Outcome};
 use super::types::{self, Types, is_built_in, key_of};
 use super::{
-    Begin, Event, EventAnswer, FILTERS_MAX, PubSub, Request, Response, SUBSCRIPTIONS_MAX, Start,
-    TYPES_HERE_MAX, Timer, Told, publish,
+    Begin, Event, EventAnswer, FILTERS_BYTES, FILTERS_MAX, PubSub, Request, Response,
+    SUBSCRIPTIONS_MAX, Start, TYPES_HERE_MAX, Timer, Told, publish,
 };
 
 /// How often it is looked whether there are new types.
@@ -161,7 +161,8 @@ impl PubSub {
             all.retain(|known| !condition.covers(known));
             all.push(condition.clone());
         }
-        if all.len() > FILTERS_MAX {
+        let bytes = postcard::to_allocvec(&all).map_or(usize::MAX, |all| all.len());
+        if all.len() > FILTERS_MAX || bytes > FILTERS_BYTES {
             return Vec::from([Condition::default()]);
         }
         all

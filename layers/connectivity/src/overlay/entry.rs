@@ -137,6 +137,12 @@ impl Overlay {
         let waited = self.entry.booted.map_or(LONELY, |booted| cx.now.since(booted));
         let ring = self.entry.ring_seen.is_some_and(|at| cx.now.since(at) < PATIENCE * 2);
         if (rank == 0 && !ring) || waited >= LONELY {
+            if self.ring.status() == Status::JoinReq {
+                // Somebody was just asked: it answers soon, or is given up. A ring begins between
+                // two requests; the timer must not be lost over one.
+                let pause = Duration::from_millis(u64::from(cx.rng.u16(100..400)));
+                return cx.after(pause, Timer::Entry(EntryTimer::Patience));
+            }
             self.ring_input(ring::Command::Create, cx);
             let linked: Vec<NodeId> = self.links.linked().collect();
             for id in linked {

@@ -10,7 +10,7 @@ use core::future::Future;
 use crate::component::{Component, Cx};
 use crate::id::NodeId;
 use crate::map::Map;
-use crate::ops::{Answered, Asker, CallId, Ops, Step};
+use crate::ops::{Answered, Asker, CallId, FIRST_MAX, Ops, Step};
 use crate::time::Duration;
 
 /// What answers a question.
@@ -42,6 +42,17 @@ impl<Q, A, O, W: Awaited> Calls<Q, A, O, W> {
         F: Future<Output = O> + 'static,
     {
         self.ops.start(name, op)
+    }
+
+    /// As [`Ops::is_new`].
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.ops.is_new()
+    }
+
+    /// As [`Ops::begin`].
+    pub fn begin(&mut self, first: CallId) {
+        self.ops.begin(first);
     }
 
     /// `call` is out, and this will answer it.
@@ -150,6 +161,10 @@ pub trait Operates: Component {
     {
         let room = self.calls().len() < Self::MAX;
         if room {
+            if self.calls().is_new() {
+                let first = cx.rng.u32(1..FIRST_MAX);
+                self.calls().begin(first);
+            }
             let step = self.calls().start(name, op);
             self.on_step(step, cx);
         } else {

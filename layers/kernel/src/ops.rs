@@ -15,8 +15,12 @@ use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 
-/// Names one question of one operation. Never used twice by the same component.
+/// Names one question of one operation. Never used twice by the same component; where its numbers
+/// begin is left to chance ([`Ops::begin`]).
 pub type CallId = u32;
+
+/// Numbers begin below this: four bytes on the wire.
+pub const FIRST_MAX: CallId = 1 << 28;
 
 type Slot<A> = Rc<RefCell<Option<A>>>;
 
@@ -144,6 +148,20 @@ impl<Q, A, O> Default for Ops<Q, A, O> {
 }
 
 impl<Q, A, O> Ops<Q, A, O> {
+    /// Whether nothing was asked so far.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.outbox.next.get() == 0
+    }
+
+    /// Numbers questions from `first` on. Another number in each life of a node: what others still
+    /// answer to the one before must not be taken for the answer to a new question.
+    pub fn begin(&mut self, first: CallId) {
+        if self.is_new() {
+            self.outbox.next.set(first);
+        }
+    }
+
     /// Starts an operation and runs it to its first question.
     pub fn start<F>(
         &mut self,
@@ -247,6 +265,21 @@ mod tests {
         });
         assert_eq!(step.done, ["asked"]);
         assert_eq!(ops.answer(step.asks[0].0, 2).done, ["answered", "over"]);
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_life_is_nobodys() {
+        let (mut before, mut after) = (Ops::default(), Ops::default());
+        before.begin(70);
+        after.begin(9_000);
+        let asked = before.start("sum", sum_of_two).asks;
+        let again = after.start("sum", sum_of_two).asks;
+        after.begin(70);
+        for (call, _) in &asked {
+            assert!(!after.waits_for(*call));
+            assert!(after.answer(*call, Some(1)).done.is_empty());
+        }
+        assert!(after.waits_for(again[0].0) && !after.is_new());
     }
 
     #[test]

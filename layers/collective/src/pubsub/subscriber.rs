@@ -202,7 +202,7 @@ impl PubSub {
         feed.renewing = false;
         feed.at = at;
         let Some(Response::Events { events, next, lost }) = response else {
-            feed.failures = (feed.failures + 1).min(5);
+            feed.failures = (feed.failures + 1).min(6);
             let again = AGAIN * (1 << feed.failures.saturating_sub(1));
             let (name, round) = (name.to_string(), feed.round);
             return cx.after(again.min(RENEW), Timer::Renew { name, round });

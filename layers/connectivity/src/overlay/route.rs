@@ -3,6 +3,7 @@
 
 use alloc::vec::Vec;
 use dugnad_kernel::map::Map;
+use dugnad_kernel::ops::FIRST_MAX;
 
 use dugnad_kernel::arc::{in_oc, in_oo};
 use dugnad_kernel::{Cx, Key, NodeId, Peer};
@@ -134,6 +135,16 @@ enum Next {
 }
 
 impl Overlay {
+    /// The next number of a lookup or a hop. What others still say of an earlier life of this node
+    /// must not be taken for something about this one.
+    fn number(&mut self, cx: &mut Cx<'_, Self>) -> u32 {
+        if self.routes.next == 0 {
+            self.routes.next = cx.rng.u32(1..FIRST_MAX);
+        }
+        self.routes.next = self.routes.next.wrapping_add(1);
+        self.routes.next
+    }
+
     /// Starts a lookup; the result comes as [`Event::Found`].
     pub(crate) fn lookup(&mut self, key: Key, purpose: LookupFor, cx: &mut Cx<'_, Self>) {
         if self.routes.lookups.len() >= PENDING_MAX {
@@ -143,8 +154,7 @@ impl Overlay {
             }
             return;
         }
-        self.routes.next = self.routes.next.wrapping_add(1);
-        let call = self.routes.next;
+        let call = self.number(cx);
         let lookup = Lookup { key, attempt: 0, avoid: Vec::new(), purpose };
         self.routes.lookups.insert(call, lookup);
         self.attempt(call, cx);
@@ -259,8 +269,7 @@ impl Overlay {
                 None
             }
             Next::Forward { to, last } => {
-                self.routes.next = self.routes.next.wrapping_add(1);
-                hop.seq = self.routes.next;
+                hop.seq = self.number(cx);
                 hop.hops += 1;
                 // Kept as it came: what the next node is told about itself is not said of me.
                 let sent = Hop { last, ..hop.clone() };
@@ -308,8 +317,12 @@ impl Overlay {
             let asks =
                 |s: &Peer| matches!(hop.purpose, Purpose::Join { .. }) && s.id == hop.origin.id;
             let usable = |s: &&Peer| !tried.contains(&s.id) && s.id != me && !asks(s);
-            let live = succs.iter().find(usable);
-            return live.map_or(Next::Nowhere, |s| Next::Forward { to: s.id, last: true });
+            return match succs.iter().find(usable) {
+                Some(s) => Next::Forward { to: s.id, last: true },
+                // It counts as all my neighbours and says that it is outside: I come behind it.
+                None if joins => Next::Deliver,
+                None => Next::Nowhere,
+            };
         }
         let pred = (!self.ring.pred_suspect()).then_some(pred);
         let known = succs.iter().chain(pred).chain(self.table.contacts());

@@ -162,7 +162,8 @@ pub trait Operates: Component {
         let room = self.calls().len() < Self::MAX;
         if room {
             if self.calls().is_new() {
-                let first = cx.rng.u32(1..FIRST_MAX);
+                // Of a copy: what else is left to chance stays as it was.
+                let first = cx.rng.clone().u32(1..FIRST_MAX);
                 self.calls().begin(first);
             }
             let step = self.calls().start(name, op);

@@ -53,10 +53,14 @@ pub(crate) struct Entry {
     merged: Vec<(NodeId, Time)>,
     /// When somebody last showed that there is a ring, even if it did not let me in.
     ring_seen: Option<Time>,
+    /// A ring was to begin while somebody was asked the way in.
+    missed: bool,
 }
 
 /// A node nobody lets in starts a ring of its own in the end; it is merged later.
 const LONELY: Duration = Duration::from_secs(30);
+/// Pause before it is looked again whether no request is under way.
+const BETWEEN: Duration = Duration::from_millis(350);
 
 impl Overlay {
     pub(crate) fn boot(&mut self, alone: bool, cx: &mut Cx<'_, Self>) {
@@ -136,11 +140,13 @@ impl Overlay {
         let rank = self.links.linked().filter(|id| *id < me).count();
         let waited = self.entry.booted.map_or(LONELY, |booted| cx.now.since(booted));
         let ring = self.entry.ring_seen.is_some_and(|at| cx.now.since(at) < PATIENCE * 2);
-        if (rank == 0 && !ring) || waited >= LONELY {
+        if (rank == 0 && !ring) || (waited >= LONELY && !(ring && self.entry.missed)) {
             if self.ring.status() == Status::JoinReq {
-                // Somebody was just asked: it answers soon, or is given up. A ring begins between
-                // two requests; the timer must not be lost over one.
-                let pause = Duration::from_millis(u64::from(cx.rng.u16(100..400)));
+                // Somebody was asked and may let me in. If nobody does, and nobody shows a ring,
+                // one begins between two requests: the timer must not be lost over one.
+                self.entry.missed = true;
+                let left = LONELY.checked_sub(waited).unwrap_or_default();
+                let pause = if ring { LONELY } else { left.max(BETWEEN) };
                 return cx.after(pause, Timer::Entry(EntryTimer::Patience));
             }
             self.ring_input(ring::Command::Create, cx);

@@ -139,7 +139,7 @@ impl Overlay {
     /// must not be taken for something about this one.
     fn number(&mut self, cx: &mut Cx<'_, Self>) -> u32 {
         if self.routes.next == 0 {
-            self.routes.next = cx.rng.u32(1..FIRST_MAX);
+            self.routes.next = cx.rng.clone().u32(1..FIRST_MAX);
         }
         self.routes.next = self.routes.next.wrapping_add(1);
         self.routes.next

@@ -59,8 +59,6 @@ pub(crate) struct Entry {
 
 /// A node nobody lets in starts a ring of its own in the end; it is merged later.
 const LONELY: Duration = Duration::from_secs(30);
-/// Pause before it is looked again whether no request is under way.
-const BETWEEN: Duration = Duration::from_millis(350);
 
 impl Overlay {
     pub(crate) fn boot(&mut self, alone: bool, cx: &mut Cx<'_, Self>) {
@@ -106,6 +104,12 @@ impl Overlay {
         self.entry.untried.remove(&via);
         if self.ring.status() == Status::JoinReq {
             self.ring_input(ring::Command::GiveUpJoin { via }, cx);
+            let nobody = self.links.linked().all(|id| id == via);
+            if nobody && core::mem::take(&mut self.entry.missed) {
+                // Who is outside itself is all there is: the moment to begin a ring was missed
+                // over its answer.
+                self.on_patience(cx);
+            }
         }
     }
 
@@ -140,15 +144,9 @@ impl Overlay {
         let rank = self.links.linked().filter(|id| *id < me).count();
         let waited = self.entry.booted.map_or(LONELY, |booted| cx.now.since(booted));
         let ring = self.entry.ring_seen.is_some_and(|at| cx.now.since(at) < PATIENCE * 2);
-        if (rank == 0 && !ring) || (waited >= LONELY && !(ring && self.entry.missed)) {
-            if self.ring.status() == Status::JoinReq {
-                // Somebody was asked and may let me in. If nobody does, and nobody shows a ring,
-                // one begins between two requests: the timer must not be lost over one.
-                self.entry.missed = true;
-                let left = LONELY.checked_sub(waited).unwrap_or_default();
-                let pause = if ring { LONELY } else { left.max(BETWEEN) };
-                return cx.after(pause, Timer::Entry(EntryTimer::Patience));
-            }
+        if (rank == 0 && !ring) || waited >= LONELY {
+            // While somebody is asked the way in, none begins: it may let me in.
+            self.entry.missed = self.ring.status() == Status::JoinReq;
             self.ring_input(ring::Command::Create, cx);
             let linked: Vec<NodeId> = self.links.linked().collect();
             for id in linked {

@@ -9,6 +9,7 @@ use dugnad_collective::objects::sums::NodeSums;
 use dugnad_collective::{self as collective, Seeker};
 use dugnad_connectivity::overlay;
 use dugnad_connectivity::tree::bulk::Reach;
+use dugnad_kernel::arc::in_oo;
 use dugnad_kernel::{Arc, Cx, Hash, NodeId};
 use dugnad_resource::condition::{Condition, Value};
 use dugnad_resource::describe::Brief;
@@ -174,19 +175,21 @@ impl Node {
     }
 
     /// Tells everybody that a node is gone.
-    pub(crate) fn say_gone(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+    fn say_gone(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
         let text = alloc::format!("{} is gone", self.name_of(id));
         self.announce(None, text, cx);
         self.saw_gone(id, cx);
     }
 
-    /// This node answers now for what a dead one did: if that was said by one that died with it,
-    /// or by nobody, it says so.
+    /// One voice is enough for a death: the living node before it, which watches those behind it
+    /// and so finds out about each of several that die together. It speaks when nobody is left
+    /// between the two.
     pub(crate) fn say_unsaid(&mut self, cx: &mut Cx<'_, Self>) {
         self.unsaid.retain(|(_, at)| cx.now.since(*at) < UNSAID);
         let ring = self.connectivity.ring();
-        let mine = self.unsaid.iter().position(|(id, _)| ring.is_member() && ring.owns(*id));
-        if let Some(at) = mine {
+        let (me, succ) = (ring.me().id, ring.succ().id);
+        let mine = |(id, _): &(NodeId, _)| ring.is_member() && in_oo(me, *id, succ);
+        if let Some(at) = self.unsaid.iter().position(mine) {
             let (id, _) = self.unsaid.swap_remove(at);
             self.say_gone(id, cx);
             self.say_unsaid(cx);

@@ -467,11 +467,7 @@ impl Node {
     }
 
     fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
-        // One voice is enough: the one that takes over.
-        let ring = self.connectivity.ring();
-        if ring.pred().id == id || ring.owns(id) {
-            self.say_gone(id, cx);
-        } else if self.unsaid.len() < UNSAID_MAX {
+        if self.unsaid.len() < UNSAID_MAX {
             self.unsaid.push((id, cx.now));
         }
         self.place_changed(cx);

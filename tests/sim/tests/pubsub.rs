@@ -124,6 +124,51 @@ fn nodes_that_come_and_go_are_told() {
     silent(&mut world).unwrap();
 }
 
+/// Also where neighbours die together: each death is said, and once.
+#[test]
+fn nodes_that_die_together_are_all_told() {
+    for seed in 0..60 {
+        let mut world = World::new(Options::seed(1_270 + seed));
+        let mut ids = community(&mut world, 9);
+        for id in &ids[..2] {
+            assert_eq!(subscribe(&mut world, *id, 1, "node.leave", Begin::Now), EventAnswer::Done);
+        }
+        world.run_for(SECOND * 2);
+        let watching = ids[..2].to_vec();
+        ids.sort_unstable();
+        // Two of them, next to each other on the ring where that can be: of the five that keep a
+        // register a majority is left.
+        let start = world.rng.usize(0..ids.len());
+        ids.rotate_left(start);
+        let mut dead: Vec<NodeId> =
+            ids.into_iter().filter(|id| !watching.contains(id)).take(2).collect();
+        world.rng.shuffle(&mut dead);
+        for id in &dead {
+            world.crash(*id, Crash::Process);
+            let pause = Duration::from_millis(world.rng.u64(0..400));
+            world.run_for(pause);
+        }
+        world.run_for(SECOND * 60);
+        let mut expected: Vec<String> = dead.iter().map(|id| id.short().to_string()).collect();
+        expected.sort();
+        for id in &watching {
+            let told = world.machines[id].told.iter().map(|(_, told)| node(told));
+            let mut told: Vec<String> = told.collect();
+            told.sort();
+            assert_eq!(told, expected, "seed {seed}");
+        }
+    }
+}
+
+/// The node an event is about.
+fn node(told: &Told) -> String {
+    let mut all = told.event.attributes.iter();
+    match all.find(|(name, _)| name == "node") {
+        Some((_, Value::Text(node))) => node.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn what_is_wrong_is_said() {
     let mut world = World::new(Options::seed(1_260));

@@ -34,8 +34,9 @@ pub struct Ballot {
     pub attempt: u64,
 }
 
-/// All keys that begin with the same bits.
+/// All keys that begin with the same bits. One that does not fit is not decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "(Key, u8)")]
 pub struct Range {
     /// The first of them.
     pub start: Key,
@@ -79,6 +80,15 @@ impl Range {
     pub fn fits(&self) -> bool {
         let mask = u128::MAX.checked_shr(u32::from(self.bits)).unwrap_or(0);
         self.bits <= BITS_MAX && self.start.0 & mask == 0
+    }
+}
+
+impl TryFrom<(Key, u8)> for Range {
+    type Error = &'static str;
+
+    fn try_from((start, bits): (Key, u8)) -> Result<Self, Self::Error> {
+        let range = Self { start, bits };
+        if range.fits() { Ok(range) } else { Err("no range has so many bits, or bits after them") }
     }
 }
 
@@ -238,6 +248,20 @@ mod tests {
             range = if rng.bool() { left } else { right };
         }
         assert_eq!(range.bits, BITS_MAX);
+    }
+
+    #[test]
+    fn a_range_that_cannot_be_is_not_decoded() {
+        let [_, right] = Range::ALL.halves().unwrap_or([Range::ALL; 2]);
+        let read = |start: Key, bits: u8| {
+            let bytes = postcard::to_allocvec(&(start, bits)).unwrap_or_default();
+            postcard::from_bytes::<Range>(&bytes).ok()
+        };
+        assert_eq!(read(right.start, 1), Some(right));
+        assert_eq!(read(right.start, 0), None, "a bit after its bits");
+        for bits in [BITS_MAX + 1, 128, 129, u8::MAX] {
+            assert_eq!(read(Id(0), bits), None, "{bits} bits");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use dugnad_resource::condition::{Kind, number};
 use serde::de::{self, Deserializer, Visitor};
 
 /// A value written as text in a file.
@@ -66,10 +67,7 @@ impl Unit for Cpu {
         "a share of a processor: \"50%\" of one core, or a number of cores such as \"2.0\"";
 
     fn read(text: &str) -> Option<Self> {
-        let thousandths = match text.strip_suffix('%') {
-            Some(percent) => decimal(percent, 1)?,
-            None => decimal(text, 3)?,
-        };
+        let thousandths = number(Kind::Cpu, text)?;
         u32::try_from(thousandths).ok().filter(|&cpu| cpu <= CORES_MAX * 1000).map(Self)
     }
 }
@@ -78,7 +76,7 @@ impl Unit for Share {
     const WHAT: &'static str = "a percentage such as \"99%\" or \"99.9%\"";
 
     fn read(text: &str) -> Option<Self> {
-        let millionths = decimal(text.strip_suffix('%')?, 4)?;
+        let millionths = number(Kind::Share, text)?;
         u32::try_from(millionths).ok().filter(|&share| share <= 1_000_000).map(Self)
     }
 }
@@ -89,21 +87,6 @@ impl Unit for Span {
     fn read(text: &str) -> Option<Self> {
         humantime::parse_duration(text).ok().map(Self)
     }
-}
-
-/// A decimal number times 10^`places`, exactly; digits beyond that are refused. No floats: they
-/// would round, and they cost 20 KB of code to print.
-fn decimal(text: &str, places: u32) -> Option<u64> {
-    let (whole, fraction) = text.trim().split_once('.').unwrap_or((text.trim(), ""));
-    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    let fraction = fraction.trim_end_matches('0');
-    let length = u32::try_from(fraction.len()).ok().filter(|&length| length <= places)?;
-    if whole.is_empty() || !digits(whole) || !digits(fraction) {
-        return None;
-    }
-    let fraction = if fraction.is_empty() { 0 } else { fraction.parse::<u64>().ok()? };
-    let whole = whole.parse::<u64>().ok()?.checked_mul(10u64.pow(places))?;
-    whole.checked_add(fraction * 10u64.pow(places - length))
 }
 
 struct Written<T>(PhantomData<T>);

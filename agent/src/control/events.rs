@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use dugnad_node::{Answer, Begin, EventAnswer, EventQuestion, EventType, Told};
-use dugnad_resource::condition::{Kind, Value as Attribute};
+use dugnad_resource::condition::Kind;
 use futures_util::StreamExt as _;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 
 use super::body::Payload;
 use super::http::{Query, Reply, json_response, lines};
-use super::shape::Trouble;
+use super::shape::{self, Trouble};
 use super::store::Who;
 use super::{AgentApi, exit};
 use crate::clock::now_unix;
@@ -270,19 +270,12 @@ fn places(cursor: &str) -> Result<Vec<(String, u64)>, Trouble> {
 
 /// One event, as subscribers read it.
 pub(crate) fn event_told(told: &Told) -> Value {
-    let value = |value: &Attribute| match value {
-        Attribute::Number(number) => json!(number),
-        Attribute::Text(text) => json!(text),
-        Attribute::Words(words) => json!(words),
-    };
-    let all = told.event.attributes.iter();
-    let attributes: Map<String, Value> = all.map(|(name, v)| (name.clone(), value(v))).collect();
     json!({
         "type": told.name,
         "place": told.place,
         "at_unix_ms": told.event.at_ms,
         "node": told.event.id.by.to_string(),
-        "attributes": attributes,
+        "attributes": shape::attributes(&told.event.attributes),
         "body": String::from_utf8_lossy(&told.event.body),
     })
 }

@@ -270,16 +270,20 @@ fn prospected(answer: ProspectAnswer) -> Result<Told, Trouble> {
     Ok(Told { value, complete: cost.complete })
 }
 
-/// A node and its attributes, in the units conditions keep them in: bytes, thousandths of a core,
-/// millionths, seconds.
-fn described(node: &Description) -> Value {
+/// Attributes with their values, as conditions know them.
+pub(super) fn attributes(all: &[(String, Attribute)]) -> Value {
     let value = |value: &Attribute| match value {
         Attribute::Number(number) => json!(number),
         Attribute::Text(text) => json!(text),
         Attribute::Words(words) => json!(words),
     };
-    let all = node.attributes();
-    let attributes: Value = all.iter().map(|(name, v)| (name.clone(), value(v))).collect();
+    all.iter().map(|(name, known)| (name.clone(), value(known))).collect()
+}
+
+/// A node and its attributes, in the units conditions keep them in: bytes, thousandths of a core,
+/// millionths, seconds.
+fn described(node: &Description) -> Value {
+    let attributes = attributes(&node.attributes());
     json!({
         "node": node.peer.id.to_string(),
         "name": node.profile.name,

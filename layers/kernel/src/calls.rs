@@ -180,6 +180,21 @@ pub trait Operates: Component {
         self.on_step(step, cx);
     }
 
+    /// Hands in what `from` answers; false, and nothing is done, if it was not asked under `call`.
+    fn answer_from(
+        &mut self,
+        from: NodeId,
+        call: CallId,
+        reply: Self::Reply,
+        cx: &mut Cx<'_, Self>,
+    ) -> bool {
+        let asked = self.calls().awaited(call).and_then(Awaited::node) == Some(from);
+        if asked {
+            self.answer(call, reply, cx);
+        }
+        asked
+    }
+
     /// The answer to `call` is overdue.
     fn give_up(&mut self, call: CallId, cx: &mut Cx<'_, Self>) {
         if self.calls().awaited(call).is_some() {

@@ -31,7 +31,7 @@ use crate::persistence::store::Records;
 use crate::position::RingPosition;
 use crate::{linear, packages, persistence};
 use item::{Address, Content, Manner, Namespace};
-use operations::{Awaited, Reply};
+use operations::Reply;
 use siblings::Context;
 use sums::{Listed, NodeSums};
 use watch::{Watchers, Watching};
@@ -523,9 +523,7 @@ impl Objects {
         response: Response,
         cx: &mut Cx<'_, Self>,
     ) {
-        if matches!(self.calls.awaited(call), Some(Awaited::Call { to }) if *to == from) {
-            self.answer(call, Reply::Response(Some(response)), cx);
-        } else {
+        if !self.answer_from(from, call, Reply::Response(Some(response)), cx) {
             self.count("late_response");
         }
     }

@@ -15,7 +15,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use dugnad_kernel::calls::{Awaited as _, CallsOf, Operates};
+use dugnad_kernel::calls::{CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Arc, Component, Counters, Cx, Duration, Input, Key, NodeId, Peer, Time};
 use dugnad_resource::condition::Condition;
@@ -262,10 +262,8 @@ impl Prospector {
         response: Response,
         cx: &mut Cx<'_, Self>,
     ) {
-        if self.calls.awaited(call).and_then(operations::Awaited::node) == Some(from) {
-            self.answer(call, Reply::Response(Some(response)), cx);
-        } else {
-            self.counters.add("answer_nobody_awaits", 1);
+        if !self.answer_from(from, call, Reply::Response(Some(response)), cx) {
+            self.counters.add("late_response", 1);
         }
     }
 

@@ -32,8 +32,6 @@ pub enum Ask {
         body: CastBody,
         arc: Option<Arc>,
     },
-    /// How these can be reached; answered at once.
-    Meet(Vec<Peer>),
 }
 
 #[derive(Clone, Debug)]
@@ -54,6 +52,8 @@ pub enum Outcome {
         ask: u64,
         answer: ProspectAnswer,
     },
+    /// How nodes can be reached that are about to be asked.
+    Met(Vec<Peer>),
     /// A sample of the community.
     Drawn(Vec<Description>),
 }
@@ -110,16 +110,13 @@ impl Operates for Prospector {
                 cx.emit(Event::Cast { call, body, arc });
                 (Awaited::Feedback, Some(LIMIT))
             }
-            Ask::Meet(peers) => {
-                peers.into_iter().for_each(|peer| cx.emit(Event::Met(peer)));
-                (Awaited::Feedback, Some(Duration::ZERO))
-            }
         }
     }
 
     fn on_outcome(&mut self, outcome: Outcome, cx: &mut Cx<'_, Self>) {
         match outcome {
             Outcome::Answer { ask, answer } => self.on_answered(ask, answer, cx),
+            Outcome::Met(peers) => peers.into_iter().for_each(|peer| cx.emit(Event::Met(peer))),
             Outcome::Drawn(nodes) => self.on_drawn(nodes, cx),
         }
     }
@@ -149,8 +146,6 @@ pub(super) trait AskerExt {
     fn call(&self, to: NodeId, request: Request) -> AnsweredOf<Prospector, Option<Response>>;
     /// What everybody says, or the nodes on an arc, and whether all of them did.
     fn cast(&self, body: CastBody, arc: Option<Arc>) -> AnsweredOf<Prospector, Said>;
-    /// How these can be reached is known from now on.
-    fn meet(&self, peers: Vec<Peer>) -> AnsweredOf<Prospector, ()>;
 }
 
 /// What nodes said, and whether all did.
@@ -179,9 +174,5 @@ impl AskerExt for Asker {
             }
             _ => (Vec::new(), false),
         })
-    }
-
-    fn meet(&self, peers: Vec<Peer>) -> AnsweredOf<Prospector, ()> {
-        self.ask(Ask::Meet(peers)).read(drop)
     }
 }

@@ -82,7 +82,7 @@ async fn from_sample(
     while nodes.len() < want && !left.is_empty() {
         let (now, later) = left.split_at((want - nodes.len()).min(left.len()));
         left = later;
-        asker.meet(now.to_vec()).await;
+        asker.report(Outcome::Met(now.to_vec()));
         let checks: Vec<_> = now
             .iter()
             .map(|peer| asker.call(peer.id, Request::Check { condition: condition.clone() }))

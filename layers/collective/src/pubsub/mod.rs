@@ -396,12 +396,8 @@ impl PubSub {
         response: Response,
         cx: &mut Cx<'_, Self>,
     ) {
-        use dugnad_kernel::calls::Awaited as _;
-        let awaited = self.calls.awaited(call).and_then(operations::Awaited::node);
-        if awaited == Some(from) {
-            self.answer(call, Reply::Response(Some(response)), cx);
-        } else {
-            self.count("answer_nobody_awaits");
+        if !self.answer_from(from, call, Reply::Response(Some(response)), cx) {
+            self.count("late_response");
         }
     }
 }

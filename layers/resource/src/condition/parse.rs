@@ -342,15 +342,18 @@ pub fn number(kind: Kind, text: &str) -> Option<i64> {
     }
 }
 
-/// A decimal number times `times`, exactly: what is finer than that is refused.
+/// A decimal number times `times`, exactly: what is finer than that is refused. No floats: they
+/// would round, and they cost 20 KB of code to print.
 fn decimal(text: &str, times: i64) -> Option<i64> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    if !digits(whole) || !digits(fraction) || fraction.len() > 9 {
+    let (whole, fraction) = text.trim().split_once('.').unwrap_or((text.trim(), ""));
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    let fraction = fraction.trim_end_matches('0');
+    if whole.is_empty() || !digits(whole) || !digits(fraction) || fraction.len() > 9 {
         return None;
     }
     let scale = 10_i64.pow(u32::try_from(fraction.len()).ok()?);
-    let part = fraction.parse::<i64>().ok()?.checked_mul(times)?;
+    let part = if fraction.is_empty() { 0 } else { fraction.parse::<i64>().ok()? };
+    let part = part.checked_mul(times)?;
     let whole = whole.parse::<i64>().ok()?.checked_mul(times)?;
     (part % scale == 0).then(|| whole.checked_add(part / scale)).flatten()
 }

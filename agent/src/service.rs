@@ -5,6 +5,7 @@
 //! which folders to store, and [`ServiceFile::to_spec`] makes the spec with what storing gave.
 
 mod elf;
+mod jsdl;
 #[cfg(test)]
 mod tests;
 
@@ -33,7 +34,7 @@ const RESERVED: &[&str] = &["PORT", "HOST", "STATE_DIRECTORY"];
 const RESERVED_PREFIXES: &[&str] = &["DUGNAD_", "LISTEN_"];
 
 /// The file as it is written.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Raw {
     name: String,
@@ -185,19 +186,32 @@ fn largest(trees: &[(Option<Arch>, Tree)]) -> u64 {
 /// The first thing that is wrong, with file, line and what is allowed.
 pub(crate) fn parse(path: &Path) -> Result<ServiceFile, Error> {
     let text = file::read(path)?;
-    let raw: Raw = file::parse(path, &text)?;
-    Checker { path, text: &text }.resolve(&raw)
+    let (raw, places) = if jsdl::is_xml(&text) {
+        let job = jsdl::parse(path, &text)?;
+        (job.raw, Some(job.places))
+    } else {
+        (file::parse(path, &text)?, None)
+    };
+    Checker { path, text: &text, places }.resolve(&raw)
 }
 
 struct Checker<'a> {
     path: &'a Path,
     text: &'a str,
+    /// Where each key comes from, if the file is not written in keys.
+    places: Option<Vec<(&'static str, Range<usize>)>>,
 }
 
 impl Checker<'_> {
+    /// Where the file says what a key would.
+    fn find(&self, key: &str) -> Option<Range<usize>> {
+        let Some(places) = &self.places else { return file::find_key(self.text, key) };
+        places.iter().find(|(known, _)| *known == key).map(|(_, span)| span.clone())
+    }
+
     /// An error about a key, shown at its line if it is written.
     fn wrong(&self, key: &str, message: &str) -> Error {
-        match file::find_key(self.text, key) {
+        match self.find(key) {
             Some(span) => Error::at(self.path, self.text, span, &format!("{key}: {message}")),
             None => Error::whole(self.path, format!("{key}: {message}")),
         }
@@ -210,7 +224,7 @@ impl Checker<'_> {
     fn resolve(&self, raw: &Raw) -> Result<ServiceFile, Error> {
         // The first words of the messages name the key already.
         spec::valid_name(&raw.name).map_err(|why| {
-            let span = file::find_key(self.text, "name").unwrap_or(0..0);
+            let span = self.find("name").unwrap_or(0..0);
             self.wrong_at(span, &format!("{why}; \"{}\" does not fit", raw.name))
         })?;
         let kind = match raw.kind {
@@ -455,7 +469,7 @@ impl Checker<'_> {
         whole.check().map_err(|why| {
             // Shown at the key the message begins with, if it is written.
             let key = why.split(' ').next().unwrap_or_default();
-            match file::find_key(self.text, key) {
+            match self.find(key) {
                 Some(span) => self.wrong_at(span, why),
                 None => Error::whole(self.path, why),
             }

@@ -208,7 +208,7 @@ fn the_files_that_come_with_dugnad_are_good() {
     let mut seen = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
+        if path.extension().is_some_and(|ending| ending == "toml" || ending == "jsdl") {
             seen += 1;
             let file = super::parse(&path).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(path.file_stem().unwrap().to_str(), Some(file.name()));
@@ -271,4 +271,157 @@ fn what_it_needs_of_the_disk_holds_its_package() {
     assert_eq!(open.has_room(&tree(1 << 30)), Ok(()));
     assert_eq!(open.to_spec(tree(1 << 30)).needs.disk, 1 << 30);
     assert_eq!(open.to_spec(tree(5)).needs.disk, 64 << 20);
+}
+
+/// A job description with what is put into its parts; each on a line of its own.
+fn job(program: &str, more: &str) -> String {
+    format!(
+        r#"<?xml version="1.0" encoding="UTF-8"?>
+<JobDefinition xmlns="http://schemas.ggf.org/jsdl/2005/11/jsdl"
+    xmlns:posix="http://schemas.ggf.org/jsdl/2005/11/jsdl-posix">
+  <JobDescription>
+    <JobIdentification><JobName>fold</JobName><Description>all</Description></JobIdentification>
+    <Application>
+      <posix:POSIXApplication>
+        <posix:Executable>/bin/true</posix:Executable>
+{program}
+      </posix:POSIXApplication>
+    </Application>
+{more}
+  </JobDescription>
+</JobDefinition>
+"#
+    )
+}
+
+#[test]
+fn a_job_of_a_grid_becomes_a_service() {
+    let case = Case::new();
+    let program = r#"<posix:Argument>-n 3</posix:Argument>
+<posix:Argument></posix:Argument>
+<posix:Environment name="SEED">7</posix:Environment>
+<posix:MemoryLimit>268435456</posix:MemoryLimit>
+<posix:ProcessCountLimit>4</posix:ProcessCountLimit>"#;
+    let more = r#"<Resources>
+<CandidateHosts><HostName>attic</HostName><HostName>shed</HostName></CandidateHosts>
+<OperatingSystem><OperatingSystemType>
+<OperatingSystemName>LINUX</OperatingSystemName>
+</OperatingSystemType></OperatingSystem>
+<CPUArchitecture><CPUArchitectureName>arm</CPUArchitectureName></CPUArchitecture>
+<IndividualCPUCount><Range>
+<LowerBound>2.0</LowerBound><UpperBound exclusiveBound="true">9</UpperBound>
+</Range></IndividualCPUCount>
+<IndividualNetworkBandwidth>
+<LowerBoundedRange>8000000.0</LowerBoundedRange>
+</IndividualNetworkBandwidth>
+<IndividualPhysicalMemory>
+<LowerBoundedRange>1073741824.0</LowerBoundedRange>
+</IndividualPhysicalMemory>
+<IndividualDiskSpace><Exact>104857600</Exact></IndividualDiskSpace>
+<TotalResourceCount><Exact>3</Exact></TotalResourceCount>
+</Resources>
+<DataStaging>
+<FileName>.</FileName><CreationFlag>overwrite</CreationFlag>
+<Source><URI>site/</URI></Source>
+</DataStaging>"#;
+    let file = case.parse(&job(program, more)).unwrap();
+    let mut trees = Vec::new();
+    for (arch, folder) in file.artifacts() {
+        assert!(folder.ends_with("site"));
+        trees.push((arch, Tree { root: Hash([1; 32]), bytes: 5 }));
+    }
+    assert_eq!(trees.len(), 1);
+    let spec = file.to_spec(trees);
+    assert_eq!(spec.check(), Ok(()));
+    assert_eq!((spec.name.as_str(), spec.kind), ("fold", Kind::Process));
+    assert_eq!((spec.want, spec.port), (Want::Replicas(3), Port::None));
+    assert_eq!(spec.command, ["/bin/true", "-n 3", ""]);
+    let needs = Amounts { memory: 256 << 20, cpu: 100, disk: 100 << 20, processes: 4 };
+    assert_eq!(spec.needs, needs);
+    let place = "name in attic,shed arch in aarch64,armv7,armv6 cores>=2 cores<9 uplink>=1000000";
+    let env = [("SEED".to_owned(), "7".to_owned()), (spec::WHERE.to_owned(), place.to_owned())];
+    assert_eq!(spec.env, env);
+    assert!(spec.place().is_ok());
+    // Where the program has no limit, what it asks of the machine is its share.
+    let more = "<Resources><IndividualPhysicalMemory><Exact>99</Exact>\
+                </IndividualPhysicalMemory></Resources>";
+    assert_eq!(case.parse(&job("", more)).unwrap().to_spec(vec![]).needs.memory, 99);
+}
+
+/// What stands with the program, what beside it; the line of the error, and a part of it.
+const IN_VAIN: &[(&str, &str, u32, &str)] = &[
+    ("<posix:Output>out.txt</posix:Output>", "", 9, "Output has no meaning"),
+    ("<posix:Environment>x</posix:Environment>", "", 9, "Environment says no name"),
+    ("<posix:Environment name=\"PORT\">1</posix:Environment>", "", 9, "sets this variable"),
+    ("<posix:MemoryLimit>-3</posix:MemoryLimit>", "", 9, "whole number above 0"),
+    ("<posix:MemoryLimit>1.5</posix:MemoryLimit>", "", 9, "whole number above 0"),
+    ("<posix:MemoryLimit><a/></posix:MemoryLimit>", "", 9, "a has no meaning"),
+    ("<Argument>no such namespace</Argument>", "", 9, "Argument has no meaning"),
+    ("", "<Resources>\n<FileSystem/></Resources>", 13, "FileSystem has no meaning"),
+    ("", "<Resources>\n<ExclusiveExecution>true</ExclusiveExecution></Resources>", 13, "Excl"),
+    (
+        "",
+        "<Resources><CPUArchitecture>\n<CPUArchitectureName>sparc</CPUArchitectureName>\
+         </CPUArchitecture></Resources>",
+        13,
+        "no node has the processor \"sparc\"",
+    ),
+    (
+        "",
+        "<Resources><IndividualDiskSpace>\n<UpperBoundedRange>9</UpperBoundedRange>\
+         </IndividualDiskSpace></Resources>",
+        13,
+        "an upper bound has no meaning",
+    ),
+    (
+        "",
+        "<Resources><IndividualCPUCount>\n<Exact epsilon=\"1\">9</Exact>\
+         </IndividualCPUCount></Resources>",
+        13,
+        "epsilon has no meaning",
+    ),
+    (
+        "",
+        "<Resources>\n<TotalResourceCount><Exact>400</Exact></TotalResourceCount></Resources>",
+        13,
+        "replicas",
+    ),
+    (
+        "",
+        "<DataStaging><FileName>.</FileName><Source>\n<URI>http://example.org/x</URI>\
+         </Source></DataStaging>",
+        13,
+        "only folders of this machine",
+    ),
+    (
+        "",
+        "<DataStaging><FileName>.</FileName><Source>\n<URI>file:nowhere</URI>\
+         </Source></DataStaging>",
+        13,
+        "nowhere: No such file",
+    ),
+    ("</posix:Executable>", "", 9, "no well-formed XML"),
+];
+
+#[test]
+fn what_a_job_wants_in_vain_is_an_error_with_its_line() {
+    let case = Case::new();
+    let says = |program: &str, more: &str| {
+        let error = case.error(&job(program, more));
+        let place = error.split(": ").next().unwrap().to_owned();
+        (place, error.lines().next().unwrap().split_once(": ").unwrap().1.to_owned())
+    };
+    for (program, more, line, part) in IN_VAIN {
+        let (place, says) = says(program, more);
+        assert!(place.starts_with(&format!("s.toml:{line}:")), "{program}{more}: {place} {says}");
+        assert!(says.contains(part), "{program}{more}: {says}");
+    }
+    assert!(case.error("<a/>").contains("no job description"));
+    assert!(case.error("<").contains("no well-formed XML"));
+    let bomb = "<!DOCTYPE a [<!ENTITY b \"b\">]><a>&b;</a>";
+    assert!(case.error(bomb).contains("no well-formed XML"), "{}", case.error(bomb));
+    let nameless = job("", "").replace("<JobName>fold</JobName>", "");
+    assert!(case.error(&nameless).contains("JobName is missing"));
+    let odd = job("", "").replace(">fold<", ">My Fold<");
+    assert!(case.error(&odd).starts_with("s.toml:5:"), "{}", case.error(&odd));
 }

@@ -16,6 +16,7 @@ mod link;
 mod machine;
 mod notify;
 mod places;
+mod rate;
 mod run;
 mod service;
 mod stream;

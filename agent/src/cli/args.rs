@@ -2,6 +2,7 @@
 
 use argh::{FromArgs, SubCommands};
 
+use super::connect::{self, Connect};
 use super::demo::Demo;
 use super::events::{Publish, Type, Types};
 use super::group::Group;
@@ -60,6 +61,7 @@ pub(super) enum Command {
     Why(Why),
     Lookup(Lookup),
     Logs(Logs),
+    Connect(Connect),
     Events(Events),
     Announce(Announce),
     Group(Group),
@@ -119,6 +121,7 @@ impl Command {
             Self::Namespace(args) => objects::namespace(&args, cx),
             Self::Rollback(args) => services::rollback(&args, cx),
             Self::Logs(args) => stream::logs(&args, cx),
+            Self::Connect(args) => connect::connect(&args, cx),
             Self::Events(args) => stream::events(&args, cx),
             Self::Announce(args) => services::announce(&args, cx),
             Self::Reload(Reload {}) => setup::reload(cx),
@@ -138,5 +141,5 @@ pub(super) fn commands() -> impl Iterator<Item = &'static str> {
 /// Commands that tell nothing, so that `-o json` means nothing.
 pub(super) const SILENT: &[&str] = &[
     "init", "invite", "join", "agent", "announce", "stop", "rm", "reload", "leave", "demo", "lock",
-    "type", "help",
+    "type", "connect", "help",
 ];

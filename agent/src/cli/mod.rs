@@ -5,6 +5,7 @@
 //! stdout bare, everything for people to stderr or as tables.
 
 mod args;
+mod connect;
 mod demo;
 mod events;
 mod group;

@@ -178,6 +178,21 @@ impl Client {
         Ok(Bulk { connection, body: response.into_body(), several, version, revision })
     }
 
+    /// Bytes in both directions.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub(crate) async fn connect(
+        &self,
+        path: &str,
+        there: Receiver<Bytes>,
+    ) -> Result<Bulk, ClientError> {
+        let body = Payload::stream(there);
+        let (connection, response) = self.send(Method::POST, path, &[], body).await?;
+        let body = response.into_body();
+        Ok(Bulk { connection, body, several: false, version: None, revision: None })
+    }
+
     /// Lines of JSON as they come.
     ///
     /// # Errors

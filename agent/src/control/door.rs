@@ -11,6 +11,7 @@
 //! | `GET`, `PUT`, `DELETE /v1/store/NAMESPACE/PATH` | objects ([`super::store`]) |
 //! | `GET /v1/events?filter=TYPE CONDITION`, `/v1/types` | events ([`super::events`]) |
 //! | `POST /v1/events/TYPE` | publishes; its own types begin with its name |
+//! | `POST /v1/connect/NAME?which=W` | bytes to another service ([`super::connect`]) |
 //! | `POST /v1/locks/NAME?ttl_ms=N` | a lock, while it reads ([`super::lock`]) |
 //!
 //! ```text
@@ -47,8 +48,9 @@ use super::body::Payload;
 use super::http::{Query, Reply, below, failed, json_response};
 use super::shape::Trouble;
 use super::store::{self, Who};
-use super::{AgentApi, Hold, events, exit, groups, lock, socket};
+use super::{AgentApi, Hold, connect, events, exit, groups, lock, socket};
 use crate::http_io::HttpIo;
+use crate::rate::{Bucket, Rate};
 
 /// Connections of one replica at a time: some listen, one asks.
 const CONNECTIONS_MAX: usize = 16;
@@ -60,42 +62,13 @@ const SENDS: Rate = Rate { each: Duration::from_millis(100), at_once: 20 };
 /// Writes to the store of one replica: each goes to the disks of up to twelve nodes.
 const WRITES: Rate = Rate { each: Duration::from_millis(50), at_once: 100 };
 
-/// One each so often, and some at once after a rest.
-#[derive(Clone, Copy)]
-struct Rate {
-    each: Duration,
-    at_once: u32,
-}
-
-/// What of a [`Rate`] is used: since when, and how many.
-struct Bucket {
-    rate: Rate,
-    used: Cell<(Instant, u32)>,
-}
-
-impl Bucket {
-    fn new(rate: Rate) -> Self {
-        Self { rate, used: Cell::new((Instant::now(), 0)) }
+/// Whether it may do that once more now.
+fn take(bucket: &Bucket, what: &str) -> Result<(), Trouble> {
+    if bucket.take(Instant::now()) {
+        return Ok(());
     }
-
-    fn take(&self, now: Instant, what: &str) -> Result<(), Trouble> {
-        let (since, used) = self.used.get();
-        let earned = now.duration_since(since).as_nanos() / self.rate.each.as_nanos().max(1);
-        let earned = u32::try_from(earned).unwrap_or(u32::MAX);
-        // What was earned is paid back; the time that made no whole one counts for the next.
-        let (since, used) = match used.checked_sub(earned) {
-            Some(used) => (since + self.rate.each * earned, used),
-            None => (now, 0),
-        };
-        if used >= self.rate.at_once {
-            self.used.set((since, used));
-            let a_second = 1_000 / self.rate.each.as_millis().max(1);
-            let text = format!("a service may {what} {a_second} times a second");
-            return Err(Trouble::new(429, exit::REFUSED, text));
-        }
-        self.used.set((since, used + 1));
-        Ok(())
-    }
+    let text = format!("a service may {what} {} times a second", bucket.rate.a_second());
+    Err(Trouble::new(429, exit::REFUSED, text))
 }
 
 /// The open door of one replica; dropping it closes it and ends its memberships.
@@ -206,21 +179,25 @@ impl Door {
         let path = request.uri().path().to_owned();
         if let Some(rest) = below(&path, "/v1/store") {
             if request.method() != Method::GET {
-                self.writes.take(Instant::now(), "write")?;
+                take(&self.writes, "write")?;
             }
             return store::route(&self.backend, &self.who, rest, request).await;
         }
         if let (Some(name), &Method::POST) = (below(&path, "/v1/locks"), request.method()) {
-            self.writes.take(Instant::now(), "write")?;
+            take(&self.writes, "write")?;
             let query = Query(request.uri().query().unwrap_or_default().to_owned());
             let name = name.trim_matches('/');
             return lock::route(&self.ex, &self.backend, &self.who, name, &query);
         }
         let query = Query(request.uri().query().unwrap_or_default().to_owned());
+        if let (Some(name), &Method::POST) = (below(&path, "/v1/connect"), request.method()) {
+            let name = super::http::service(name.trim_matches('/'))?;
+            return connect::route(&self.ex, &self.backend, name, &query, request).await;
+        }
         for kind in ["types", "events"] {
             if let Some(name) = below(&path, &format!("/v1/{kind}")) {
                 if request.method() != Method::GET {
-                    self.sends.take(Instant::now(), "publish")?;
+                    take(&self.sends, "publish")?;
                 }
                 let name = Some(name.trim_matches('/')).filter(|name| !name.is_empty());
                 let place = (kind, name);
@@ -279,7 +256,7 @@ impl Door {
             (false, "send") => {
                 let query = Query(request.uri().query().unwrap_or_default().to_owned());
                 let (manner, body) = (groups::manner(&query), groups::read_message(request).await?);
-                self.sends.take(Instant::now(), "send")?;
+                take(&self.sends, "send")?;
                 let question = GroupQuestion::Send { name, body, manner };
                 groups::ask(&self.backend, question).await?;
                 Ok(groups::done())

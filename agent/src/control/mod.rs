@@ -14,6 +14,7 @@
 //! | `POST /v1/deploy`, body: the spec | lines: `{"progress":..}`, last `{"result":..}` or error |
 //! | `POST /v1/stop/NAME`, `/v1/rm/NAME` (`?keep_state=1`), `/v1/rollback/NAME` | one JSON value |
 //! | `POST /v1/leave` (`?now=1`), `/v1/reload`, `/v1/invite?secs=N` | one JSON value |
+//! | `POST /v1/connect/NAME?which=W` | bytes to a replica and back: [`connect`] |
 //! | `GET /v1/logs/NAME?tail=N&follow=1`, `/v1/events?follow=1` | one JSON object a line |
 //! | `GET /v1/find?where=CONDITION&limit=N`, `/v1/census` | one JSON value |
 //! | `GET /v1/groups` | one JSON value |
@@ -35,6 +36,7 @@
 
 mod body;
 mod client;
+mod connect;
 mod door;
 mod events;
 mod groups;
@@ -54,6 +56,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
+use crate::gateway::{Busy, Which};
 use dugnad_kernel::NodeId;
 use dugnad_node::{Address, Answer, Begin, EventAnswer, ObjectAnswer, Question};
 use dugnad_resource::spec::Tree;
@@ -77,6 +80,8 @@ pub(crate) use upload::Sender as BlockSender;
 pub(crate) type Local<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// Lines of a service's log, each with the number of the replica that wrote it.
+/// Bytes to a replica and back; the second is kept while they flow.
+pub(crate) type Reached = (crate::stream::Stream, Busy);
 pub(crate) type LogLines = Pin<Box<dyn Stream<Item = (u32, String)>>>;
 
 /// Exit codes of the command line, as README and man page document them.
@@ -211,4 +216,10 @@ pub(crate) trait AgentApi {
     /// # Errors
     /// Its disk takes no writes, it has not found its community, or it is a copy.
     fn healthy(&self) -> Result<(), String>;
+
+    /// Bytes to a replica of a service and back; [`Busy`] is kept while they flow.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn connect(&self, service: String, which: Which) -> Local<Result<Reached, String>>;
 }

@@ -29,7 +29,7 @@ use super::body::Payload;
 use super::http::{Query, Reply, below, failed, json_response, lines, service, text, whole};
 use super::shape::{self, Told, Trouble};
 use super::store::{self, Who};
-use super::{AgentApi, Wanted, events, exit, groups, lock, socket, upload};
+use super::{AgentApi, Wanted, connect, events, exit, groups, lock, socket, upload};
 use crate::http_io::HttpIo;
 use crate::places::Places;
 use crate::text::percent_decode;
@@ -228,6 +228,9 @@ impl Door {
         request: Request<Incoming>,
     ) -> Reply {
         match place {
+            ("v1", Some("connect"), Some(name), None) => {
+                connect::route(&self.ex, &self.backend, service(name)?, query, request).await
+            }
             ("v1", Some("announce"), None, None) => {
                 let text = read_text(request).await?;
                 self.ask(Question::Announce(text), "").await

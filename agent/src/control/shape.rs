@@ -257,6 +257,10 @@ fn prospected(answer: ProspectAnswer) -> Result<Told, Trouble> {
         ProspectAnswer::Census { nodes, cost } => {
             ("nodes", nodes.iter().map(brief).collect(), cost)
         }
+        ProspectAnswer::Checked(nodes) => {
+            let nodes: Value = nodes.iter().map(ToString::to_string).collect();
+            return Ok(Told { value: json!({"nodes": nodes}), complete: true });
+        }
         ProspectAnswer::Failed(text) => return Err(Trouble::failed(text)),
     };
     let value = json!({

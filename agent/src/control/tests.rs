@@ -175,6 +175,46 @@ fn a_deploy_tells_its_progress_and_then_its_result() {
 }
 
 #[test]
+fn bytes_go_to_a_replica_and_back() {
+    with_agent(|socket, agent| async move {
+        let client = Client::new(socket);
+        let (to, there) = smol::channel::bounded(4);
+        let path = "/v1/connect/wiki?which=zone%3Db%20cores%3E1";
+        let connecting = client.connect(path, there);
+        let piece = hyper::body::Bytes::from_static(b"GET / HTTP/1.0\r\n");
+        to.send(piece.clone()).await.unwrap();
+        let mut back = connecting.await.unwrap();
+        assert_eq!(back.next().await.unwrap(), Some(piece));
+        let long = hyper::body::Bytes::from(vec![7; 1 << 20]);
+        let sending = async { to.send(long.clone()).await.unwrap() };
+        let reading = async {
+            let mut read = 0;
+            while read < long.len() {
+                read += back.next().await.unwrap().unwrap().len();
+            }
+            read
+        };
+        let ((), read) = futures_util::future::join(sending, reading).await;
+        assert_eq!(read, long.len());
+        // The end of what is said ends what comes back.
+        drop(to);
+        assert_eq!(back.next().await.unwrap(), None);
+        assert!(agent.asked.borrow()[0].starts_with("connect wiki Where("));
+        for (path, exit, part) in [
+            ("/v1/connect/blog", exit::UNMET, "no service"),
+            ("/v1/connect/wiki?which=zne%3D1", exit::USAGE, "zne"),
+            ("/v1/connect/b..g", exit::USAGE, "no service"),
+        ] {
+            let (to, there) = smol::channel::bounded(1);
+            drop(to);
+            let error = client.connect(path, there).await.err().unwrap();
+            assert_eq!(error.exit(), exit, "{path}: {error}");
+            assert!(error.to_string().contains(part), "{path}: {error}");
+        }
+    });
+}
+
+#[test]
 fn lines_are_followed_until_the_reader_goes() {
     with_agent(|socket, agent| async move {
         let client = Client::new(socket);

@@ -33,6 +33,7 @@ mod statics;
 #[cfg(test)]
 mod tests;
 mod upstream;
+mod which;
 
 use std::cell::Cell;
 use std::io;
@@ -40,6 +41,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::rc::Rc;
 
 use dugnad_kernel::NodeId;
+use dugnad_resource::condition::Condition;
 use dugnad_resource::execute::ReplicaId;
 use dugnad_resource::spec::Port;
 use smol::{Async, LocalExecutor, Task};
@@ -47,6 +49,9 @@ use smol::{Async, LocalExecutor, Task};
 use crate::blobs::Blobs;
 use crate::limits::Limits;
 use crate::places::{Places, Taken};
+pub(crate) use pick::Busy;
+pub(crate) use which::Which;
+
 use crate::stream::{Endpoint, Later, Stream, StreamHead};
 
 /// Bytes of each buffer for what a client sends; also the longest head of a request.
@@ -104,6 +109,11 @@ pub(crate) trait Backend {
     fn local(&self, id: ReplicaId) -> Option<Endpoint>;
     /// Opens a stream to another node; its head is not written yet.
     fn open(&self, node: NodeId) -> Later<io::Result<Stream>>;
+    /// Of which of these nodes a condition is true now.
+    ///
+    /// # Errors
+    /// Why nobody can tell.
+    fn meet(&self, condition: Condition, nodes: Vec<NodeId>) -> Later<Result<Vec<NodeId>, String>>;
     fn blobs(&self) -> Rc<Blobs>;
     /// For `/`; asks others at most every few seconds, however many ask here.
     fn listing(&self) -> Later<Listing>;
@@ -140,6 +150,7 @@ struct Shared {
     pool: Rc<upstream::Pool>,
     compressed: compress::Compressed,
     hot: Rc<hot::Hot>,
+    checked: which::Checked,
     limits: Limits,
     /// Visitors by HTTP, by address.
     http: Rc<Places<IpAddr>>,
@@ -184,6 +195,7 @@ impl Gateway {
             pool: upstream::Pool::new(limits.http / 4),
             compressed: compress::Compressed::default(),
             hot: Rc::default(),
+            checked: which::Checked::default(),
             limits,
             http: Places::new(limits.http, limits.http / 2),
             tcp: Places::new(limits.tcp, limits.tcp_service),
@@ -229,6 +241,19 @@ impl Gateway {
             smol::future::or(upstream::serve(shared, id, stream), place.gives_way()).await;
         };
         self.shared.ex.spawn(work).detach();
+    }
+
+    /// Bytes to a replica and back, whatever it speaks; the second value is kept while they flow.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) fn connect(
+        &self,
+        service: String,
+        which: Which,
+    ) -> impl Future<Output = Result<(Stream, Busy), String>> + 'static {
+        let shared = Rc::clone(&self.shared);
+        async move { ports::reach(&shared, &service, &which).await }
     }
 
     /// How full each kind of place is: what, per whom, and how many.

@@ -23,7 +23,7 @@ pub(super) struct Target {
 pub(super) struct Load(RefCell<HashMap<ReplicaId, u32>>);
 
 /// One request under way.
-pub(super) struct Busy {
+pub(crate) struct Busy {
     load: Rc<Load>,
     id: ReplicaId,
 }
@@ -44,6 +44,14 @@ impl Load {
     }
 }
 
+#[cfg(test)]
+impl Busy {
+    pub(crate) fn nothing() -> Self {
+        let id = ReplicaId { service: dugnad_kernel::Key::of_name("svc", b"test"), number: 0 };
+        Rc::<Load>::default().begin(id)
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         let mut load = self.load.0.borrow_mut();
@@ -56,17 +64,14 @@ impl Drop for Busy {
     }
 }
 
-/// The next to try. Not one of `tried`; only number `only` if given.
+/// The next to try. Not one of `tried`.
 pub(super) fn pick(
     route: &Route,
     backend: &dyn Backend,
     load: &Load,
     tried: &[(ReplicaId, NodeId)],
-    only: Option<u32>,
 ) -> Option<Target> {
-    let left = route.replicas.iter().filter(|(id, node, _)| {
-        only.is_none_or(|number| number == id.number) && !tried.contains(&(*id, *node))
-    });
+    let left = route.replicas.iter().filter(|(id, node, _)| !tried.contains(&(*id, *node)));
     let (here, away): (Vec<_>, Vec<_>) = left.partition(|(id, ..)| backend.local(*id).is_some());
     let from = if here.is_empty() { away } else { here };
     let first = from.get(fastrand::usize(..from.len().max(1)))?;

@@ -10,8 +10,9 @@ use dugnad_kernel::map::Map;
 use hyper::body::Bytes;
 use smol::{Async, Task, Timer};
 
-use super::pick::pick;
+use super::pick::{Busy, pick};
 use super::splice::splice;
+use super::which::{self, Which};
 use super::{Known, Shared, connection, count, proxy, upstream};
 use crate::places::{Places, source};
 use crate::stream::Stream;
@@ -153,34 +154,48 @@ async fn accept(shared: Rc<Shared>, service: String, socket: Async<TcpListener>)
     }
 }
 
-/// Joins a client to a replica. Nothing was sent yet, so every replica may be tried.
+/// Joins a client to a replica.
 async fn connection(shared: &Rc<Shared>, service: &str, client: Stream) -> Result<(), String> {
+    let (replica, _busy) = reach(shared, service, &Which::Any).await?;
+    let done = splice(client, Bytes::new(), replica, Bytes::new()).await;
+    done.map_err(|error| error.to_string())
+}
+
+/// A connection to a replica. Nothing was sent yet, so every replica may be tried.
+pub(super) async fn reach(
+    shared: &Rc<Shared>,
+    service: &str,
+    which: &Which,
+) -> Result<(Stream, Busy), String> {
     let mut tried = Vec::new();
     let mut said = Vec::new();
     let mut asked_anew = false;
     let Known::At(mut route) = proxy::ready(shared, service).await else {
-        return Err("no such service".to_owned());
+        return Err(format!("no service {service} runs now; see `dugnad ps`"));
     };
+    let mut there = route.replicas.len();
+    route = which::narrow(shared, which, route).await?;
     loop {
-        let Some(target) = pick(&route, &*shared.backend, &shared.load, &tried, None) else {
+        let Some(target) = pick(&route, &*shared.backend, &shared.load, &tried) else {
             if asked_anew {
                 count(&shared.counters.unavailable);
-                return Err(format!("no replica answers: {}", said.join("; ")));
+                return Err(match said.is_empty() {
+                    false => format!("no replica of {service} answers: {}", said.join("; ")),
+                    true if there > 0 => format!("{there} replicas are ready, none that is meant"),
+                    true => format!("{service} has no ready replica now"),
+                });
             }
             asked_anew = true;
             let Known::At(fresh) = shared.backend.resolve_fresh(service).await else {
-                return Err("no such service".to_owned());
+                return Err(format!("no service {service} runs now; see `dugnad ps`"));
             };
-            route = fresh;
+            there = fresh.replicas.len();
+            route = which::narrow(shared, which, fresh).await?;
             continue;
         };
         tried.push((target.id, target.node));
         match upstream::connect(shared, &target).await {
-            Ok(replica) => {
-                let _busy = shared.load.begin(target.id);
-                let done = splice(client, Bytes::new(), replica, Bytes::new()).await;
-                return done.map_err(|error| error.to_string());
-            }
+            Ok(replica) => return Ok((replica, shared.load.begin(target.id))),
             Err(error) => {
                 count(&shared.counters.retries);
                 said.push(format!("{}@{}: {error}", target.id.number, target.name));

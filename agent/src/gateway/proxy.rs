@@ -17,8 +17,10 @@ use super::connection::{JoinTo, Joined, text};
 use super::headers::{self, REPLICA};
 use super::pick::{Target, pick};
 use super::upstream::{self, Conn, Lease};
+use super::which::{self, Which};
 use super::{Known, Route, Shared, count, front, statics};
 use crate::stream::{Endpoint, within};
+use crate::text::percent_decode;
 
 /// How long a request waits for a replica of a service that has none ready.
 const READY_WITHIN: Duration = Duration::from_secs(5);
@@ -46,7 +48,7 @@ pub(super) async fn answer(
         count(&shared.counters.bad_requests);
         return text(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not for services\n");
     }
-    let (service, prefix) = match service_of(&parts) {
+    let Asked { service, which, prefix } = match service_of(&parts) {
         Ok(found) => found,
         Err(Elsewhere::Status) => return front::answer(&shared.backend.listing().await, &parts),
         Err(Elsewhere::AddSlash) => return add_slash(&parts),
@@ -55,13 +57,12 @@ pub(super) async fn answer(
             return text(StatusCode::NOT_FOUND, format!("no service is called {name:?}\n"));
         }
     };
-    let only = match parts.headers.get(REPLICA).map(|value| value.to_str().map(str::parse)) {
-        Some(Ok(Ok(number))) => Some(number),
-        Some(_) => {
+    let which = match which_of(&parts, which) {
+        Ok(which) => which,
+        Err(why) => {
             count(&shared.counters.bad_requests);
-            return text(StatusCode::BAD_REQUEST, "Dugnad-Replica must be a replica's number\n");
+            return text(StatusCode::BAD_REQUEST, format!("{why}\n"));
         }
-        None => None,
     };
     let route = match ready(shared, &service).await {
         Known::At(route) => route,
@@ -87,7 +88,7 @@ pub(super) async fn answer(
         }
         Port::None => return text(StatusCode::NOT_FOUND, format!("{service} has no port\n")),
     }
-    let trial = Trial { shared, service, only, join, body: Lent::new(body) };
+    let trial = Trial { shared, service, which, join, body: Lent::new(body) };
     trial.run(route, prepare(parts, peer, shared.listen, &prefix)).await
 }
 
@@ -98,11 +99,30 @@ enum Elsewhere {
     NoName(String),
 }
 
-/// The service, and the prefix of its path: empty if the host names it.
-fn service_of(parts: &Parts) -> Result<(String, String), Elsewhere> {
+/// What a request is for.
+struct Asked {
+    service: String,
+    /// What stands behind `@` in the path.
+    which: Option<String>,
+    /// Of the path, as it was typed: empty if the host names the service.
+    prefix: String,
+}
+
+/// Which replicas: the path says it, or the header.
+fn which_of(parts: &Parts, in_path: Option<String>) -> Result<Which, String> {
+    if let Some(typed) = in_path {
+        let typed = percent_decode(&typed).ok_or("what stands behind @ is not encoded well")?;
+        return Which::parse(&typed);
+    }
+    let Some(value) = parts.headers.get(REPLICA) else { return Ok(Which::Any) };
+    let typed = value.to_str().map_err(|_| "Dugnad-Replica must be text")?;
+    Which::parse(typed).map_err(|why| format!("Dugnad-Replica: {why}"))
+}
+
+fn service_of(parts: &Parts) -> Result<Asked, Elsewhere> {
     if let Some(name) = headers::service_of_host(parts) {
         return match valid_name(&name) {
-            Ok(()) => Ok((name, String::new())),
+            Ok(()) => Ok(Asked { service: name, which: None, prefix: String::new() }),
             Err(_) => Err(Elsewhere::NoName(name)),
         };
     }
@@ -111,14 +131,20 @@ fn service_of(parts: &Parts) -> Result<(String, String), Elsewhere> {
     if rest.is_empty() || path == "*" {
         return Err(Elsewhere::Status);
     }
-    let (name, inside) =
-        rest.split_once('/').map_or((rest, None), |(name, rest)| (name, Some(rest)));
+    let (first, inside) =
+        rest.split_once('/').map_or((rest, None), |(first, rest)| (first, Some(rest)));
+    let (name, which) =
+        first.split_once('@').map_or((first, None), |(name, which)| (name, Some(which)));
     if valid_name(name).is_err() {
         let short = name.chars().take(64).collect();
         return Err(Elsewhere::NoName(short));
     }
     match inside {
-        Some(_) => Ok((name.to_owned(), format!("/{name}"))),
+        Some(_) => Ok(Asked {
+            service: name.to_owned(),
+            which: which.map(str::to_owned),
+            prefix: format!("/{first}"),
+        }),
         None => Err(Elsewhere::AddSlash),
     }
 }
@@ -185,7 +211,7 @@ enum Failed {
 struct Trial<'a> {
     shared: &'a Rc<Shared>,
     service: String,
-    only: Option<u32>,
+    which: Which,
     join: &'a JoinTo,
     body: Rc<Lent>,
 }
@@ -194,17 +220,26 @@ impl Trial<'_> {
     async fn run(&self, mut route: Route, parts: Parts) -> Response<Body> {
         let (shared, mut tried, mut said) = (self.shared, Vec::new(), Vec::new());
         let (mut asked_anew, mut repeated) = (false, false);
+        let mut there = route.replicas.len();
+        route = match which::narrow(shared, &self.which, route).await {
+            Ok(route) => route,
+            Err(why) => return self.cannot_tell(&why),
+        };
         loop {
-            let next = pick(&route, &*shared.backend, &shared.load, &tried, self.only);
+            let next = pick(&route, &*shared.backend, &shared.load, &tried);
             let Some(target) = next else {
                 if asked_anew {
-                    return self.give_up(&route, &said);
+                    return self.give_up(there, &said);
                 }
                 asked_anew = true;
                 let Known::At(fresh) = shared.backend.resolve_fresh(&self.service).await else {
-                    return self.give_up(&route, &said);
+                    return self.give_up(there, &said);
                 };
-                route = fresh;
+                there = fresh.replicas.len();
+                route = match which::narrow(shared, &self.which, fresh).await {
+                    Ok(route) => route,
+                    Err(why) => return self.cannot_tell(&why),
+                };
                 continue;
             };
             tried.push((target.id, target.node));
@@ -224,7 +259,7 @@ impl Trial<'_> {
                     said.push(format!("{name}: {why}"));
                     let again = headers::idempotent(&parts.method) && !self.body.begun.get();
                     if repeated || !again {
-                        return self.give_up(&route, &said);
+                        return self.give_up(there, &said);
                     }
                     repeated = true;
                 }
@@ -232,11 +267,23 @@ impl Trial<'_> {
         }
     }
 
-    fn give_up(&self, route: &Route, said: &[String]) -> Response<Body> {
+    fn cannot_tell(&self, why: &str) -> Response<Body> {
+        let note = format!("which replicas of {} are meant cannot be told: {why}\n", self.service);
+        unavailable(self.shared, note, "1")
+    }
+
+    /// `there`: ready replicas there are in all.
+    fn give_up(&self, there: usize, said: &[String]) -> Response<Body> {
         let name = &self.service;
         if said.is_empty() {
-            if let (Some(number), false) = (self.only, route.replicas.is_empty()) {
-                let note = format!("{name} has no ready replica {number}\n");
+            let none = match &self.which {
+                Which::Number(number) => Some(format!("{name} has no ready replica {number}\n")),
+                Which::Where(_, typed) => {
+                    Some(format!("{name} has no ready replica on a node with {typed}\n"))
+                }
+                Which::Any => None,
+            };
+            if let Some(note) = none.filter(|_| there > 0) {
                 return text(StatusCode::NOT_FOUND, note);
             }
             let note = format!("{name} has no ready replica now; `dugnad why {name}` tells why\n");

@@ -6,6 +6,7 @@
 //! | `STATE_DIRECTORY`, `HOME` | the one folder it may write to and that outlives it |
 //! | `TMPDIR` | scratch space, empty at every start |
 //! | `DUGNAD_SERVICE`, `DUGNAD_REPLICA` | its name, its number |
+//! | `DUGNAD_URL` | where this node answers for all services, if it does: `$DUGNAD_URL/NAME/` |
 //! | `DUGNAD_NODE`, `DUGNAD_ARCH` | the name and processor of the node |
 //! | `DUGNAD_SOCKET` | store, groups: HTTP on a Unix socket of its own (`control/door.rs`) |
 //! | `DUGNAD_FENCE` | a number that grows with every replica, if only one may run |
@@ -66,6 +67,9 @@ pub(super) fn environment(
         ("DUGNAD_SOCKET", text(socket)),
     ];
     env.extend(contract.map(|(name, value)| (name.to_owned(), value)));
+    if let Some(url) = &config.url {
+        env.insert("DUGNAD_URL".to_owned(), url.clone());
+    }
     env
 }
 

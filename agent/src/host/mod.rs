@@ -91,6 +91,8 @@ pub(crate) struct HostConfig {
     pub(crate) dir: PathBuf,
     pub(crate) node_id: NodeId,
     pub(crate) node_name: String,
+    /// What services get as `DUGNAD_URL`: where this node answers for all services.
+    pub(crate) url: Option<String>,
     pub(crate) arch: Arch,
     /// The owner's ceilings on the sum of all services.
     pub(crate) ceilings: Ceilings,

@@ -73,6 +73,7 @@ fn open_with(
         // Groups are named after the node: one a test.
         node_id: Id::of_name("test", dir.as_os_str().as_encoded_bytes()),
         node_name: "kitchen".to_owned(),
+        url: Some("http://127.0.0.1:7480".to_owned()),
         arch: ARCH,
         ceilings: Ceilings {
             amounts: Amounts { memory: 512 << 20, cpu: 2000, disk: 0, processes: 200 },
@@ -242,6 +243,7 @@ fn the_contract_is_kept() {
         let state = folder.join("state");
         for wanted in [
             "DUGNAD_NODE=kitchen".to_owned(),
+            "DUGNAD_URL=http://127.0.0.1:7480".to_owned(),
             "DUGNAD_SERVICE=contract".to_owned(),
             "DUGNAD_REPLICA=0".to_owned(),
             format!("DUGNAD_ARCH={ARCH}"),

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
@@ -184,6 +184,16 @@ impl Kept {
     }
 }
 
+/// Where services on this node find the gateway.
+fn url(gateway: SocketAddr) -> String {
+    let ip = match gateway.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    format!("http://{}", SocketAddr::new(ip, gateway.port()))
+}
+
 fn host_config(
     state: &Path,
     id: NodeId,
@@ -198,6 +208,7 @@ fn host_config(
         dir: state.to_owned(),
         node_id: id,
         node_name: config.name.clone(),
+        url: config.gateway.map(url),
         arch: own_arch()?,
         ceilings: config.ceilings(),
         socket: service_socket(state)?,

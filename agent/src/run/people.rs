@@ -19,8 +19,9 @@ use crate::blobs::{self, Incoming};
 use crate::clock;
 use crate::config::{Config, Overrides};
 use crate::control::{
-    AgentApi, Changes, Hold, Local, LogLines, Metrics, Subscribed, Wanted, shape,
+    AgentApi, Changes, Hold, Local, LogLines, Metrics, Reached, Subscribed, Wanted, shape,
 };
+use crate::gateway::Which;
 use crate::host::RunningView;
 use crate::invite::{Invitation, usable_addrs};
 use crate::places::Taken;
@@ -244,6 +245,15 @@ impl AgentApi for Api {
                 answer
             }),
             question => Box::pin(agent.ask(question)),
+        }
+    }
+
+    fn connect(&self, service: String, which: Which) -> Local<Result<Reached, String>> {
+        match self.0.gateway.borrow().as_ref() {
+            Some(gateway) => Box::pin(gateway.connect(service, which)),
+            None => Box::pin(async {
+                Err("this node has no gateway: its file says [listen] gateway = \"off\"".to_owned())
+            }),
         }
     }
 

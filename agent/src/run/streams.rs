@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use dugnad_kernel::map::Map;
 use dugnad_kernel::{Key, NodeId, Peer};
-use dugnad_node::{Answer, ReplicaState, ServiceQuestion, ServiceView};
+use dugnad_node::{
+    Answer, ProspectAnswer, ProspectQuestion, ReplicaState, ServiceQuestion, ServiceView,
+};
+use dugnad_resource::condition::Condition;
 use dugnad_resource::execute::ReplicaId;
 use smol::channel::Sender;
 use smol::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -248,6 +251,17 @@ impl Backend for GatewayBackend {
 
     fn open(&self, node: NodeId) -> Later<io::Result<Stream>> {
         self.0.open_stream()(node)
+    }
+
+    fn meet(&self, condition: Condition, nodes: Vec<NodeId>) -> Later<Result<Vec<NodeId>, String>> {
+        let asked = Rc::clone(&self.0).ask(ProspectQuestion::Check { condition, nodes });
+        Box::pin(async move {
+            match asked.await {
+                Answer::Prospect(ProspectAnswer::Checked(nodes)) => Ok(nodes),
+                Answer::Prospect(ProspectAnswer::Failed(why)) | Answer::Failed(why) => Err(why),
+                _ => Err("this node cannot ask others now".to_owned()),
+            }
+        })
     }
 
     fn blobs(&self) -> Rc<Blobs> {

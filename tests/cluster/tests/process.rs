@@ -330,6 +330,30 @@ class Echo(socketserver.StreamRequestHandler):
 socketserver.ThreadingTCPServer(('127.0.0.1', int(os.environ['PORT'])), Echo).serve_forever()
 ";
 
+/// `dugnad connect` from a node that does not run it, to all, one, and those that meet a condition.
+fn connects(community: &Community) {
+    let ready = community.ready_on(0, "echo").unwrap();
+    let from = (0..4).find(|node| !ready.contains(node)).unwrap();
+    let on = &community.nodes[ready[0]].name;
+    for which in ["echo", "echo@0", "echo@1", &format!("echo@name={on}")] {
+        let mut child = community
+            .prepare(from, &["connect", which])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(b"\x00\xffraw bytes\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{which}: {output:?}");
+        assert!(output.stdout.ends_with(b"\x00\xffraw bytes\n"), "{which}: {output:?}");
+    }
+    for (which, code) in [("echo@9", 3), ("echo@name=nobody", 3), ("echo@nme=x", 2), ("no", 3)] {
+        let said = community.cli(from, &["connect", which]);
+        assert_eq!(said.code, code, "{which}: {}", said.all());
+    }
+    say(community.start, "connect reaches any replica, one, and one on a certain node");
+}
+
 #[test]
 fn a_tcp_port_is_the_same_on_every_node() {
     if installed(&["/usr/bin/python3"]).is_none() {
@@ -363,6 +387,7 @@ fn a_tcp_port_is_the_same_on_every_node() {
         });
     }
     say(community.start, "the port echoes on every node");
+    connects(&community);
     community.ok(0, &["rm", "echo"]);
     until("the port is closed", Duration::from_secs(20), || {
         let open =

@@ -205,7 +205,7 @@ fn what_is_wrong_is_said() {
 /// live, in the same order everywhere, once.
 #[test]
 fn nothing_acknowledged_is_lost_whoever_dies() {
-    let seeds: u64 = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    let seeds: u64 = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
     let (mut died, mut unreadable) = (0_u64, 0_u64);
     for seed in 0..seeds {
         let mut world = World::new(Options::seed(20_000 + seed));

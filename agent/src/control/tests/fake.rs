@@ -151,6 +151,7 @@ fn prospected(question: &ProspectQuestion) -> ProspectAnswer {
         ProspectQuestion::Census => {
             ProspectAnswer::Census { nodes: vec![Brief::of(&attic); 3], cost }
         }
+        ProspectQuestion::Check { nodes, .. } => ProspectAnswer::Checked(nodes.clone()),
         ProspectQuestion::Find { condition, .. } => {
             let meets = condition.matches(attic.attributes().as_slice());
             ProspectAnswer::Found { nodes: meets.then_some(attic).into_iter().collect(), cost }
@@ -298,6 +299,26 @@ impl AgentApi for FakeAgent {
             .unwrap();
         self.followers.borrow_mut().push(to);
         Ok(from)
+    }
+
+    /// What is said comes back.
+    fn connect(&self, service: String, which: Which) -> Local<Result<Reached, String>> {
+        self.asked.borrow_mut().push(format!("connect {service} {which:?}"));
+        let known = service == "wiki";
+        Box::pin(async move {
+            let (near, far) = smol::net::unix::UnixStream::pair().unwrap();
+            if !known {
+                return Err("no service of that name runs now".to_owned());
+            }
+            std::thread::spawn(move || {
+                smol::block_on(async {
+                    let (mut from, mut to) = (far.clone(), far.clone());
+                    smol::io::copy(&mut from, &mut to).await.unwrap();
+                    to.shutdown(std::net::Shutdown::Write).unwrap();
+                });
+            });
+            Ok((Box::pin(near) as crate::stream::Stream, Busy::nothing()))
+        })
     }
 
     fn healthy(&self) -> Result<(), String> {

@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dugnad_kernel::NodeId;
+use dugnad_resource::condition::Value;
 use dugnad_resource::execute::ReplicaId;
 use dugnad_resource::spec::{Port, Tree, key_of};
 use smol::future::FutureExt as _;
@@ -46,6 +47,9 @@ pub(super) struct Fake {
     /// What asking anew gives, one after the other; then `routes` again.
     fresh: RefCell<Vec<Route>>,
     asked_anew: Cell<u32>,
+    /// Zones of nodes, and how often somebody asked for them.
+    zones: RefCell<HashMap<NodeId, String>>,
+    checks: Cell<u32>,
     local: RefCell<HashMap<ReplicaId, Endpoint>>,
     nodes: Rc<RefCell<HashMap<NodeId, SocketAddr>>>,
     blobs: Rc<Blobs>,
@@ -84,6 +88,18 @@ impl Backend for Fake {
         Box::pin(async move {
             let addr = addr.ok_or_else(|| io::Error::other("no link to that node"))?;
             Ok(Box::pin(TcpStream::connect(addr).await?) as Stream)
+        })
+    }
+
+    fn meet(&self, condition: Condition, nodes: Vec<NodeId>) -> Later<Result<Vec<NodeId>, String>> {
+        self.checks.set(self.checks.get() + 1);
+        let zones = self.zones.borrow().clone();
+        Box::pin(async move {
+            let meets = |node: &NodeId| {
+                let zone = zones.get(node).cloned().unwrap_or_default();
+                condition.matches([("zone".to_owned(), Value::Text(zone))].as_slice())
+            };
+            Ok(nodes.into_iter().filter(meets).collect())
         })
     }
 
@@ -143,6 +159,8 @@ impl World {
             routes: RefCell::default(),
             fresh: RefCell::default(),
             asked_anew: Cell::new(0),
+            zones: RefCell::default(),
+            checks: Cell::new(0),
             local: RefCell::default(),
             nodes: Rc::clone(&self.nodes),
             blobs: Blobs::open(dir.path(), 1 << 40).unwrap(),

@@ -163,6 +163,49 @@ fn one_replica_can_be_asked_for() {
 }
 
 #[test]
+fn replicas_on_nodes_that_meet_a_condition_can_be_asked_for() {
+    World::run(async |world| {
+        let Three { here, good, .. } = three(&world).await;
+        here.runs("svc", 1, Endpoint::Port(mirror(&here).await));
+        here.fake.zones.borrow_mut().extend([(good.id, "b".to_owned()), (here.id, "a".to_owned())]);
+        let url = here.url("/svc/");
+        let checks = &here.fake.checks;
+        for (path, header, number) in [
+            ("/svc/", "Dugnad-Replica: zone=b", "2"),
+            ("/svc/", "Dugnad-Replica: zone=a", "1"),
+            ("/svc/", "Dugnad-Replica: 2@node-2", "2"),
+            ("/svc@zone=b/x?y", "X: y", "2"),
+            ("/svc@zone%3Da%20cores!exists/", "Dugnad-Replica: 2", "1"),
+            ("/svc@2/", "X: y", "2"),
+        ] {
+            let answer = text(&["-i", "-H", header, &here.url(path)]).await;
+            assert!(answer.contains(&format!("dugnad-replica: {number}@")), "{path}: {answer}");
+            // The replica sees its own paths, and under which name it was called.
+            let first = path.split('/').nth(1).unwrap();
+            assert!(answer.contains(&format!("x-forwarded-prefix: /{first}")), "{path}: {answer}");
+        }
+        assert_eq!(checks.get(), 3, "what nodes said is kept");
+        for (header, code, part) in [
+            ("Dugnad-Replica: zone=c", 404, "no ready replica on a node with zone=c"),
+            ("Dugnad-Replica: zne=c", 400, "there is no attribute zne"),
+            ("Dugnad-Replica: x", 400, "no condition"),
+        ] {
+            let answer = text(&["-i", "-H", header, &url]).await;
+            let line = format!("HTTP/1.1 {code} ");
+            assert!(answer.starts_with(&line) && answer.contains(part), "{header}: {answer}");
+        }
+        // Visitors choose conditions: more than so many are not asked of others.
+        let mut refused = 0;
+        for number in 0..60 {
+            let header = format!("Dugnad-Replica: cores>{number}");
+            refused += u32::from(text(&["-i", "-H", &header, &url]).await.contains(" 503 "));
+        }
+        assert!(refused > 0 && checks.get() < 63, "{refused} {}", checks.get());
+        drop(good);
+    });
+}
+
+#[test]
 fn a_kept_connection_may_have_died() {
     World::run(async |world| {
         let node = world.node(1).await;

@@ -32,6 +32,9 @@ pub(crate) use operations::OPS_MAX;
 /// Nodes one question may ask for.
 pub const WANT_MAX: u16 = 256;
 
+/// Nodes one question may name: a service has no more replicas.
+pub const CHECK_MAX: usize = 16;
+
 /// What people, and other components, ask. [`Event::Answer`] follows.
 #[derive(Clone, Debug)]
 pub enum ProspectQuestion {
@@ -39,6 +42,8 @@ pub enum ProspectQuestion {
     Find { condition: Condition, want: u16 },
     /// What there is in all.
     Census,
+    /// Of which of these nodes (at most [`CHECK_MAX`]) it is true now; each is asked.
+    Check { condition: Condition, nodes: Vec<NodeId> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +57,8 @@ pub enum ProspectAnswer {
         nodes: Vec<Brief>,
         cost: Cost,
     },
+    /// To `Check`: it is true of these, and they said so.
+    Checked(Vec<NodeId>),
     /// Why not, for people.
     Failed(String),
 }
@@ -244,6 +251,10 @@ impl Prospector {
             ProspectQuestion::Census => {
                 self.start("census", |asker| census::take(asker, ask, size), cx)
             }
+            ProspectQuestion::Check { condition, mut nodes } => {
+                nodes.truncate(CHECK_MAX);
+                self.start("check", |asker| search::check(asker, ask, condition, nodes), cx)
+            }
         };
         if !started {
             self.since.retain(|(known, _)| *known != ask);
@@ -275,7 +286,7 @@ impl Prospector {
             ProspectAnswer::Found { cost, .. } | ProspectAnswer::Census { cost, .. } => {
                 cost.took = since.map_or(Duration::ZERO, |since| cx.now.since(since));
             }
-            ProspectAnswer::Failed(_) => {}
+            ProspectAnswer::Checked(_) | ProspectAnswer::Failed(_) => {}
         }
         cx.emit(Event::Answer { ask, answer });
     }

@@ -2,12 +2,13 @@
 
 use alloc::vec::Vec;
 
-use dugnad_kernel::{Arc, Id};
+use dugnad_kernel::calls::AnsweredOf;
+use dugnad_kernel::{Arc, Id, NodeId};
 use dugnad_resource::condition::Condition;
 use dugnad_resource::describe::Description;
 
 use super::operations::{Asker, AskerExt, Outcome};
-use super::{Cost, ProspectAnswer, Request, Response, sample};
+use super::{Cost, ProspectAnswer, Prospector, Request, Response, sample};
 use crate::cast::{CastBody, CastPart};
 
 /// A community of so many is asked as a whole.
@@ -83,10 +84,7 @@ async fn from_sample(
         let (now, later) = left.split_at((want - nodes.len()).min(left.len()));
         left = later;
         asker.report(Outcome::Met(now.to_vec()));
-        let checks: Vec<_> = now
-            .iter()
-            .map(|peer| asker.call(peer.id, Request::Check { condition: condition.clone() }))
-            .collect();
+        let checks = ask_each(asker, condition, now.iter().map(|peer| peer.id));
         let asked = u32::try_from(checks.len()).unwrap_or(u32::MAX);
         (cost.asked, cost.messages) = (cost.asked + asked, cost.messages + 2 * asked);
         for (check, peer) in checks.into_iter().zip(now) {
@@ -98,6 +96,32 @@ async fn from_sample(
             }
         }
     }
+}
+
+fn ask_each(
+    asker: &Asker,
+    condition: &Condition,
+    nodes: impl Iterator<Item = NodeId>,
+) -> Vec<AnsweredOf<Prospector, Option<Response>>> {
+    let check = |node| asker.call(node, Request::Check { condition: condition.clone() });
+    nodes.map(check).collect()
+}
+
+/// Of which of these nodes it is true.
+pub(super) async fn check(
+    asker: Asker,
+    ask: u64,
+    condition: Condition,
+    nodes: Vec<NodeId>,
+) -> Outcome {
+    let checks = ask_each(&asker, &condition, nodes.iter().copied());
+    let mut so = Vec::new();
+    for (check, node) in checks.into_iter().zip(nodes) {
+        if matches!(check.await, Some(Response::Is(said)) if said.peer.id == node) {
+            so.push(node);
+        }
+    }
+    Outcome::Answer { ask, answer: ProspectAnswer::Checked(so) }
 }
 
 /// The parts of the ring that are asked one after the other.

@@ -6,6 +6,7 @@
 //! [`people`]; what it does for other nodes' streams and for the gateway in [`streams`].
 
 mod boot;
+mod drain;
 mod events;
 mod groups;
 mod objects;

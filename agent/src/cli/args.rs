@@ -10,8 +10,8 @@ use super::lock::Lock;
 use super::objects::{Cas, Get, Ls, Namespace, Put, Store, Watch};
 use super::prospect::{Census, Describe, Find};
 use super::read::{Lookup, Nodes, Ps, Status, Whoami, Why};
-use super::services::{Announce, Deploy, Plan, Rm, Rollback, Stop};
-use super::setup::{Init, Invite, Join, Leave, Reload};
+use super::services::{Announce, Deploy, Plan, Restart, Rm, Rollback, Scale, Stop};
+use super::setup::{Drain, Init, Invite, Join, Leave, Reload, Undrain};
 use super::stream::{Events, Logs};
 use super::{
     Agent, Cx, Outcome, Version, demo, events, group, lock, objects, prospect, read, services,
@@ -79,7 +79,11 @@ pub(super) enum Command {
     Stop(Stop),
     Rm(Rm),
     Rollback(Rollback),
+    Restart(Restart),
+    Scale(Scale),
     Reload(Reload),
+    Drain(Drain),
+    Undrain(Undrain),
     Leave(Leave),
     Demo(Demo),
     Version(Version),
@@ -120,11 +124,15 @@ impl Command {
             Self::Store(Store {}) => objects::store(cx),
             Self::Namespace(args) => objects::namespace(&args, cx),
             Self::Rollback(args) => services::rollback(&args, cx),
+            Self::Restart(args) => services::restart(&args, cx),
+            Self::Scale(args) => services::scale(&args, cx),
             Self::Logs(args) => stream::logs(&args, cx),
             Self::Connect(args) => connect::connect(&args, cx),
             Self::Events(args) => stream::events(&args, cx),
             Self::Announce(args) => services::announce(&args, cx),
             Self::Reload(Reload {}) => setup::reload(cx),
+            Self::Drain(args) => setup::drain(&args, cx),
+            Self::Undrain(Undrain {}) => setup::undrain(cx),
             Self::Leave(args) => setup::leave(&args, cx),
             Self::Demo(args) => demo::run(&args, cx),
             Self::Version(Version {}) => super::version(cx),
@@ -141,5 +149,5 @@ pub(super) fn commands() -> impl Iterator<Item = &'static str> {
 /// Commands that tell nothing, so that `-o json` means nothing.
 pub(super) const SILENT: &[&str] = &[
     "init", "invite", "join", "agent", "announce", "stop", "rm", "reload", "leave", "demo", "lock",
-    "type", "connect", "help",
+    "type", "connect", "drain", "undrain", "help",
 ];

@@ -199,8 +199,17 @@ fn given(status: &Value) -> Table {
 
 pub(super) fn nodes(cx: &mut Cx<'_>) -> Outcome {
     let Some(nodes) = tell(cx, "/v1/nodes")? else { return Ok(exit::DONE) };
-    let mut table =
-        Table::new(["NODE", "ARCH", "STATE", "LINK", "UP", "FREE CPU", "FREE MEMORY", "REPLICAS"]);
+    let mut table = Table::new([
+        "NODE",
+        "ARCH",
+        "STATE",
+        "LINK",
+        "UP",
+        "AVAIL",
+        "FREE CPU",
+        "FREE MEMORY",
+        "REPLICAS",
+    ]);
     for node in nodes.as_array().into_iter().flatten() {
         let gone = node["state"] == "gone";
         let unless_gone = |cell: String| if gone { "-".to_owned() } else { cell };
@@ -210,6 +219,7 @@ pub(super) fn nodes(cx: &mut Cx<'_>) -> Outcome {
             text(&node["state"]),
             text(&node["link"]),
             unless_gone(span(&node["up_secs"])),
+            unless_gone(available(&node["availability"])),
             unless_gone(percent(&node["free"]["cpu_millis"])),
             unless_gone(bytes(&node["free"]["memory_bytes"])),
             unless_gone(text(&node["replicas"])),
@@ -218,6 +228,13 @@ pub(super) fn nodes(cx: &mut Cx<'_>) -> Outcome {
     let shown = table.text(cx.bold);
     write!(cx.out, "{shown}")?;
     Ok(exit::DONE)
+}
+
+/// How much of the time it is up; with `?` while it was not seen for an hour yet.
+fn available(known: &Value) -> String {
+    let up = known["up_ppm"].as_u64().unwrap_or(0);
+    let sure = if known["seen_hours"].as_u64().unwrap_or(0) == 0 { "?" } else { "" };
+    format!("{}.{}%{sure}", up / 10_000, up / 1_000 % 10)
 }
 
 pub(super) fn ps(cx: &mut Cx<'_>) -> Outcome {

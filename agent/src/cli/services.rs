@@ -9,7 +9,7 @@ use argh::FromArgs;
 use dugnad_fabric::Bytes;
 use dugnad_kernel::Hash;
 use dugnad_platform::weigh;
-use dugnad_resource::spec::{Spec, Tree, valid_name};
+use dugnad_resource::spec::{REPLICAS_MAX, Spec, Tree, valid_name};
 use serde_json::{Value, json};
 
 use super::read::{label, text};
@@ -76,6 +76,25 @@ pub(super) struct Rollback {
     pub(super) service: String,
 }
 
+/// start all replicas of a service anew, one after the other
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "restart", example = "{command_name} wiki")]
+pub(super) struct Restart {
+    #[argh(positional)]
+    pub(super) service: String,
+}
+
+/// have so many replicas of a service, until its file is deployed again; those that stay go on
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "scale", example = "{command_name} wiki 5")]
+pub(super) struct Scale {
+    #[argh(positional)]
+    pub(super) service: String,
+    /// how many: 1 to 15
+    #[argh(positional)]
+    pub(super) replicas: u8,
+}
+
 /// How often a long work tells how far it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// How long to find out what is deployed now, before doing something else.
@@ -109,7 +128,7 @@ pub(super) fn plan(args: &Plan, cx: &mut Cx<'_>) -> Outcome {
     let plan = smol::block_on(within(ASK_LIMIT, client.post("/v1/plan", Some(&spec))))?.value;
     let chosen = plan["chosen"].as_array().cloned().unwrap_or_default();
     let want = plan["want"].as_u64().unwrap_or(0);
-    let met = chosen.len() as u64 >= want;
+    let met = chosen.len() as u64 >= want && plan["reachable"] != false;
     if cx.json {
         cx.print_json(&plan)?;
     } else {
@@ -322,9 +341,24 @@ pub(super) fn rm(args: &Rm, cx: &mut Cx<'_>) -> Outcome {
 }
 
 pub(super) fn rollback(args: &Rollback, cx: &mut Cx<'_>) -> Outcome {
+    change(&format!("/v1/rollback/{}", name(&args.service)?), cx)
+}
+
+pub(super) fn restart(args: &Restart, cx: &mut Cx<'_>) -> Outcome {
+    change(&format!("/v1/restart/{}", name(&args.service)?), cx)
+}
+
+pub(super) fn scale(args: &Scale, cx: &mut Cx<'_>) -> Outcome {
+    if !(1..=REPLICAS_MAX).contains(&args.replicas) {
+        let stop = format!("to have none: dugnad stop {}", plain(&args.service));
+        return Err(Failure::usage(format!("replicas must be 1 to {REPLICAS_MAX}; {stop}")));
+    }
+    change(&format!("/v1/scale/{}?replicas={}", name(&args.service)?, args.replicas), cx)
+}
+
+fn change(path: &str, cx: &mut Cx<'_>) -> Outcome {
     let (client, start) = (cx.client()?, Instant::now());
-    let path = format!("/v1/rollback/{}", name(&args.service)?);
-    let result = smol::block_on(within(ASK_LIMIT, client.post(&path, None)))?.value;
+    let result = smol::block_on(within(ASK_LIMIT, client.post(path, None)))?.value;
     tell_deployed(&client, &Deployed::of(&result), start, cx)
 }
 

@@ -15,6 +15,7 @@ use crate::config::{Config, Dirs, Env, Overrides, file};
 use crate::control::{ClientError, exit};
 use crate::identity::{self, Community, Identity};
 use crate::invite::{self, Expiry, Invitation, InviteError};
+use crate::text::percent_encode;
 
 /// begin a new community with this machine as its first node
 #[derive(FromArgs, Debug)]
@@ -68,6 +69,26 @@ pub(super) struct Join {
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "reload", example = "{command_name} --dir /srv/dugnad")]
 pub(super) struct Reload {}
+
+/// have others run what runs here, and take nothing new until `undrain`, also after a restart
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "drain",
+    example = "{command_name} --reason 'a new disk'",
+    note = "It stays a member: it stores, passes on and answers for services. If something has no \
+            other place it goes on here and this ends with 3; it moves as soon as there is one."
+)]
+pub(super) struct Drain {
+    /// what others are told
+    #[argh(option, default = "String::new()", arg_name = "text")]
+    pub(super) reason: String,
+}
+
+/// take work again after `drain`
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "undrain", example = "{command_name}")]
+pub(super) struct Undrain {}
 
 /// hand everything over to the others and go
 #[derive(FromArgs, Debug)]
@@ -348,9 +369,29 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(900);
 /// How often it is looked at what is still here.
 const LOOK: Duration = Duration::from_millis(500);
 
-pub(super) fn leave(args: &Leave, cx: &mut Cx<'_>) -> Outcome {
+pub(super) fn drain(args: &Drain, cx: &mut Cx<'_>) -> Outcome {
+    let reason = percent_encode(&args.reason).replace('/', "%2F");
+    go(&format!("/v1/drain?reason={reason}"), cx)?;
+    cx.say("nothing runs here any more, and nothing new will until: dugnad undrain");
+    Ok(exit::DONE)
+}
+
+pub(super) fn undrain(cx: &mut Cx<'_>) -> Outcome {
     let client = cx.client()?;
-    let path = if args.now { "/v1/leave?now=1" } else { "/v1/leave" };
+    smol::block_on(within(ASK_LIMIT, client.post("/v1/undrain", None)))?;
+    cx.say("this node takes work again");
+    Ok(exit::DONE)
+}
+
+pub(super) fn leave(args: &Leave, cx: &mut Cx<'_>) -> Outcome {
+    go(if args.now { "/v1/leave?now=1" } else { "/v1/leave" }, cx)?;
+    cx.say("this node has left; its agent may be stopped");
+    Ok(exit::DONE)
+}
+
+/// Asks for something that has others run what runs here, and tells what it waits for.
+fn go(path: &str, cx: &mut Cx<'_>) -> Result<(), Failure> {
+    let client = cx.client()?;
     smol::block_on(within(LEAVE_LIMIT, async {
         let leaving = async { client.post(path, None).await.map(drop) };
         let telling = async {
@@ -368,6 +409,5 @@ pub(super) fn leave(args: &Leave, cx: &mut Cx<'_>) -> Outcome {
         };
         smol::future::or(leaving, telling).await
     }))?;
-    cx.say("this node has left; its agent may be stopped");
-    Ok(exit::DONE)
+    Ok(())
 }

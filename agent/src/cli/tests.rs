@@ -190,10 +190,10 @@ fn tables_are_for_people() {
     assert_eq!(
         ran.out,
         "\
-NODE          ARCH     STATE    LINK    UP      FREE CPU  FREE MEMORY  REPLICAS
-0000-attic    aarch64  alive    direct  1m 30s  50%       128M         1
-0000-kjøkken  aarch64  suspect  direct  1m 30s  50%       128M         1
-0000          -        gone     none    -       -         -            -
+NODE          ARCH     STATE    LINK    UP      AVAIL   FREE CPU  FREE MEMORY  REPLICAS
+0000-attic    aarch64  alive    direct  1m 30s  70.0%?  50%       128M         1
+0000-kjøkken  aarch64  suspect  direct  1m 30s  70.0%?  50%       128M         1
+0000          -        gone     none    -       -       -         -            -
 "
     );
     let ran = agent.run(&["ps"]);

@@ -203,6 +203,18 @@ pub(crate) trait AgentApi {
     /// Nobody else can run what runs here; this node stays.
     fn leave(&self, now: bool) -> Local<Result<(), Vec<String>>>;
 
+    /// Has others run what runs here, and takes nothing new until [`AgentApi::undrain`].
+    ///
+    /// # Errors
+    /// What is still here, a line each; it stays drained.
+    fn drain(&self, reason: String) -> Local<Result<(), Vec<String>>>;
+
+    /// Takes work again.
+    ///
+    /// # Errors
+    /// It was not drained.
+    fn undrain(&self) -> Local<Result<(), String>>;
+
     /// A token for one more node.
     fn invite(&self, expires: Duration) -> Local<Result<String, String>>;
 

@@ -12,7 +12,7 @@ use dugnad_kernel::{Id, Key};
 use dugnad_node::{ProspectQuestion, Question, ServiceQuestion, WANT_MAX};
 use dugnad_resource::attributes::NODE;
 use dugnad_resource::condition::Condition;
-use dugnad_resource::spec::{Spec, key_of};
+use dugnad_resource::spec::{REPLICAS_MAX, Spec, key_of};
 use futures_util::StreamExt as _;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -235,21 +235,6 @@ impl Door {
                 let text = read_text(request).await?;
                 self.ask(Question::Announce(text), "").await
             }
-            ("v1", Some("stop"), Some(name), None) => {
-                self.ask(ServiceQuestion::Stop(service(name)?), name).await
-            }
-            ("v1", Some("rm"), Some(name), None) => {
-                let service = service(name)?;
-                let question = if query.has("keep_state") {
-                    ServiceQuestion::RemoveButState(service)
-                } else {
-                    ServiceQuestion::Remove(service)
-                };
-                self.ask(question, name).await
-            }
-            ("v1", Some("rollback"), Some(name), None) => {
-                self.ask(ServiceQuestion::RollBack(service(name)?), name).await
-            }
             ("v1", Some("plan"), None, None) => {
                 let spec = read_spec(request).await?;
                 let name = spec.name.clone();
@@ -260,6 +245,18 @@ impl Door {
                 Ok(self.deploy(spec))
             }
             ("v1", Some("ingest"), None, None) => self.ingest(request).await,
+            ("v1", Some("drain"), None, None) => {
+                let reason = query.get("reason").and_then(percent_decode).unwrap_or_default();
+                self.backend.drain(reason).await.map_err(|reasons| {
+                    let text = "drained, and takes nothing new; not everything has another place";
+                    Trouble { reasons, ..Trouble::new(409, exit::UNMET, text) }
+                })?;
+                Ok(json_response(&json!({"done": true})))
+            }
+            ("v1", Some("undrain"), None, None) => {
+                self.backend.undrain().await.map_err(Trouble::failed)?;
+                Ok(json_response(&json!({"done": true})))
+            }
             ("v1", Some("leave"), None, None) => {
                 self.backend.leave(query.has("now")).await.map_err(|reasons| {
                     let text = "nobody else takes over what runs here, so this node stays; make \
@@ -279,8 +276,29 @@ impl Door {
                 let invited = self.backend.invite(Duration::from_secs(secs)).await;
                 Ok(json_response(&json!({ "token": invited.map_err(Trouble::failed)? })))
             }
+            ("v1", Some(verb), Some(name), None) => self.order(verb, name, query).await,
             _ => Err(nothing_at(place)),
         }
+    }
+
+    /// What is to become of a service.
+    async fn order(&self, verb: &str, name: &str, query: &Query) -> Reply {
+        let named = service(name)?;
+        let question = match verb {
+            "stop" => ServiceQuestion::Stop(named),
+            "rm" if query.has("keep_state") => ServiceQuestion::RemoveButState(named),
+            "rm" => ServiceQuestion::Remove(named),
+            "rollback" => ServiceQuestion::RollBack(named),
+            "restart" => ServiceQuestion::Restart(named),
+            "scale" => {
+                let count = query.get("replicas").and_then(|count| count.parse().ok());
+                let count = count.filter(|count| (1..=REPLICAS_MAX).contains(count));
+                let text = || Trouble::usage(format!("replicas must be 1 to {REPLICAS_MAX}"));
+                ServiceQuestion::Scale(named, count.ok_or_else(text)?)
+            }
+            _ => return Err(nothing_at(("v1", Some(verb), Some(name), None))),
+        };
+        self.ask(question, name).await
     }
 
     fn healthz(&self) -> Response<Payload> {

@@ -152,6 +152,11 @@ pub(crate) fn node(view: &NodeView) -> Value {
         "version": profile.map(|profile| profile.version.as_str()),
         "up_secs": view.up_secs,
         "replicas": view.replicas,
+        "availability": view.availability.as_ref().map(|known| json!({
+            "up_ppm": known.up(),
+            "session_secs": known.session,
+            "seen_hours": known.seen,
+        })),
         "free": amounts(view.free),
         "gives": amounts(view.gives),
     })
@@ -194,6 +199,9 @@ pub(crate) fn service(view: &ServiceView) -> Value {
             Port::Tcp(port) => json!(port),
         },
         "manager": view.manager.to_string(),
+        "because": view.because,
+        "predicted_ppm": view.predicted.map(|predicted| predicted.up),
+        "reachable": view.predicted.is_none_or(|predicted| predicted.enough),
     })
 }
 
@@ -207,6 +215,8 @@ fn plan(view: &PlanView) -> Value {
     json!({
         "want": view.want,
         "because": view.because,
+        "predicted_ppm": view.predicted.map(|predicted| predicted.up),
+        "reachable": view.predicted.is_none_or(|predicted| predicted.enough),
         "chosen": places(&view.chosen),
         "refused": places(&view.refused),
         "notes": view.notes,

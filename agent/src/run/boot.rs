@@ -281,6 +281,7 @@ impl Agent {
             self.input(Input::Command(Command::Limits { ceilings, takes_work: false }));
         }
         self.input(Input::Command(boot));
+        self.drain_again();
         self.host.forget_unordered();
         self.tell_kept();
     }

@@ -30,7 +30,7 @@ use crate::stream::Endpoint;
 /// The longest any question may take; operations end by themselves long before.
 const ASK_LIMIT: Duration = Duration::from_secs(600);
 /// A hand-over that has not moved for so long will not.
-const HAND_OVER: Duration = Duration::from_secs(60);
+pub(super) const HAND_OVER: Duration = Duration::from_secs(60);
 /// A node that has not joined after this is not well.
 const JOINED_WITHIN: Duration = Duration::from_secs(60);
 /// Lines and events that wait for a slow reader.
@@ -68,26 +68,13 @@ impl Agent {
         if here().is_empty() || (alone && self.links.peers().is_empty()) {
             return Ok(());
         }
-        let (over, handed_over) = bounded(1);
-        self.handed_over.replace(Some(over));
-        let told = |error: smol::channel::SendError<Command>| vec![error.to_string()];
-        self.commands.send(Command::HandOver(true)).await.map_err(told)?;
-        loop {
-            let before = here();
-            let done = async { handed_over.recv().await.is_ok() };
-            let late = async {
-                smol::Timer::after(HAND_OVER).await;
-                false
-            };
-            if smol::future::or(done, late).await {
-                return Ok(());
-            }
-            let after = here();
-            if after == before {
-                self.commands.send(Command::HandOver(false)).await.map_err(told)?;
-                return Err(after);
-            }
+        let moved = self.move_away().await;
+        if moved.is_err() {
+            let drained = self.drained().is_some();
+            let told = self.commands.send(Command::HandOver(drained)).await;
+            told.map_err(|error| vec![error.to_string()])?;
         }
+        moved
     }
 
     /// Reads the owner's file again. A bad file changes nothing.
@@ -140,6 +127,7 @@ impl Agent {
             format!("this version cannot hold {rule}: the node takes no services until it is gone")
         }));
         warnings.extend(self.host.problems());
+        warnings.extend(self.drained().map(|reason| super::drain::warning(&reason)));
         warnings.extend(self.links.twins());
         warnings.extend(self.links.strangers());
         let traffic = self.traffic.borrow();
@@ -366,6 +354,14 @@ impl AgentApi for Api {
 
     fn hold(&self, group: String) -> Local<Result<Hold, Answer>> {
         Box::pin(Rc::clone(&self.0).hold(group))
+    }
+
+    fn drain(&self, reason: String) -> Local<Result<(), Vec<String>>> {
+        Box::pin(Rc::clone(&self.0).drain(reason))
+    }
+
+    fn undrain(&self) -> Local<Result<(), String>> {
+        Box::pin(Rc::clone(&self.0).undrain())
     }
 
     fn leave(&self, now: bool) -> Local<Result<(), Vec<String>>> {

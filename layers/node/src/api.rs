@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use dugnad_kernel::map::Set;
 
 pub use dugnad_collective::deployment::client::ServiceQuestion;
+pub use dugnad_collective::deployment::deployer::Predicted;
 pub use dugnad_collective::deployment::service::{Desired, ReplicaState, ServiceView, Slot};
 pub use dugnad_collective::objects::item::{Address, Content, LOCKS, Manner, Namespace, STATE};
 pub use dugnad_collective::objects::siblings::Context;
@@ -18,6 +19,7 @@ pub use dugnad_connectivity::group::directory::{Mode as GroupMode, Policy as Gro
 use dugnad_fabric::{Amounts, Ceilings};
 use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Duration, Hash, Key, NodeId, Peer};
+use dugnad_resource::availability::Availability;
 pub use dugnad_resource::describe::Brief;
 use dugnad_resource::describe::{Labels, Profile};
 use dugnad_resource::execute::{Order, ReplicaId, Report};
@@ -260,6 +262,8 @@ pub struct NodeView {
     pub gives: Amounts,
     pub up_secs: u32,
     pub replicas: u16,
+    /// Not known of a node that is gone.
+    pub availability: Option<Availability>,
 }
 
 /// Where a service would run.
@@ -268,6 +272,8 @@ pub struct PlanView {
     pub want: u8,
     /// Why so many.
     pub because: String,
+    /// What comes of it, if a goal was set.
+    pub predicted: Option<Predicted>,
     pub chosen: Vec<(NodeId, String, String)>,
     /// Node, its name, why not.
     pub refused: Vec<(NodeId, String, String)>,

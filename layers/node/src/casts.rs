@@ -133,6 +133,7 @@ impl Node {
             replicas: u16::try_from(self.executor.replicas().count()).unwrap_or(u16::MAX),
             holds: trees.iter().copied().filter(|root| held.contains(root)).collect(),
             programs: programs.iter().take(PROGRAMS_MAX).filter(has).cloned().collect(),
+            availability: self.life.availability(cx.now),
         }
     }
 

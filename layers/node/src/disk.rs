@@ -12,6 +12,7 @@ const RUN: u8 = b'x';
 const RECORD: u8 = b'r';
 const MEMBERSHIP: u8 = b'g';
 const REGISTERS: u8 = b'l';
+const LIFE: u8 = b'a';
 /// Behind [`REGISTERS`].
 const MEMBER: u8 = b'm';
 const REPLICA: u8 = b'v';
@@ -29,6 +30,8 @@ pub enum DiskKey {
     /// Of registers: `lm`: which member this disk is, `lv`, the first key of a range, how many
     /// bits it has, the number: a view, `lr`, the key: a register.
     Registers(linear::DiskKey),
+    /// How much of the time this node was up, a [`crate::life::Noted`]: `a`.
+    Life,
 }
 
 /// What a key is of. The rest of it stands in the value, too, except of a membership.
@@ -41,6 +44,7 @@ pub enum Kept<'a> {
     Member,
     View,
     Register(Key),
+    Life,
 }
 
 impl DiskKey {
@@ -53,6 +57,7 @@ impl DiskKey {
             }
             Self::Record((key, name)) => [&[RECORD], &key.0.to_be_bytes()[..], name].concat(),
             Self::Membership(name) => [&[MEMBERSHIP], name.as_bytes()].concat(),
+            Self::Life => Vec::from([LIFE]),
             Self::Registers(linear::DiskKey::Member) => Vec::from([REGISTERS, MEMBER]),
             Self::Registers(linear::DiskKey::Replica((range, number))) => {
                 let (start, number) = (range.start.0.to_be_bytes(), number.to_be_bytes());
@@ -70,6 +75,7 @@ impl DiskKey {
         match bytes.split_first()? {
             (&RUN, _) => Some(Kept::Run),
             (&RECORD, _) => Some(Kept::Record),
+            (&LIFE, []) => Some(Kept::Life),
             (&REGISTERS, &[MEMBER]) => Some(Kept::Member),
             (&REGISTERS, [REPLICA, ..]) => Some(Kept::View),
             (&REGISTERS, [REGISTER, key @ ..]) => {

@@ -25,6 +25,7 @@ impl Msg {
             Self::Collective(msg) => community(msg),
             Self::ToHost(msg) => to_host(msg),
             Self::ToManager(msg) => to_manager(msg),
+            Self::Away { .. } => "away",
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod disk;
 mod groups;
 mod kinds;
 mod known;
+pub mod life;
 mod views;
 
 pub use api::*;
@@ -52,6 +53,11 @@ pub enum Msg {
     Collective(collective::Msg),
     ToHost(ToHost),
     ToManager(ToManager),
+    /// To who begins anew: since when the sender saw it no more, in milliseconds since 1970.
+    /// Nothing follows.
+    Away {
+        since: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +65,10 @@ pub enum Timer {
     Connectivity(connectivity::Timer),
     Collective(collective::Timer),
     Executor(executor::Timer),
+    /// Write down that this node lives.
+    Note {
+        round: u32,
+    },
     /// Try once more to take up a kept membership.
     Rejoin {
         name: String,
@@ -98,6 +108,7 @@ pub struct Node {
     names: Map<NodeId, String>,
     malformed_records: u64,
     kept_state: Set<Hash>,
+    life: life::Life,
     /// Nodes that died, until somebody said so: with it whoever should have may have died.
     unsaid: Vec<(NodeId, dugnad_kernel::Time)>,
     /// Whether [`Event::HandedOver`] was said.
@@ -160,6 +171,7 @@ impl Node {
             names: Map::new(),
             malformed_records: 0,
             kept_state: Set::new(),
+            life: life::Life::default(),
             unsaid: Vec::new(),
             told_handed_over: false,
         }
@@ -218,12 +230,14 @@ impl Node {
                     self.community(collective::Command::ToManager { from, msg }, cx);
                 }
                 Msg::ToHost(msg) => self.tell_host(from, msg, cx),
+                Msg::Away { since } => self.life.was_seen(since),
             },
             Input::Timer(Timer::Connectivity(timer)) => {
                 self.feed_connectivity(Input::Timer(timer), cx);
             }
             Input::Timer(Timer::Collective(timer)) => self.feed_collective(Input::Timer(timer), cx),
             Input::Timer(Timer::Executor(timer)) => self.feed_executor(Input::Timer(timer), cx),
+            Input::Timer(Timer::Note { round }) => self.on_note(round, cx),
             Input::Timer(Timer::Rejoin { name }) => self.rejoin_group(name, cx),
         }
     }
@@ -232,10 +246,12 @@ impl Node {
         match command {
             Command::Boot { records, trees, alone } => self.boot(records, trees, alone, cx),
             Command::LinkUp(peer) => {
+                self.life_back(&peer, cx);
                 self.community(collective::Command::LinkUp(peer.id), cx);
                 self.connect(connectivity::Command::LinkUp(peer), cx);
             }
             Command::LinkDown(id) => {
+                self.life_lost(id, cx.now);
                 self.connect(connectivity::Command::LinkDown(id), cx);
                 self.community(collective::Command::LinkDown(id), cx);
             }
@@ -269,7 +285,10 @@ impl Node {
                 self.profile.labels = labels;
                 self.saw_self("node.change", cx);
             }
-            Command::Clock(unix_ms) => self.community(collective::Command::Clock(unix_ms), cx),
+            Command::Clock(unix_ms) => {
+                self.on_clock(unix_ms, cx);
+                self.community(collective::Command::Clock(unix_ms), cx);
+            }
             Command::Addresses { addrs, home } => {
                 self.profile.home = home;
                 self.connectivity.set_addrs(addrs);
@@ -307,6 +326,9 @@ impl Node {
                     postcard::from_bytes::<Record>(&value).map(|r| stored.push(r)).is_ok()
                 }
                 Some(Kept::Membership(name)) => self.groups.restore(name),
+                Some(Kept::Life) => {
+                    postcard::from_bytes(&value).map(|noted| self.life.restore(noted)).is_ok()
+                }
                 Some(Kept::Member) => {
                     registers.member = postcard::from_bytes(&value).ok();
                     registers.member.is_some()
@@ -321,6 +343,7 @@ impl Node {
             };
             self.malformed_records += u64::from(!taken);
         }
+        self.note_first(cx);
         self.host(executor::Command::Restore(runs), cx);
         let inc = self.connectivity.ring().me().inc;
         let records = stored;
@@ -467,6 +490,7 @@ impl Node {
     }
 
     fn on_dead(&mut self, id: NodeId, cx: &mut Cx<'_, Self>) {
+        self.life_lost(id, cx.now);
         if self.unsaid.len() < UNSAID_MAX {
             self.unsaid.push((id, cx.now));
         }

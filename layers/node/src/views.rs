@@ -27,10 +27,10 @@ impl Node {
             }
             _ if ask == PORTS_ASK => return,
             ServiceAnswer::Nodes(descriptions) => Answer::Nodes(self.node_views(descriptions)),
-            ServiceAnswer::Plan { want, because, choice, notes } => {
+            ServiceAnswer::Plan { want, because, predicted, choice, notes } => {
                 let chosen = choice.candidates.into_iter().map(|c| (c.node, c.name, c.why));
                 let (chosen, refused) = (chosen.collect(), choice.refused);
-                Answer::Plan(PlanView { want, because, chosen, refused, notes })
+                Answer::Plan(PlanView { want, because, predicted, chosen, refused, notes })
             }
             ServiceAnswer::Deployed { view, missing } => {
                 Answer::Deployed { service: view, missing }
@@ -69,6 +69,7 @@ impl Node {
                 gives: d.gives,
                 up_secs: d.up_secs,
                 replicas: d.replicas,
+                availability: Some(d.availability),
                 peer: d.peer,
             })
             .collect();
@@ -86,6 +87,7 @@ impl Node {
                 gives: Amounts::default(),
                 up_secs: 0,
                 replicas: 0,
+                availability: None,
             });
         }
         for view in &mut views {

@@ -4,7 +4,7 @@
 use crate::condition::{Attribute, Kind};
 
 /// Attributes of a node, in the order in which they are shown.
-pub const NODE: [Attribute<'static>; 23] = [
+pub const NODE: [Attribute<'static>; 24] = [
     of("name", Kind::Text),
     of("node", Kind::Text),
     of("zone", Kind::Text),
@@ -24,6 +24,7 @@ pub const NODE: [Attribute<'static>; 23] = [
     of("uplink", Kind::Bytes),
     of("load", Kind::Share),
     of("up", Kind::Share),
+    of("session", Kind::Seconds),
     of("uptime", Kind::Seconds),
     of("replicas", Kind::Count),
     of("work", Kind::Text),

@@ -8,6 +8,7 @@ use dugnad_fabric::Amounts;
 use dugnad_kernel::{Hash, Peer};
 use serde::{Deserialize, Serialize};
 
+use crate::availability::Availability;
 use crate::condition::{Condition, Test, Value};
 use crate::spec::Arch;
 
@@ -16,9 +17,6 @@ pub const NAME_MAX: usize = 32;
 pub const PROGRAMS_MAX: usize = 16;
 /// Words of one list: tags, features.
 pub const WORDS_MAX: usize = 16;
-
-/// Millionths of the time a node is taken to be up, until it is measured.
-pub const PRIOR_UP: u32 = 700_000;
 
 /// What a node calls itself, cut to [`NAME_MAX`] characters: others remember many of them.
 #[must_use]
@@ -101,6 +99,8 @@ pub struct Description {
     pub holds: Vec<Hash>,
     /// Programs of the host it has, of those that were asked about.
     pub programs: Vec<String>,
+    /// How much of the time it is up.
+    pub availability: Availability,
 }
 
 fn number(value: u64) -> Value {
@@ -143,7 +143,8 @@ impl Description {
             say("uplink", number(uplink));
         }
         say("load", number(load.min(1_000_000)));
-        say("up", number(PRIOR_UP.into()));
+        say("up", number(self.availability.up().into()));
+        say("session", number(self.availability.session.into()));
         say("uptime", number(self.up_secs.into()));
         say("replicas", number(self.replicas.into()));
         say("work", Value::Text(if self.takes_work { "yes" } else { "no" }.to_string()));
@@ -173,6 +174,7 @@ impl Description {
             }
         }
         self.programs.truncate(PROGRAMS_MAX);
+        self.availability.clip();
     }
 }
 
@@ -212,7 +214,7 @@ impl Brief {
             gives: node.gives,
             free: node.free,
             replicas: node.replicas,
-            up: PRIOR_UP,
+            up: node.availability.up(),
             takes_work: node.takes_work,
         }
     }

@@ -6,6 +6,7 @@
 extern crate alloc;
 
 pub mod attributes;
+pub mod availability;
 pub mod condition;
 pub mod describe;
 pub mod execute;

@@ -336,6 +336,7 @@ impl Storm {
             replicas: self.rng.u16(..),
             holds: Vec::new(),
             programs: Vec::new(),
+            availability: Default::default(),
         };
         wire::encode(&CastPart::Node(Box::new(description)))
             .map(|f| f[wire::HEADER..].to_vec())

@@ -101,7 +101,7 @@ impl World {
             ) => return None,
             Msg::ToHost(msg) => to_host(msg)?,
             Msg::ToManager(msg) => to_manager(msg),
-            Msg::Connectivity(_) => return None,
+            Msg::Connectivity(_) | Msg::Away { .. } => return None,
         })
     }
 

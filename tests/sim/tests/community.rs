@@ -263,7 +263,8 @@ fn idle_traffic_is_constant() {
     assert!(large.0 < small.0 * 1.5 && large.1 < small.1 * 1.5, "{small:?} then {large:?}");
 }
 
-/// Nothing is written to disk when nothing changes.
+/// Nothing is written to disk when nothing changes, but that a node lives: after a quarter of an
+/// hour, after half an hour, and so on.
 #[test]
 fn an_idle_community_writes_nothing() {
     let mut world = World::new(Options::seed(8));
@@ -273,7 +274,7 @@ fn an_idle_community_writes_nothing() {
     let writes = |w: &World| w.machines.values().map(|m| m.disk.writes).sum::<u64>();
     let before = writes(&world);
     world.run_for(Duration::from_secs(1_800));
-    assert_eq!(writes(&world), before);
+    assert_eq!(writes(&world), before + 2 * 5);
 }
 
 #[test]

@@ -145,6 +145,50 @@ fn an_update_starts_first_and_stops_then() {
     }
 }
 
+/// More replicas, fewer, and all anew: what stays is not touched, and something always serves.
+#[test]
+fn a_service_is_scaled_and_restarted() {
+    for seed in 1..=40 {
+        let what = format!("seed {seed}");
+        let mut world = world(seed);
+        let ids = community(&mut world, 5);
+        let (from, other) = (ids[0], ids[usize::try_from(seed % 5).unwrap_or(0)]);
+        let spec = version("web", 1, 2);
+        let key = spec.key();
+        let first = ask_deploy(&mut world, from, &spec);
+        ready(&answer(&mut world, first, &what), &what);
+        let before = running(&world, key);
+        let scale = |world: &mut World, count: u8| {
+            let ask = world.ask(other, ServiceQuestion::Scale("web".into(), count));
+            let told = meanwhile(world, ask, &what, |world| {
+                assert!(!running(world, key).is_empty(), "{what}: nothing serves");
+            });
+            assert_eq!(ready(&told, &what), 1, "{what}: the version is the same");
+            settles(world, key, usize::from(count), &what);
+        };
+        scale(&mut world, 4);
+        all_still_run(&world, key, &before, &what);
+        // Its manager may die: the next one knows the number, too.
+        if let Some(manager) = manager(&world, key).filter(|node| *node != other) {
+            world.crash(manager, Crash::Process);
+            settles(&mut world, key, 4, &what);
+            world.start(manager);
+            world.run_for(SECOND * 30);
+        }
+        let four = running(&world, key);
+        scale(&mut world, 1);
+        assert!(running(&world, key).iter().all(|one| four.contains(one)), "{what}");
+        let ask = world.ask(other, ServiceQuestion::Restart("web".into()));
+        let told = meanwhile(&mut world, ask, &what, |world| {
+            assert!(!running(world, key).is_empty(), "{what}: nothing serves");
+        });
+        assert!(ready(&told, &what) > 1, "{what}");
+        settles(&mut world, key, 1, &what);
+        let ask = world.ask(other, ServiceQuestion::Scale("nothing".into(), 2));
+        assert!(matches!(answer(&mut world, ask, &what), Answer::Unknown), "{what}");
+    }
+}
+
 /// A version that does not start is withdrawn; whoever deployed it learns why, what served serves,
 /// and a rollback of a later, good one goes back to it.
 #[test]

@@ -112,6 +112,9 @@ impl FakeAgent {
                 Answer::Unmet(vec!["a".to_owned(), "b".to_owned()])
             }
             ServiceQuestion::Remove(name) if name == "wiki" => Answer::Done,
+            ServiceQuestion::Restart(name) | ServiceQuestion::Scale(name, _) if name == "wiki" => {
+                Answer::Deployed { service: wiki(3), missing: Vec::new() }
+            }
             ServiceQuestion::RollBack(name) if name == "wiki" => {
                 Answer::Deployed { service: wiki(3), missing: Vec::new() }
             }
@@ -124,7 +127,9 @@ impl FakeAgent {
             | ServiceQuestion::Stop(_)
             | ServiceQuestion::Remove(_)
             | ServiceQuestion::RemoveButState(_)
-            | ServiceQuestion::RollBack(_) => Answer::Unknown,
+            | ServiceQuestion::RollBack(_)
+            | ServiceQuestion::Restart(_)
+            | ServiceQuestion::Scale(..) => Answer::Unknown,
         }
     }
 }
@@ -146,6 +151,7 @@ fn prospected(question: &ProspectQuestion) -> ProspectAnswer {
         replicas: 1,
         holds: Vec::new(),
         programs: Vec::new(),
+        availability: Default::default(),
     };
     match question {
         ProspectQuestion::Census => {
@@ -334,6 +340,16 @@ impl AgentApi for FakeAgent {
             held.set(held.get() + 1);
             Ok(Hold::new(move || held.set(held.get() - 1)))
         })
+    }
+
+    fn drain(&self, reason: String) -> Local<Result<(), Vec<String>>> {
+        self.asked.borrow_mut().push(format!("drain {reason}"));
+        let stuck = reason == "stuck";
+        Box::pin(async move { if stuck { Err(vec!["wiki runs here".to_owned()]) } else { Ok(()) } })
+    }
+
+    fn undrain(&self) -> Local<Result<(), String>> {
+        Box::pin(async { Err("this node is not drained".to_owned()) })
     }
 
     fn leave(&self, now: bool) -> Local<Result<(), Vec<String>>> {

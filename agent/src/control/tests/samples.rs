@@ -27,6 +27,7 @@ pub(super) fn wiki(ready: u8) -> ServiceView {
         kind: Kind::Process,
         want: 3,
         because: String::new(),
+        predicted: None,
         ready,
         manager: Id(2),
         revision: 1,
@@ -44,6 +45,7 @@ pub(super) fn plan() -> PlanView {
     PlanView {
         want: 2,
         because: "availability 99.0%".to_owned(),
+        predicted: None,
         chosen: vec![place(1, "attic", "has data, 64M free"), place(2, "kjøkken", "other home")],
         refused: vec![place(3, "zero", "memory: needs 64M, free 32M")],
         notes: vec!["one home only".to_owned()],
@@ -69,5 +71,6 @@ pub(super) fn node(id: u128, name: Option<&str>, state: NodeState) -> NodeView {
         gives: AMOUNTS,
         up_secs: 90,
         replicas: 1,
+        availability: Some(Default::default()),
     }
 }

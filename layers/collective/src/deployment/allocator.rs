@@ -190,6 +190,7 @@ mod tests {
             replicas: 0,
             holds: std::vec![],
             programs: std::vec![],
+            availability: Default::default(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! How a person, or the gateway of any node, asks the community (paper 3.4.4, service client).
 
+mod change;
+
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -11,7 +13,8 @@ use dugnad_resource::describe::Description;
 use dugnad_resource::spec::{Port, Spec, Tree, key_of};
 
 use super::allocator::{self, Candidate, Choice};
-use super::deployer;
+use super::deployer::{Predicted, Sum};
+use super::manager::review;
 use super::service::{
     Desired, FAILED, Failed, PREVIOUS, ReplicaState, SPEC, Service, ServiceView, Slot,
 };
@@ -57,6 +60,10 @@ pub enum ServiceQuestion {
     RemoveButState(String),
     /// Deploy the version before once more. Answers as a deploy.
     RollBack(String),
+    /// Start all replicas anew, one after the other. Answers as a deploy.
+    Restart(String),
+    /// So many replicas from now on. Answers as a deploy.
+    Scale(String, u8),
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +73,8 @@ pub enum ServiceAnswer {
     Plan {
         want: u8,
         because: String,
+        /// If a goal was set.
+        predicted: Option<Predicted>,
         choice: Choice,
         notes: Vec<String>,
     },
@@ -111,6 +120,8 @@ impl Deployment {
             ServiceQuestion::Stop(_) => "stop",
             ServiceQuestion::Remove(_) | ServiceQuestion::RemoveButState(_) => "rm",
             ServiceQuestion::RollBack(_) => "rollback",
+            ServiceQuestion::Restart(_) => "restart",
+            ServiceQuestion::Scale(..) => "scale",
         };
         let op = |asker| async move {
             let reply = answer(asker, question, me, size, seed).await;
@@ -175,6 +186,8 @@ async fn answer(
             end(&asker, &name, Desired::RemovedButState, size, me).await
         }
         ServiceQuestion::RollBack(name) => roll_back(&asker, &name, me, size).await,
+        ServiceQuestion::Restart(name) => change::restart(&asker, &name, me, size).await,
+        ServiceQuestion::Scale(name, count) => change::scale(&asker, &name, count, me, size).await,
     }
 }
 
@@ -225,13 +238,15 @@ async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ServiceAnswer {
     let nodes = describe(asker, Some(spec)).await;
     let mut rng = fastrand::Rng::with_seed(seed);
     let none = Set::new();
-    let (want, because) = deployer::replicas(spec.want);
     // What runs stays where it is, also through an update, if the new version can run there.
     let mut stay = places(view_of(asker, spec.key(), 0).await);
     stay.retain(|place| {
         let node = nodes.iter().find(|node| node.peer.id == place.node);
         node.is_none_or(|node| allocator::unfit(spec, node).is_none())
     });
+    let staying: Vec<NodeId> = stay.iter().map(|place| place.node).collect();
+    let sum = review::sum(spec, &nodes, &staying);
+    let want = sum.count;
     stay.truncate(usize::from(want));
     let taken: Set<NodeId> = stay.iter().map(|place| place.node).collect();
     let mut choice = allocator::choose(spec, &nodes, &taken, &none, &mut rng);
@@ -253,7 +268,8 @@ async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ServiceAnswer {
     if used.len() < choice.candidates.len() {
         notes.push("some replicas share a home: no other home has room".to_string());
     }
-    ServiceAnswer::Plan { want, because, choice, notes }
+    let Sum { because, predicted, .. } = sum;
+    ServiceAnswer::Plan { want, because, predicted, choice, notes }
 }
 
 /// Where a service runs now.
@@ -550,21 +566,28 @@ async fn wait_ready(asker: &Asker, service: Key, generation: u64) -> ServiceAnsw
     };
     let ready = |view: &ServiceView| view.generation >= generation && current(view);
     match follow(asker, service, Some(generation), ready).await {
-        Ok(view) => ServiceAnswer::Deployed { view, missing: Vec::new() },
-        Err(Ended::Failed { view, failed }) => ServiceAnswer::Failed(gave_up(&view, &failed)),
-        Err(Ended::Quiet(Some(view))) => {
-            let mut missing = view.blocked.clone();
-            for slot in view.slots.iter().filter(|slot| slot.state != ReplicaState::Ready) {
-                let (number, name, note) = (slot.number, &slot.node_name, &slot.note);
-                missing.push(format!("replica {number} on {name} is not ready {note}"));
-            }
-            if missing.is_empty() {
-                missing.push(format!("{} of {} replicas are ready", view.ready, view.want));
-            }
+        Ok(view) => {
+            let short = view.predicted.filter(|predicted| !predicted.enough);
+            let missing = short.map(|_| view.because.clone()).into_iter().collect();
             ServiceAnswer::Deployed { view, missing }
         }
+        Err(Ended::Failed { view, failed }) => ServiceAnswer::Failed(gave_up(&view, &failed)),
+        Err(Ended::Quiet(Some(view))) => not_ready(view),
         Err(Ended::Quiet(None)) => ServiceAnswer::Failed(NOBODY.to_string()),
     }
+}
+
+/// What is missing of a service nothing more happens with.
+fn not_ready(view: ServiceView) -> ServiceAnswer {
+    let mut missing = view.blocked.clone();
+    for slot in view.slots.iter().filter(|slot| slot.state != ReplicaState::Ready) {
+        let (number, name, note) = (slot.number, &slot.node_name, &slot.note);
+        missing.push(format!("replica {number} on {name} is not ready {note}"));
+    }
+    if missing.is_empty() {
+        missing.push(format!("{} of {} replicas are ready", view.ready, view.want));
+    }
+    ServiceAnswer::Deployed { view, missing }
 }
 
 fn gave_up(view: &ServiceView, failed: &Failed) -> String {

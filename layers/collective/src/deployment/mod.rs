@@ -83,6 +83,8 @@ pub enum Timer {
     Service { key: Key, round: u32 },
     /// Hosts that have not said that a replica ended are told again to stop it.
     Stop { key: Key, tries: u32 },
+    /// Look again how many replicas a goal takes.
+    Review { key: Key, review: u32 },
     /// A manager's answer to a waiting query is due, changed or not.
     Poll { key: Key, from: NodeId, call: CallId },
 }
@@ -180,6 +182,8 @@ pub struct Deployment {
     pub(crate) managers: Map<Key, Manager>,
     /// Services whose other holders are being asked.
     pub(crate) recalling: Set<Key>,
+    /// Names looks at the nodes apart.
+    reviews: u32,
     /// Whether this life of the node was ever in a ring with others.
     pub(crate) met_others: bool,
     pub(crate) ending: bool,
@@ -206,6 +210,7 @@ impl Component for Deployment {
                 Msg::Response { call, response } => self.on_response(from, call, response, cx),
             },
             Input::Timer(Timer::Expire { call }) => self.give_up(call, cx),
+            Input::Timer(Timer::Review { key, review }) => self.on_review(key, review, cx),
             Input::Timer(Timer::Service { key, round }) => self.on_service_timer(key, round, cx),
             Input::Timer(Timer::Stop { key, tries }) => self.on_stop_due(key, tries, cx),
             Input::Timer(Timer::Poll { key, from, call }) => self.on_poll_due(key, from, call, cx),
@@ -224,6 +229,7 @@ impl Deployment {
             calls: CallsOf::<Self>::default(),
             managers: Map::new(),
             recalling: Set::new(),
+            reviews: 0,
             met_others: false,
             ending: false,
             dead: Map::new(),

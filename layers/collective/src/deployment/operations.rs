@@ -11,6 +11,7 @@ use dugnad_kernel::{Cx, Duration, Id, Key, NodeId};
 use dugnad_resource::execute::ToHost;
 
 use super::client::ServiceAnswer;
+use super::deployer::Sum;
 use super::{Deployment, Event, Msg, OPS_MAX, Request, Response, Timer, manager};
 use crate::cast::CastBody;
 use crate::persistence::record::{Name, Record};
@@ -45,11 +46,29 @@ pub enum Reply {
 #[derive(Clone, Debug)]
 pub enum Outcome {
     Nothing,
-    Answer { ask: u64, reply: ServiceAnswer },
+    Answer {
+        ask: u64,
+        reply: ServiceAnswer,
+    },
     Placed(manager::Placed),
-    Recalled { service: Key, records: Vec<Record> },
-    TakenIn { service: Key },
-    PlanStored { service: Key, term: u64, stored: bool },
+    /// How many replicas a goal takes now; `None` if not all nodes answered.
+    Reviewed {
+        service: Key,
+        review: u32,
+        sum: Option<Sum>,
+    },
+    Recalled {
+        service: Key,
+        records: Vec<Record>,
+    },
+    TakenIn {
+        service: Key,
+    },
+    PlanStored {
+        service: Key,
+        term: u64,
+        stored: bool,
+    },
 }
 
 pub(crate) type Asker = AskerOf<Deployment>;
@@ -130,6 +149,9 @@ impl Operates for Deployment {
             Outcome::Nothing => {}
             Outcome::Answer { ask, reply } => cx.emit(Event::Answer { ask, reply }),
             Outcome::Placed(placed) => self.on_placed(placed, cx),
+            Outcome::Reviewed { service, review, sum } => {
+                self.on_reviewed(service, review, sum, cx);
+            }
             Outcome::Recalled { service, records } => self.on_recalled(service, records, cx),
             Outcome::TakenIn { service } => self.on_taken_in(service, cx),
             Outcome::PlanStored { service, term, stored } => {

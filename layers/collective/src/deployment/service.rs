@@ -1,5 +1,6 @@
 //! The two records of a service: what is wanted, and the plan that meets it (PROTOCOL.md 10.2).
 
+use super::deployer::Predicted;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -93,6 +94,8 @@ pub struct ServiceView {
     pub kind: Kind,
     pub want: u8,
     pub because: String,
+    /// If a goal was set and the nodes were looked at.
+    pub predicted: Option<Predicted>,
     pub ready: u8,
     pub manager: NodeId,
     /// Differs whenever anything above differs.

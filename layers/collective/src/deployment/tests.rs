@@ -107,6 +107,7 @@ fn part(world: &World, id: NodeId, node: &Deployment, body: &CastBody) -> Option
                 replicas,
                 holds: Vec::new(),
                 programs: Vec::new(),
+                availability: Default::default(),
             }))
         }
         CastBody::Services => CastPart::Services(node.views()),

@@ -21,7 +21,7 @@ use dugnad_connectivity::tree::feedback::{Ask, Part};
 use dugnad_connectivity::{self as connectivity, detector, overlay, ring};
 use dugnad_fabric::Amounts;
 use dugnad_kernel::{Arc, ArcSet, Hash, Id, Peer};
-use dugnad_node::Msg;
+use dugnad_node::{Msg, Predicted};
 use dugnad_resource::describe::Brief;
 use dugnad_resource::execute::{Epoch, HostState, ReplicaId, Run, ToHost, ToManager};
 use dugnad_resource::spec::{Arch, Check, Health, Keep, Kind, Port, Spec, Tree, Want};
@@ -62,7 +62,7 @@ macro_rules! variants {
 }
 
 variants!(Msg, "node":
-    Connectivity => inner, Collective => inner, ToHost => inner, ToManager => inner);
+    Connectivity => inner, Collective => inner, ToHost => inner, ToManager => inner, Away);
 variants!(connectivity::Msg, "connectivity": Overlay => inner, Detect => inner, Group => inner);
 variants!(overlay::Msg, "overlay":
     Ring => inner, Route => inner, Cast => inner, Entry => inner, Bulk => inner);
@@ -129,7 +129,8 @@ impl Variants for Bulk {
     }
 }
 
-pub(crate) mod linear;
+pub(crate) mod hosts;
+mod linear;
 pub(crate) mod objects;
 mod prospect;
 mod pubsub;
@@ -250,6 +251,7 @@ fn view() -> ServiceView {
         kind: Kind::Static,
         want: 3,
         because: "three".into(),
+        predicted: Some(Predicted { up: 990_000, enough: true }),
         ready: 1,
         manager: id(6),
         revision: 77,
@@ -296,7 +298,7 @@ pub(crate) fn messages() -> Vec<Msg> {
     ];
     all.extend(entries.into_iter().map(overlay::Msg::Entry).map(overlay));
     all.extend(collective_messages().into_iter().map(Msg::Collective));
-    all.extend(host_messages());
+    all.extend(hosts::messages());
     all.extend(group_messages().into_iter().map(connectivity::Msg::Group).map(Msg::Connectivity));
     all
 }
@@ -514,40 +516,13 @@ fn collective_messages() -> Vec<collective::Msg> {
     all.chain(linear).chain(pubsub).chain(prospect::messages()).collect()
 }
 
-fn host_messages() -> Vec<Msg> {
-    let (id, epoch, service) = (replica(), epoch(), replica().service);
-    let beat = ToManager::Beat {
-        id,
-        generation: 2,
-        state: HostState::Unready,
-        note: "ended with 1".into(),
-        node_name: "pi".into(),
-    };
-    let to_host = [
-        ToHost::Reserve { id, epoch, needs: amounts() },
-        ToHost::Start { id, epoch, generation: 2, spec: spec(), sources: vec![service] },
-        ToHost::Stop { id, epoch, forget: true },
-        ToHost::Probe { service, epoch },
-        ToHost::BeatAck { service, epoch },
-        ToHost::NotManager { service },
-    ];
-    let to_manager = [
-        ToManager::Reserved { id, epoch },
-        ToManager::Refused { id, epoch, reason: "no room".into() },
-        beat,
-        ToManager::Nothing { service },
-        ToManager::Deposed { service, epoch },
-        ToManager::Leaving { service, leaving: true },
-    ];
-    to_host.map(Msg::ToHost).into_iter().chain(to_manager.map(Msg::ToManager)).collect()
-}
-
 /// What lies on disks, and what travels inside broadcasts and records as bytes.
 pub(crate) fn stored(lines: &mut Lines) {
     lines.stored("record", &record());
     lines.stored("tombstone", &Record { value: None, ..record() });
     lines.stored("group", &group_record());
     objects::stored(lines);
+    hosts::stored(lines);
     linear::stored(lines);
     pubsub::stored(lines);
     lines.stored("needed", &Needed { tree: tree(), origin: id(1) });

@@ -2,6 +2,7 @@
 
 use dugnad_kernel::Hash;
 use dugnad_resource::attributes::NODE;
+use dugnad_resource::availability::Availability;
 use dugnad_resource::condition::Condition;
 use dugnad_resource::describe::{Description, Labels, Machine, Profile};
 use dugnad_resource::spec::Arch;
@@ -58,5 +59,6 @@ pub(super) fn description() -> Description {
         replicas: 2,
         holds: vec![Hash([7; 32])],
         programs: vec!["/usr/bin/python3".into()],
+        availability: Availability::default(),
     }
 }

@@ -91,7 +91,7 @@ impl Deployment {
                 slot.note = "its node is gone".to_string();
                 name.clone_from(&slot.node_name);
             }
-            let text = format!("{name} lost; {} of {} ready", manager.ready(), manager.want);
+            let text = format!("{name} lost; {} of {} ready", manager.ready(), manager.sum.count);
             manager.note(text.clone());
             self.tell_people(key, "service.replica", text, cx);
             self.reconcile(key, cx);
@@ -331,8 +331,8 @@ impl Deployment {
         let taken = manager.slot(id.number).is_some();
         // One that serves is worth more than one that may: it stays until that one is ready.
         let serving = manager.live().filter(|slot| slot.state == ReplicaState::Ready).count();
-        let serves = state == HostState::Ready && serving < usize::from(manager.want);
-        let wanted = serves || manager.live().count() < usize::from(manager.want);
+        let serves = state == HostState::Ready && serving < usize::from(manager.sum.count);
+        let wanted = serves || manager.live().count() < usize::from(manager.sum.count);
         let undecided =
             !manager.taking_over.is_empty() || (wanted && !here && !taken && manager.placing);
         if running && undecided {

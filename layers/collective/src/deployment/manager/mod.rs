@@ -13,16 +13,19 @@ use dugnad_kernel::{Cx, Duration, Key, NodeId, Time};
 use dugnad_resource::condition::Value;
 use dugnad_resource::execute::{Epoch, ToHost};
 use dugnad_resource::executor::clip_note;
+use dugnad_resource::spec::{REPLICAS_MAX, Want};
 use serde::Deserialize;
 
 mod hosts;
 mod queries;
 pub(crate) mod reconcile;
+pub(crate) mod review;
 mod take_over;
 mod update;
 
+use super::deployer::{self, Sum};
 use super::service::{Desired, Plan, ReplicaState, SPEC, Service, ServiceView, Slot};
-use super::{Deployment, Event, Response, Timer, deployer};
+use super::{Deployment, Event, Response, Timer};
 use crate::cast::CastBody;
 
 /// How long the hosts of a plan have to report to a new manager.
@@ -55,13 +58,18 @@ pub struct Placed {
     beside: Option<u32>,
     slots: Vec<(Slot, Vec<NodeId>)>,
     blocked: Vec<String>,
+    /// If all nodes were looked at.
+    sum: Option<Sum>,
 }
 
 #[derive(Debug)]
 pub struct Manager {
     service: Service,
-    want: u8,
-    because: String,
+    /// How many replicas; of a goal it follows from the nodes, and is looked at again.
+    sum: Sum,
+    /// Names the timer that looks again, and how often in a row fewer would have done.
+    review: u32,
+    fewer: u8,
     plan: Plan,
     /// Whose decisions the plan holds: the epoch this manager speaks in may be raised before it
     /// knows what was decided in the one before.
@@ -104,11 +112,17 @@ pub struct Manager {
 
 impl Manager {
     fn new(service: Service, plan: Plan) -> Self {
-        let (want, because) = deployer::replicas(service.spec.want);
+        let mut sum = deployer::at_first(service.spec.want);
+        if sum.count > 0 && matches!(service.spec.want, Want::Availability(_)) {
+            // Who managed it before has looked at the nodes.
+            let live = plan.slots.iter().filter(|slot| slot.state != ReplicaState::Draining);
+            sum.count = sum.count.max(u8::try_from(live.count()).unwrap_or(REPLICAS_MAX));
+        }
         Self {
             service,
-            want,
-            because,
+            sum,
+            review: 0,
+            fewer: 0,
             decided: plan.epoch,
             plan,
             taking_over: Set::new(),
@@ -168,7 +182,7 @@ impl Manager {
     /// Replicas that serve, of whatever version; never more than are wanted.
     fn ready(&self) -> usize {
         let ready = self.plan.slots.iter().filter(|slot| slot.state == ReplicaState::Ready).count();
-        ready.min(usize::from(self.want))
+        ready.min(usize::from(self.sum.count))
     }
 
     /// Marks a replica as on its way out; where it is, its number, the name of the node.
@@ -192,7 +206,9 @@ impl Manager {
     }
 
     fn set_service(&mut self, service: Service) {
-        (self.want, self.because) = deployer::replicas(service.spec.want);
+        if service.spec.want != self.service.spec.want {
+            self.sum = deployer::at_first(service.spec.want);
+        }
         self.service = service;
         self.blocked.clear();
         self.blocked_times = 0;
@@ -209,8 +225,9 @@ impl Manager {
             desired: self.service.desired,
             port: self.service.spec.port,
             kind: self.service.spec.kind,
-            want: if self.service.desired == Desired::Running { self.want } else { 0 },
-            because: self.because.clone(),
+            want: if self.service.desired == Desired::Running { self.sum.count } else { 0 },
+            because: self.sum.because.clone(),
+            predicted: self.sum.predicted,
             ready: u8::try_from(self.ready()).unwrap_or(u8::MAX),
             manager: me,
             revision: (self.plan.epoch.term << 32)

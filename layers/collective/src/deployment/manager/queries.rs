@@ -54,7 +54,7 @@ impl Deployment {
             Some(manager) => {
                 let mut lines = Vec::from([format!(
                     "{} wants {} replicas: {}",
-                    manager.service.spec.name, manager.want, manager.because
+                    manager.service.spec.name, manager.sum.count, manager.sum.because
                 )]);
                 lines.extend(manager.history.iter().cloned());
                 for slot in &manager.plan.slots {

@@ -10,6 +10,7 @@ use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::execute::{Epoch, ReplicaId, ToHost};
 use dugnad_resource::spec::Spec;
 
+use super::review;
 use super::{AVOID, BLOCKED, BLOCKED_DOUBLINGS, BLOCKED_LINES, PLAN_COPIES, Placed, TAKE_OVER};
 use crate::cast::{CastBody, descriptions};
 use crate::deployment::allocator::{self, marks};
@@ -70,7 +71,9 @@ impl Deployment {
             self.stop_all(key, cx);
             return;
         }
-        let (live, want) = (manager.staying().count(), usize::from(manager.want));
+        self.review_later(key, cx);
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let (live, want) = (manager.staying().count(), usize::from(manager.sum.count));
         let restarted = self.hold_until.is_some_and(|until| until > cx.now);
         let unsaid = manager.decided < manager.plan.epoch && !restarted;
         // A host that was not seen since this node started may just be starting, too.
@@ -144,6 +147,7 @@ impl Deployment {
             generation: manager.service.generation,
             spec: manager.service.spec.clone(),
             need,
+            staying: manager.staying().map(|slot| slot.node).collect(),
             first_number: manager.plan.next_number,
             taken: manager.plan.slots.iter().filter(elsewhere).map(|slot| slot.node).collect(),
             beside,
@@ -171,6 +175,9 @@ impl Deployment {
             self.reconcile(key, cx);
             return;
         }
+        if let Some(sum) = placed.sum {
+            manager.sum = sum;
+        }
         let found = placed.slots.len();
         if let (Some(number), 0) = (placed.beside, found) {
             // No room for both: better a short gap than no update.
@@ -184,7 +191,7 @@ impl Deployment {
             manager.sources.insert(slot.number, sources);
             manager.plan.slots.push(slot);
         }
-        let missing = usize::from(manager.want).saturating_sub(manager.staying().count());
+        let missing = usize::from(manager.sum.count).saturating_sub(manager.staying().count());
         if missing > 0 {
             manager.blocked = placed.blocked;
             manager.blocked.truncate(BLOCKED_LINES);
@@ -287,6 +294,8 @@ struct Search {
     generation: u64,
     spec: Spec,
     need: usize,
+    /// Nodes whose replica stays.
+    staying: Vec<NodeId>,
     first_number: u32,
     taken: Set<NodeId>,
     /// The replica it comes for, and its node.
@@ -299,8 +308,16 @@ struct Search {
 async fn place(asker: Asker, search: Search) -> Outcome {
     let trees = marks(&search.spec);
     let programs = allocator::programs(&search.spec);
-    let (parts, _) = asker.cast(CastBody::Describe { trees, programs }).await;
+    let (parts, complete) = asker.cast(CastBody::Describe { trees, programs }).await;
     let nodes = descriptions(&parts);
+    // From a part of the nodes no sum is made.
+    let sum = complete.then(|| review::sum(&search.spec, &nodes, &search.staying));
+    let need = match (&sum, search.beside) {
+        (Some(sum), None) => {
+            search.need.min(usize::from(sum.count).saturating_sub(search.staying.len()))
+        }
+        _ => search.need,
+    };
     let mut rng = fastrand::Rng::with_seed(search.seed);
     let choice = allocator::choose(&search.spec, &nodes, &search.taken, &search.avoid, &mut rng);
     let mut blocked: Vec<String> = choice
@@ -317,9 +334,9 @@ async fn place(asker: Asker, search: Search) -> Outcome {
     let mut candidates = near.into_iter().chain(far);
     let mut slots = Vec::new();
     let mut number = search.first_number;
-    while slots.len() < search.need {
+    while slots.len() < need {
         let mut asked = Vec::new();
-        for candidate in candidates.by_ref().take(search.need - slots.len()) {
+        for candidate in candidates.by_ref().take(need - slots.len()) {
             let id = ReplicaId { service: search.key, number };
             let msg = ToHost::Reserve { id, epoch: search.epoch, needs: search.spec.needs };
             asked.push((number, asker.reserve(candidate.node, msg), candidate));
@@ -346,13 +363,13 @@ async fn place(asker: Asker, search: Search) -> Outcome {
             }
         }
     }
-    if blocked.is_empty() && slots.len() < search.need {
+    if blocked.is_empty() && slots.len() < need {
         let all = nodes.len();
         blocked.push(format!("the community has {all} nodes and each runs one replica at most"));
     }
     let term = search.epoch.term;
     let beside = search.beside.map(|(number, _)| number);
-    Outcome::Placed(Placed { service: search.key, term, beside, slots, blocked })
+    Outcome::Placed(Placed { service: search.key, term, beside, slots, blocked, sum })
 }
 
 /// Nodes that hold the package `node` needs.

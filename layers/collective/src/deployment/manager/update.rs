@@ -25,7 +25,7 @@ impl Deployment {
     /// Stops what is too much, and only what others already serve for.
     pub(super) fn drop_surplus(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
         let Some(manager) = self.managers.get_mut(&key) else { return };
-        let (want, generation) = (usize::from(manager.want), manager.service.generation);
+        let (want, generation) = (usize::from(manager.sum.count), manager.service.generation);
         let mut stopped = Vec::new();
         loop {
             let staying: Vec<&Slot> = manager.staying().collect();

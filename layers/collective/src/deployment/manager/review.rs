@@ -1,0 +1,102 @@
+//! How many replicas a goal takes, looked at now and then: nodes come and go, and are measured.
+
+use alloc::vec::Vec;
+
+use dugnad_kernel::calls::Operates;
+use dugnad_kernel::{Cx, Duration, Key, NodeId};
+use dugnad_resource::describe::Description;
+use dugnad_resource::spec::{Spec, Want};
+
+use super::Manager;
+use crate::cast::{CastBody, descriptions};
+use crate::deployment::allocator;
+use crate::deployment::deployer::{self, Sum};
+use crate::deployment::{Asker, AskerExt, Deployment, Outcome, Timer};
+
+/// How often the nodes are looked at, and how soon by a manager that has not seen them yet.
+const REVIEW: Duration = Duration::from_secs(3_600);
+const SOON: Duration = Duration::from_secs(60);
+/// Looks in a row that must agree before there are fewer replicas.
+const FEWER: u8 = 3;
+
+/// The sum for the nodes that can run it now, and those that do.
+pub(crate) fn sum(spec: &Spec, nodes: &[Description], staying: &[NodeId]) -> Sum {
+    let can = |node: &&Description| {
+        staying.contains(&node.peer.id)
+            || (node.takes_work
+                && allocator::unfit(spec, node).is_none()
+                && spec.needs.short_of(node.free).is_none())
+    };
+    deployer::replicas(spec.want, &nodes.iter().filter(can).collect::<Vec<_>>())
+}
+
+impl Manager {
+    const fn has_goal(&self) -> bool {
+        matches!(self.service.spec.want, Want::Availability(_))
+    }
+}
+
+impl Deployment {
+    /// Appoints the next look, if it has a goal and none is appointed.
+    pub(super) fn review_later(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        self.reviews = self.reviews.wrapping_add(1).max(1);
+        let review = self.reviews;
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        if manager.has_goal() && manager.review == 0 {
+            manager.review = review;
+            let soon = manager.sum.predicted.is_none();
+            cx.after(if soon { SOON } else { REVIEW }, Timer::Review { key, review });
+        }
+    }
+
+    pub(crate) fn on_review(&mut self, key: Key, review: u32, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key).filter(|m| m.review == review) else {
+            return;
+        };
+        if !manager.has_goal() || self.ending {
+            manager.review = 0;
+            return;
+        }
+        let spec = manager.service.spec.clone();
+        let staying: Vec<NodeId> = manager.staying().map(|slot| slot.node).collect();
+        let look = move |asker| look(asker, key, review, spec, staying);
+        if !self.start("look at the nodes", look, cx) {
+            self.on_reviewed(key, review, None, cx);
+        }
+    }
+
+    pub(crate) fn on_reviewed(
+        &mut self,
+        key: Key,
+        review: u32,
+        sum: Option<Sum>,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let Some(manager) = self.managers.get_mut(&key).filter(|m| m.review == review) else {
+            return;
+        };
+        manager.review = 0;
+        if let Some(mut sum) = sum.filter(|_| manager.has_goal()) {
+            let fewer = sum.count < manager.sum.count;
+            manager.fewer = if fewer { manager.fewer.saturating_add(1) } else { 0 };
+            if fewer && manager.fewer < FEWER && manager.sum.predicted.is_some() {
+                sum.count = manager.sum.count;
+            }
+            if sum != manager.sum {
+                manager.note(sum.because.clone());
+                manager.sum = sum;
+                self.touch(key, cx);
+            }
+        }
+        // It appoints the next look, too.
+        self.reconcile(key, cx);
+        self.review_later(key, cx);
+    }
+}
+
+async fn look(asker: Asker, key: Key, review: u32, spec: Spec, staying: Vec<NodeId>) -> Outcome {
+    let (trees, programs) = (Vec::new(), allocator::programs(&spec));
+    let (parts, complete) = asker.cast(CastBody::Describe { trees, programs }).await;
+    let sum = complete.then(|| sum(&spec, &descriptions(&parts), &staying));
+    Outcome::Reviewed { service: key, review, sum }
+}

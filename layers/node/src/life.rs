@@ -1,0 +1,249 @@
+//! How much of the time this node is up (PROTOCOL.md 10.3).
+//!
+//! It writes down that it lives after a quarter of an hour, half an hour, and so on up to once a
+//! day. So a node that does nothing writes next to nothing; but after a crash it knows only that
+//! it lived at least so long. Who was linked with it knows better, and tells it when it is back.
+
+use alloc::vec::Vec;
+
+use dugnad_kernel::{Cx, Duration, NodeId, Peer, Time};
+use dugnad_resource::availability::{Availability, History};
+use serde::{Deserialize, Serialize};
+
+use crate::asked::Writer;
+use crate::disk::DiskKey;
+use crate::{Msg, Node, Timer};
+
+/// The first note of a run is written after this; each next one after twice as long.
+const FIRST: u64 = 15 * 60_000;
+const MOST: u64 = 24 * 3_600_000;
+/// So long others have to tell a node that is back since when it was away.
+const SETTLE: u64 = 120_000;
+/// Nodes that were lost of late.
+const LOST_MAX: usize = 64;
+
+/// What lies on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Noted {
+    /// Up to `alive`.
+    pub history: History,
+    /// When the run began, and until when it surely lasted: milliseconds since 1970.
+    pub began: u64,
+    pub alive: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Life {
+    history: History,
+    /// What the machine's clock said at a moment.
+    clock: Option<(u64, Time)>,
+    /// When this run began, and up to when it is in the history.
+    run: Option<(u64, u64)>,
+    /// Of the run before, until others had the time to say when it ended.
+    before: Option<Noted>,
+    /// Whether, and until when, somebody saw that run.
+    seen: Option<u64>,
+    /// Of the timer that notes it next.
+    round: u32,
+    /// Who was lost, in which life, and when.
+    lost: Vec<(NodeId, u32, u64)>,
+}
+
+impl Life {
+    fn now(&self, now: Time) -> Option<u64> {
+        let (at, since) = self.clock?;
+        Some(at.saturating_add(millis(now.since(since))))
+    }
+
+    /// What the disk held.
+    pub(crate) fn restore(&mut self, noted: Noted) {
+        self.before = Some(noted);
+    }
+
+    /// A node was lost: when it is back in another life, it is told since when.
+    pub(crate) fn lost(&mut self, id: NodeId, life: u32, now: Time) {
+        let Some(now) = self.now(now) else { return };
+        // It was silent first, and then its line was closed: the first counts.
+        if self.lost.iter().any(|(known, of, _)| (*known, *of) == (id, life)) {
+            return;
+        }
+        self.lost.retain(|(known, ..)| *known != id);
+        if self.lost.len() >= LOST_MAX {
+            self.lost.remove(0);
+        }
+        self.lost.push((id, life, now));
+    }
+
+    /// Since when a node that is linked again was away, if it has begun anew.
+    pub(crate) fn back(&mut self, peer: &Peer) -> Option<u64> {
+        let at = self.lost.iter().position(|(known, ..)| *known == peer.id)?;
+        let (_, life, since) = self.lost.swap_remove(at);
+        (life != peer.inc).then_some(since)
+    }
+
+    /// Somebody saw the run before this one until then.
+    pub(crate) fn was_seen(&mut self, since: u64) {
+        let (Some(before), Some((began, _))) = (&self.before, self.run) else { return };
+        // What is told of other times is of another run, or made up.
+        if (before.alive..=began).contains(&since) {
+            self.seen = self.seen.max(Some(since));
+        }
+    }
+
+    /// Takes the run before this one into the history, and the gap between the two.
+    fn settle(&mut self) {
+        let (Some(before), Some((began, _))) = (self.before.take(), self.run) else { return };
+        self.history = before.history;
+        let alive = self.seen.take().unwrap_or(before.alive);
+        self.history.saw(before.alive, alive, true);
+        // As long again as it was surely up it may have been: that stretch counts neither way.
+        let unsure = if alive > before.alive { 0 } else { alive.saturating_sub(before.began) };
+        self.history.saw(alive.saturating_add(unsure.min(MOST)), began, false);
+        self.history.ended(alive.saturating_sub(before.began));
+    }
+
+    /// Counts this run up to now.
+    fn count(&mut self, now: u64) {
+        if let Some((_, counted)) = &mut self.run {
+            self.history.saw(*counted, now, true);
+            *counted = now;
+        }
+    }
+
+    /// How it is now.
+    pub(crate) fn availability(&self, now: Time) -> Availability {
+        let Some((now, (began, counted))) = self.now(now).zip(self.run) else {
+            return Availability::default();
+        };
+        let before = self.before.as_ref().map(|before| &before.history);
+        let mut history = before.unwrap_or(&self.history).clone();
+        history.saw(counted, now, true);
+        history.availability(now.saturating_sub(began))
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Node {
+    pub(crate) fn on_clock(&mut self, unix_ms: Option<u64>, cx: &mut Cx<'_, Self>) {
+        self.life.clock = unix_ms.map(|at| (at, cx.now));
+        let (Some(now), None) = (unix_ms, self.life.run) else { return };
+        let up = self.started.map_or(0, |started| millis(cx.now.since(started)));
+        let began = now.saturating_sub(up);
+        self.life.run = Some((began, began));
+        self.note_first(cx);
+    }
+
+    /// Both what the disk held and what the clock says may come first.
+    pub(crate) fn note_first(&mut self, cx: &mut Cx<'_, Self>) {
+        if self.life.run.is_some() {
+            let lived = self.life.before.is_some();
+            self.note_later(if lived { SETTLE } else { FIRST }, cx);
+        }
+    }
+
+    fn note_later(&mut self, after: u64, cx: &mut Cx<'_, Self>) {
+        self.life.round = self.life.round.wrapping_add(1);
+        cx.after(Duration::from_millis(after), Timer::Note { round: self.life.round });
+    }
+
+    /// Writes down that it lives.
+    pub(crate) fn on_note(&mut self, round: u32, cx: &mut Cx<'_, Self>) {
+        let Some((now, (began, _))) = self.life.now(cx.now).zip(self.life.run) else { return };
+        if round != self.life.round {
+            return;
+        }
+        self.life.settle();
+        self.life.count(now);
+        let noted = Noted { history: self.life.history.clone(), began, alive: now };
+        // Plain data into memory cannot fail.
+        if let Ok(value) = postcard::to_allocvec(&noted) {
+            let writes = Vec::from([(DiskKey::Life, Some(value))]);
+            self.write(Writer::Nobody, writes, cx);
+        }
+        self.note_later(now.saturating_sub(began).clamp(FIRST, MOST), cx);
+    }
+
+    pub(crate) fn life_lost(&mut self, id: NodeId, now: Time) {
+        let known = self.overlay().book().find(|peer| peer.id == id).map(|peer| peer.inc);
+        if let Some(life) = known {
+            self.life.lost(id, life, now);
+        }
+    }
+
+    pub(crate) fn life_back(&mut self, peer: &Peer, cx: &mut Cx<'_, Self>) {
+        if let Some(since) = self.life.back(peer) {
+            cx.send(peer.id, Msg::Away { since });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dugnad_kernel::Id;
+
+    const HOUR: u64 = 3_600_000;
+    /// A Monday.
+    const START: u64 = 2_800 * 168 * HOUR + 96 * HOUR;
+
+    fn after(noted: Noted, began: u64, seen: Option<u64>) -> Life {
+        let mut life = Life { clock: Some((began, Time(0))), ..Life::default() };
+        life.restore(noted);
+        life.run = Some((began, began));
+        seen.into_iter().for_each(|since| life.was_seen(since));
+        life.settle();
+        life
+    }
+
+    fn noted(alive: u64) -> Noted {
+        Noted { history: History::default(), began: START, alive: START + alive }
+    }
+
+    #[test]
+    fn a_gap_counts_from_when_others_saw_the_end() {
+        let told = after(noted(8 * HOUR), START + 20 * HOUR, Some(START + 10 * HOUR));
+        let mut expected = History::default();
+        expected.saw(START + 8 * HOUR, START + 10 * HOUR, true);
+        expected.saw(START + 10 * HOUR, START + 20 * HOUR, false);
+        expected.ended(10 * HOUR);
+        assert_eq!(told.history, expected);
+        // Nobody saw it: half of the gap it may have been up.
+        let alone = after(noted(8 * HOUR), START + 20 * HOUR, None);
+        let mut expected = History::default();
+        expected.saw(START + 8 * HOUR, START + 8 * HOUR, true);
+        expected.saw(START + 16 * HOUR, START + 20 * HOUR, false);
+        expected.ended(8 * HOUR);
+        assert_eq!(alone.history, expected);
+    }
+
+    #[test]
+    fn what_cannot_be_is_not_believed() {
+        for lie in [0, START, START + 8 * HOUR - 1, START + 20 * HOUR + 1, u64::MAX] {
+            let told = after(noted(8 * HOUR), START + 20 * HOUR, Some(lie));
+            assert_eq!(told.history, after(noted(8 * HOUR), START + 20 * HOUR, None).history);
+        }
+        // The clock went back: nothing is counted twice or below zero.
+        let back = after(noted(8 * HOUR), START - HOUR, None);
+        assert!(back.availability(Time(0)).up() > 0);
+    }
+
+    #[test]
+    fn only_who_begins_anew_is_told() {
+        let mut life = Life { clock: Some((START, Time(0))), ..Life::default() };
+        let mut peer = Peer::new(Id(7));
+        (peer.inc, life.run) = (3, Some((START, START)));
+        life.lost(peer.id, 3, Time(5_000_000));
+        assert_eq!(life.back(&peer), None, "its line was away, not it");
+        life.lost(peer.id, 3, Time(5_000_000));
+        peer.inc = 4;
+        assert_eq!(life.back(&peer), Some(START + 5_000));
+        assert_eq!(life.back(&peer), None, "once");
+        for id in 0..200 {
+            life.lost(Id(id), 1, Time(0));
+        }
+        assert_eq!(life.lost.len(), LOST_MAX);
+    }
+}

@@ -19,6 +19,8 @@ const FIRST: u64 = 15 * 60_000;
 const MOST: u64 = 24 * 3_600_000;
 /// So long others have to tell a node that is back since when it was away.
 const SETTLE: u64 = 120_000;
+/// A clock that is set ahead by more than this was not just corrected.
+const SLEPT: u64 = 60_000;
 /// Nodes that were lost of late.
 const LOST_MAX: usize = 64;
 
@@ -102,6 +104,24 @@ impl Life {
         self.history.ended(alive.saturating_sub(before.began));
     }
 
+    /// The clock was set. Far ahead: the machine slept, or was off and had kept the time of its
+    /// last moment; what was skipped it was down.
+    fn set(&mut self, at: u64, now: Time) {
+        let expected = self.now(now);
+        self.clock = Some((at, now));
+        let Some(expected) = expected.filter(|_| self.run.is_some()) else { return };
+        if at > expected.saturating_add(SLEPT) {
+            self.settle();
+            self.count(expected);
+            self.history.saw(expected, at, false);
+            let began = self.run.map_or(at, |(began, _)| began);
+            self.history.ended(expected.saturating_sub(began));
+            self.run = Some((at, at));
+        } else if let Some((began, counted)) = &mut self.run {
+            (*began, *counted) = ((*began).min(at), (*counted).min(at));
+        }
+    }
+
     /// Counts this run up to now.
     fn count(&mut self, now: u64) {
         if let Some((_, counted)) = &mut self.run {
@@ -128,7 +148,10 @@ fn millis(span: Duration) -> u64 {
 
 impl Node {
     pub(crate) fn on_clock(&mut self, unix_ms: Option<u64>, cx: &mut Cx<'_, Self>) {
-        self.life.clock = unix_ms.map(|at| (at, cx.now));
+        match unix_ms {
+            Some(at) => self.life.set(at, cx.now),
+            None => self.life.clock = None,
+        }
         let (Some(now), None) = (unix_ms, self.life.run) else { return };
         let up = self.started.map_or(0, |started| millis(cx.now.since(started)));
         let began = now.saturating_sub(up);
@@ -228,6 +251,25 @@ mod tests {
         // The clock went back: nothing is counted twice or below zero.
         let back = after(noted(8 * HOUR), START - HOUR, None);
         assert!(back.availability(Time(0)).up() > 0);
+    }
+
+    #[test]
+    fn a_night_asleep_is_a_night_down() {
+        let mut life = Life { clock: Some((START, Time(0))), ..Life::default() };
+        life.run = Some((START, START));
+        let second = |seconds: u64| Time(seconds * 1_000_000);
+        life.set(START + 10 * 3_600_000, second(2 * 3_600));
+        let mut expected = History::default();
+        expected.saw(START, START + 2 * HOUR, true);
+        expected.saw(START + 2 * HOUR, START + 10 * HOUR, false);
+        expected.ended(2 * HOUR);
+        assert_eq!(life.history, expected);
+        // A correction is none, and a clock that goes back counts nothing twice.
+        life.set(START + 10 * HOUR + 30_000, second(2 * 3_600));
+        life.set(START + 9 * HOUR, second(2 * 3_600));
+        life.count(START + 9 * HOUR + 1);
+        expected.saw(START + 9 * HOUR, START + 9 * HOUR + 1, true);
+        assert_eq!(life.history, expected);
     }
 
     #[test]

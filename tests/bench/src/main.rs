@@ -6,6 +6,7 @@
 
 mod boards;
 mod dht;
+mod events;
 mod gateway;
 mod idle;
 mod netns;
@@ -70,6 +71,9 @@ fn main() {
     }
     if wanted("silent") {
         rows.push(netns::silent());
+    }
+    if wanted("events") {
+        rows.extend(events::rows());
     }
     if wanted("overlay") {
         rows.extend(overlay::rows());

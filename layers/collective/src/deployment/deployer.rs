@@ -90,10 +90,11 @@ pub fn replicas(want: Want, nodes: &[&Description]) -> Sum {
     let least = 1 + u8::from(goal >= TWO_FROM) + u8::from(goal >= THREE_FROM);
     let allowed = u64::from(1_000_000 - goal.min(999_999)) * 1_000;
     let counts = least.min(most)..=most;
-    // Where the goal is out of reach, more replicas are of no use once it is the nodes that are
+    // Where the goal is out of reach, more than two are of no use once it is the nodes that are
     // missing.
     let enough = counts.clone().find(|count| down(*count) <= allowed);
-    let useful = || counts.clone().find(|count| together(*count) <= none / 20);
+    let useful =
+        || counts.clone().find(|count| *count >= 2.min(most) && together(*count) <= none / 20);
     let count = enough.or_else(useful).unwrap_or(most);
     let up = u32::try_from((ALL - down(count).min(ALL)) / 1_000).unwrap_or(0);
     let predicted = Predicted { up, enough: enough.is_some() && most >= least };
@@ -103,13 +104,16 @@ pub fn replicas(want: Want, nodes: &[&Description]) -> Sum {
 
 fn told(goal: u32, count: u8, predicted: Predicted, nodes: &[&Description], none: u64) -> String {
     let measured = nodes.iter().filter(|node| node.availability.seen > 0).count();
-    let (fit, up, goal) = (nodes.len(), percent(predicted.up), percent(goal));
-    let none = percent(u32::try_from(none / 1_000).unwrap_or(u32::MAX));
-    let sum = format!(
-        "{fit} nodes can run it, {measured} of them measured; none of them is up {none} of the time"
-    );
+    let (up, goal) = (about(predicted.up), percent(goal));
+    let none = about(u32::try_from(none / 1_000).unwrap_or(u32::MAX));
+    let fit = match nodes.len() {
+        1 => "1 node".to_string(),
+        many => format!("{many} nodes"),
+    };
+    let sum = format!("{fit} can run it, {measured} measured; none is up {none} of the time");
     if predicted.enough {
-        format!("{goal} wanted, {count} give {up}: {sum}")
+        let gives = if count == 1 { "gives" } else { "give" };
+        format!("{goal} wanted, {count} {gives} {up}: {sum}")
     } else {
         format!("{goal} wanted, not reachable now: {up} with what is there: {sum}")
     }
@@ -141,6 +145,14 @@ fn failing(nodes: &[&Description]) -> u64 {
         |node: &&Description| HEALED * ALL / (u64::from(node.availability.session.max(1)) + HEALED);
     let sum: u64 = nodes.iter().map(each).sum();
     sum / nodes.len().max(1) as u64
+}
+
+/// A share to two places, never more than it is; what is less than that is said so.
+fn about(ppm: u32) -> String {
+    match ppm / 100 {
+        0 if ppm > 0 => "less than 0.01%".to_string(),
+        hundredths => percent(hundredths * 100),
+    }
 }
 
 fn percent(ppm: u32) -> String {
@@ -286,5 +298,8 @@ mod tests {
     fn percentages_read_well() {
         assert_eq!(percent(999_000), "99.9%");
         assert_eq!(percent(700_000), "70%");
+        assert_eq!(about(905_318), "90.53%");
+        assert_eq!(about(12), "less than 0.01%");
+        assert_eq!(about(999_999), "99.99%");
     }
 }

@@ -53,8 +53,11 @@ impl Deployment {
             None => Response::Unknown,
             Some(manager) => {
                 let mut lines = Vec::from([format!(
-                    "{} wants {} replicas: {}",
-                    manager.service.spec.name, manager.sum.count, manager.sum.because
+                    "{} wants {} {}: {}",
+                    manager.service.spec.name,
+                    manager.sum.count,
+                    if manager.sum.count == 1 { "replica" } else { "replicas" },
+                    manager.sum.because
                 )]);
                 lines.extend(manager.history.iter().cloned());
                 for slot in &manager.plan.slots {

@@ -14,6 +14,7 @@ use super::review;
 use super::{AVOID, BLOCKED, BLOCKED_DOUBLINGS, BLOCKED_LINES, PLAN_COPIES, Placed, TAKE_OVER};
 use crate::cast::{CastBody, descriptions};
 use crate::deployment::allocator::{self, marks};
+use crate::deployment::deployer::Sum;
 use crate::deployment::service::{Desired, PLAN, ReplicaState, Slot};
 use crate::deployment::{Asker, AskerExt, Deployment, Event, OPS_MAX, Outcome, Timer};
 use crate::persistence::record::Record;
@@ -148,6 +149,7 @@ impl Deployment {
             spec: manager.service.spec.clone(),
             need,
             staying: manager.staying().map(|slot| slot.node).collect(),
+            least: manager.sum.predicted.map(|_| manager.sum.count),
             first_number: manager.plan.next_number,
             taken: manager.plan.slots.iter().filter(elsewhere).map(|slot| slot.node).collect(),
             beside,
@@ -296,6 +298,8 @@ struct Search {
     need: usize,
     /// Nodes whose replica stays.
     staying: Vec<NodeId>,
+    /// How many replicas there are to be, if the nodes were looked at: here it does not get less.
+    least: Option<u8>,
     first_number: u32,
     taken: Set<NodeId>,
     /// The replica it comes for, and its node.
@@ -311,7 +315,10 @@ async fn place(asker: Asker, search: Search) -> Outcome {
     let (parts, complete) = asker.cast(CastBody::Describe { trees, programs }).await;
     let nodes = descriptions(&parts);
     // From a part of the nodes no sum is made.
-    let sum = complete.then(|| review::sum(&search.spec, &nodes, &search.staying));
+    let sum = complete.then(|| {
+        let sum = review::sum(&search.spec, &nodes, &search.staying);
+        Sum { count: sum.count.max(search.least.unwrap_or(0)), ..sum }
+    });
     let need = match (&sum, search.beside) {
         (Some(sum), None) => {
             search.need.min(usize::from(sum.count).saturating_sub(search.staying.len()))

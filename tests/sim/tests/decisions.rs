@@ -189,6 +189,27 @@ fn a_service_is_scaled_and_restarted() {
     }
 }
 
+/// A number that is said while a place is being looked for counts, not the one before.
+#[test]
+fn a_service_is_scaled_while_it_is_healed() {
+    for seed in 1..=100 {
+        let what = format!("seed {seed}");
+        let mut world = world(500 + seed);
+        let ids = community(&mut world, 6);
+        let spec = version("web", 1, 2);
+        let key = spec.key();
+        let first = ask_deploy(&mut world, ids[0], &spec);
+        ready(&answer(&mut world, first, &what), &what);
+        let (host, _) = running(&world, key)[0];
+        world.crash(host, Crash::Process);
+        world.run_for(Duration::from_millis(seed * 25));
+        let from = world.alive()[1];
+        let ask = world.ask(from, ServiceQuestion::Scale("web".into(), 4));
+        ready(&answer(&mut world, ask, &what), &what);
+        settles(&mut world, key, 4, &what);
+    }
+}
+
 /// A version that does not start is withdrawn; whoever deployed it learns why, what served serves,
 /// and a rollback of a later, good one goes back to it.
 #[test]

@@ -9,6 +9,7 @@ use dugnad_kernel::calls::{self, AnsweredOf, AskerOf, CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Duration, Id, Key, NodeId};
 use dugnad_resource::execute::ToHost;
+use dugnad_resource::spec::Want;
 
 use super::client::ServiceAnswer;
 use super::deployer::Sum;
@@ -55,7 +56,7 @@ pub enum Outcome {
     Reviewed {
         service: Key,
         review: u32,
-        sum: Option<Sum>,
+        sum: Option<(Want, Sum)>,
     },
     Recalled {
         service: Key,

@@ -58,8 +58,8 @@ pub struct Placed {
     beside: Option<u32>,
     slots: Vec<(Slot, Vec<NodeId>)>,
     blocked: Vec<String>,
-    /// If all nodes were looked at.
-    sum: Option<Sum>,
+    /// If all nodes were looked at: for what was wanted then.
+    sum: Option<(Want, Sum)>,
 }
 
 #[derive(Debug)]

@@ -177,8 +177,11 @@ impl Deployment {
             self.reconcile(key, cx);
             return;
         }
-        if let Some(sum) = placed.sum {
-            manager.sum = sum;
+        // It may have been scaled meanwhile.
+        if let Some((want, sum)) = placed.sum {
+            if want == manager.service.spec.want {
+                manager.sum = sum;
+            }
         }
         let found = placed.slots.len();
         if let (Some(number), 0) = (placed.beside, found) {
@@ -376,6 +379,7 @@ async fn place(asker: Asker, search: Search) -> Outcome {
     }
     let term = search.epoch.term;
     let beside = search.beside.map(|(number, _)| number);
+    let sum = sum.map(|sum| (search.spec.want, sum));
     Outcome::Placed(Placed { service: search.key, term, beside, slots, blocked, sum })
 }
 

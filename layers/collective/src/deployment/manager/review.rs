@@ -69,14 +69,16 @@ impl Deployment {
         &mut self,
         key: Key,
         review: u32,
-        sum: Option<Sum>,
+        sum: Option<(Want, Sum)>,
         cx: &mut Cx<'_, Self>,
     ) {
         let Some(manager) = self.managers.get_mut(&key).filter(|m| m.review == review) else {
             return;
         };
         manager.review = 0;
-        if let Some(mut sum) = sum.filter(|_| manager.has_goal()) {
+        // It may be wanted otherwise by now.
+        let sum = sum.filter(|(want, _)| *want == manager.service.spec.want);
+        if let Some((_, mut sum)) = sum {
             let fewer = sum.count < manager.sum.count;
             manager.fewer = if fewer { manager.fewer.saturating_add(1) } else { 0 };
             if fewer && manager.fewer < FEWER && manager.sum.predicted.is_some() {
@@ -97,6 +99,6 @@ impl Deployment {
 async fn look(asker: Asker, key: Key, review: u32, spec: Spec, staying: Vec<NodeId>) -> Outcome {
     let (trees, programs) = (Vec::new(), allocator::programs(&spec));
     let (parts, complete) = asker.cast(CastBody::Describe { trees, programs }).await;
-    let sum = complete.then(|| sum(&spec, &descriptions(&parts), &staying));
+    let sum = complete.then(|| (spec.want, sum(&spec, &descriptions(&parts), &staying)));
     Outcome::Reviewed { service: key, review, sum }
 }

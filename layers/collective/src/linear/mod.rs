@@ -280,9 +280,11 @@ pub struct Linear {
     requests: u32,
     /// Of this life.
     attempts: u32,
-    /// Ranges that are looked at, with the timer's round and failures in a row.
-    checking: Map<Range, (u32, u32)>,
+    /// Ranges that are looked at.
+    checking: Map<Range, reconfigure::Check>,
     reconfiguring: Set<Range>,
+    /// How often in a row it was of no use to inform others.
+    uninformed: u32,
     /// Whether [`Timer::Inform`] is out.
     informing: bool,
     /// Views that are being synced, with failures in a row.
@@ -334,6 +336,7 @@ impl Linear {
             requests: 0,
             attempts: 0,
             checking: Map::new(),
+            uninformed: 0,
             reconfiguring: Set::new(),
             informing: false,
             syncing: Map::new(),
@@ -390,6 +393,7 @@ impl Linear {
             Command::Moved(position) => {
                 self.position = position;
                 self.check_all(cx);
+                self.uninformed = 0;
                 self.plan_inform(cx);
             }
             Command::Found { call, owner } => self.answer(call, Reply::Found(owner), cx),

@@ -52,6 +52,8 @@ pub enum Outcome {
     },
     /// Views it heard of.
     Heard(Vec<View>),
+    /// Who looks after a range could not be told of it, or nobody knew.
+    Uninformed,
     /// What members of a view before have, for one that syncs.
     Page {
         view: ViewId,
@@ -134,6 +136,7 @@ impl Operates for Linear {
             Outcome::Tell { to, views } => cx.send(to, Msg::Told { views }),
             Outcome::Ended { key, call, answer } => self.ended(key, call, answer, cx),
             Outcome::Heard(views) => self.learn(&views, cx),
+            Outcome::Uninformed => self.on_uninformed(cx),
             Outcome::Page { .. } if self.stuck.is_some() => {}
             Outcome::Page { view, registers } => {
                 self.keeper.write().take_in(view, &registers);

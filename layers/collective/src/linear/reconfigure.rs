@@ -9,7 +9,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use dugnad_kernel::calls::Operates;
-use dugnad_kernel::{Cx, Duration, Key, NodeId};
+use dugnad_kernel::{Cx, Duration, Key, NodeId, Time};
 
 use super::operations::{Asker, AskerExt, Outcome, ask_members, hear};
 use super::view::{Ballot, Known, MEMBERS, Member, Range, View, ViewId};
@@ -34,6 +34,18 @@ const ENTER_PAUSE: Duration = Duration::from_millis(500);
 
 /// The ring moves in bursts; one message serves them all.
 const INFORM_AFTER: Duration = Duration::from_secs(3);
+/// While nobody could be told, or nobody knew, it is tried again, doubled so often.
+const INFORM_DOUBLINGS: u32 = 6;
+
+/// A look at a range that is appointed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Check {
+    /// Names its timer.
+    round: u32,
+    /// How often in a row it failed.
+    failures: u32,
+    due: Time,
+}
 
 /// What a range needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,20 +115,24 @@ impl Linear {
                 Need::Members(nodes) if nodes.len() < view.members.len() => SHRINK_AFTER,
                 _ => REPLACE_AFTER,
             };
-            if !self.checking.contains_key(&view.range) {
+            // What is needed now may be more urgent than what a look was appointed for.
+            let sooner = |check: &Check| check.failures == 0 && cx.now + after < check.due;
+            if self.checking.get(&view.range).is_none_or(sooner) {
                 self.plan_check(view.range, after, 0, cx);
             }
         }
     }
 
     fn plan_check(&mut self, range: Range, after: Duration, failures: u32, cx: &mut Cx<'_, Self>) {
-        let round = self.checking.get(&range).map_or(0, |(round, _)| round.wrapping_add(1));
-        self.checking.insert(range, (round, failures));
+        let round = self.checking.get(&range).map_or(0, |check| check.round.wrapping_add(1));
+        self.checking.insert(range, Check { round, failures, due: cx.now + after });
         cx.after(after, Timer::Check { range, round });
     }
 
     pub(super) fn on_check(&mut self, range: Range, round: u32, cx: &mut Cx<'_, Self>) {
-        let Some((known, failures)) = self.checking.get(&range).copied() else { return };
+        let Some(Check { round: known, failures, .. }) = self.checking.get(&range).copied() else {
+            return;
+        };
         if known != round {
             return;
         }
@@ -150,7 +166,7 @@ impl Linear {
         cx: &mut Cx<'_, Self>,
     ) {
         self.reconfiguring.remove(&range);
-        let failures = self.checking.get(&range).map_or(0, |(_, failures)| *failures);
+        let failures = self.checking.get(&range).map_or(0, |check| check.failures);
         if done {
             self.checking.remove(&range);
         } else {
@@ -168,8 +184,14 @@ impl Linear {
     pub(super) fn plan_inform(&mut self, cx: &mut Cx<'_, Self>) {
         let alone = self.position.succs.iter().all(|peer| peer.id == self.me);
         if !alone && !core::mem::replace(&mut self.informing, true) {
-            cx.after(INFORM_AFTER, Timer::Inform);
+            cx.after(INFORM_AFTER * (1 << self.uninformed.min(INFORM_DOUBLINGS)), Timer::Inform);
         }
+    }
+
+    /// Somebody could not be told, or did not know: once more, later.
+    pub(super) fn on_uninformed(&mut self, cx: &mut Cx<'_, Self>) {
+        self.uninformed = self.uninformed.saturating_add(1);
+        self.plan_inform(cx);
     }
 
     /// Whoever looks after a range has to know of it: the first member tells it. Who knows of none
@@ -186,7 +208,8 @@ impl Linear {
         let views = self.keeper.read().led();
         for view in views {
             if !self.position.owns(view.range.start) {
-                self.start("tell owner", |asker| tell_owner(asker, view), cx);
+                let me = self.me;
+                self.start("tell owner", |asker| tell_owner(asker, me, view), cx);
             }
         }
     }
@@ -288,13 +311,15 @@ async fn ask_around(asker: Asker, nodes: Vec<NodeId>) -> Outcome {
             break;
         }
     }
-    Outcome::Heard(known.iter().cloned().collect())
+    asker.report(Outcome::Heard(known.iter().cloned().collect()));
+    if known.is_whole() { Outcome::Nothing } else { Outcome::Uninformed }
 }
 
-async fn tell_owner(asker: Asker, view: View) -> Outcome {
+async fn tell_owner(asker: Asker, me: NodeId, view: View) -> Outcome {
     match asker.find(view.range.start).await {
-        Some(to) => Outcome::Tell { to, views: Vec::from([view]) },
-        None => Outcome::Nothing,
+        Some(to) if to != me => Outcome::Tell { to, views: Vec::from([view]) },
+        // The ring was moving.
+        _ => Outcome::Uninformed,
     }
 }
 

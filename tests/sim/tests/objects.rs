@@ -415,6 +415,26 @@ fn a_strong_namespace_has_one_order_for_everybody() {
     }
 }
 
+/// Three that start at once: all keep registers within a minute, though who is to look after them
+/// may not be found at first.
+#[test]
+fn three_that_start_at_once_all_keep_registers() {
+    for seed in 0..200 {
+        let mut world = World::new(Options::seed(7_850 + seed));
+        let first = world.add(&[]);
+        world.start(first);
+        let ids = [first, world.add(&[first]), world.add(&[first])];
+        for id in &ids[1..] {
+            let pause = Duration::from_millis(world.rng.u64(0..200));
+            world.run_for(pause);
+            world.start(*id);
+        }
+        world.run_for(SECOND * 50);
+        let written = strong(&mut world, first, "1", None);
+        assert_eq!(written, ObjectAnswer::Chosen { revision: 1, members: 3 }, "seed {seed}");
+    }
+}
+
 /// The founder and others die one by one and are replaced; what was written stays readable, also
 /// after everybody lost power together.
 #[test]

@@ -577,11 +577,11 @@ impl Linear {
     }
 
     fn learn(&mut self, views: &[View], cx: &mut Cx<'_, Self>) {
-        let mut news = false;
         for view in views {
-            news |= self.known.borrow_mut().learn(view);
+            self.known.borrow_mut().learn(view);
         }
-        if news {
+        // Also of what is no news: an operation may have heard it first.
+        if !views.is_empty() {
             self.check_all(cx);
         }
     }

@@ -205,6 +205,8 @@ impl Linear {
             let nodes: Vec<NodeId> = self.wanted().into_iter().skip(1).collect();
             self.start("learn views", |asker| ask_around(asker, nodes), cx);
         }
+        // It may have heard of a view since the ring moved, on the way of a write.
+        self.check_all(cx);
         let views = self.keeper.read().led();
         for view in views {
             if !self.position.owns(view.range.start) {

@@ -87,7 +87,7 @@ pub(super) struct Drain {
 
 /// take work again after `drain`
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "undrain", example = "{command_name}")]
+#[argh(subcommand, name = "undrain", example = "{command_name} --dir /srv/dugnad")]
 pub(super) struct Undrain {}
 
 /// hand everything over to the others and go

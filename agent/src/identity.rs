@@ -74,7 +74,7 @@ pub(crate) fn write_synced(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<(
 }
 
 /// The text of a small file.
-fn read_text(path: &Path) -> io::Result<String> {
+pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     File::open(path)
         .and_then(|file| file.take(FILE_MAX).read_to_string(&mut text))
@@ -83,7 +83,7 @@ fn read_text(path: &Path) -> io::Result<String> {
 }
 
 /// Refuses a file that other users of this machine can read.
-fn check_private(path: &Path) -> io::Result<()> {
+pub(crate) fn check_private(path: &Path) -> io::Result<()> {
     let mode = fs::metadata(path).map_err(|e| at(path, &e))?.permissions().mode() & 0o777;
     if mode & 0o077 == 0 {
         return Ok(());
@@ -96,17 +96,17 @@ fn check_private(path: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn from_hex(text: &str) -> Option<[u8; 32]> {
+pub(crate) fn from_hex(text: &str) -> Option<[u8; 32]> {
     dugnad_kernel::Hash::from_hex(text.trim()).map(|hash| hash.0)
 }
 
 /// 32 random bytes of the operating system. A board that has just started may have none yet:
 /// then this waits and the log says so.
-fn random() -> io::Result<[u8; 32]> {
+pub(crate) fn random() -> io::Result<[u8; 32]> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let mut bytes = [0; 32];
@@ -300,7 +300,7 @@ const NODE_FILE: &str = "node";
 const INCARNATION_FILE: &str = "incarnation";
 const COPY_FILE: &str = "copy";
 
-fn missing_is_fine(done: io::Result<()>) -> io::Result<()> {
+pub(crate) fn missing_is_fine(done: io::Result<()>) -> io::Result<()> {
     match done {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

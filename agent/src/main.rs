@@ -18,6 +18,7 @@ mod notify;
 mod places;
 mod rate;
 mod run;
+mod seal;
 mod service;
 mod stream;
 mod text;

@@ -131,7 +131,11 @@ pub(super) struct Store {}
 #[argh(
     subcommand,
     name = "namespace",
-    example = "{command_name} notes\n{command_name} votes --merge --quota 10M --share ballot"
+    example = "{command_name} notes\n{command_name} votes --merge --quota 10M --share ballot\n\
+               {command_name} diary --sealed\n\
+               {command_name} diary --show-key | ssh attic dugnad namespace diary --key -",
+    note = "Values of a sealed namespace are encrypted before they leave this node: nodes that\n\
+            keep them see names and sizes. Who loses every copy of the key loses the values."
 )]
 pub(super) struct Namespace {
     #[argh(positional)]
@@ -142,6 +146,15 @@ pub(super) struct Namespace {
     /// each write is before or after every other for everybody; only for a new namespace
     #[argh(switch)]
     pub(super) strong: bool,
+    /// only nodes that have its key read and write values; only for a new namespace
+    #[argh(switch)]
+    pub(super) sealed: bool,
+    /// print the key as this node has it
+    #[argh(switch)]
+    pub(super) show_key: bool,
+    /// this node has the key from now on; - reads it from stdin
+    #[argh(option, arg_name = "key")]
+    pub(super) key: Option<String>,
     /// bytes of all its values, such as 500M (default: 256M)
     #[argh(option, arg_name = "size")]
     pub(super) quota: Option<String>,
@@ -404,6 +417,9 @@ pub(super) fn watch(args: &Watch, cx: &mut Cx<'_>) -> Outcome {
 
 fn change(line: &Value) -> String {
     let key = text(&line["key"]);
+    if let Value::String(error) = &line["error"] {
+        return format!("{key} ({})", plain(error));
+    }
     let what = match (&line["text"], &line["hex"], &line["bytes"]) {
         (Value::String(value), ..) => plain(value),
         (_, Value::String(hex), _) => plain(hex),
@@ -475,6 +491,9 @@ fn by_namespace(nodes: &[Value]) -> Vec<(String, u64, u64)> {
 pub(super) fn namespace(args: &Namespace, cx: &mut Cx<'_>) -> Outcome {
     let name = &args.name;
     valid_name(name).map_err(|why| Failure::usage(format!("\"{}\": {why}", plain(name))))?;
+    if args.show_key || args.key.is_some() {
+        return namespace_key(args, cx);
+    }
     if args.read_only && args.writable {
         return Err(Failure::usage("say --read-only or --writable, not both"));
     }
@@ -492,6 +511,7 @@ pub(super) fn namespace(args: &Namespace, cx: &mut Cx<'_>) -> Outcome {
     }
     let changes = args.merge
         || args.strong
+        || args.sealed
         || quota.is_some()
         || args.read_only
         || args.writable
@@ -501,7 +521,9 @@ pub(super) fn namespace(args: &Namespace, cx: &mut Cx<'_>) -> Outcome {
     let told = if changes {
         // One that is not there yet begins plain.
         let mut said = known.map_or_else(|_| json!({}), |known| known.value);
-        for (wanted, name) in [(args.merge, "merge"), (args.strong, "strong")] {
+        for (wanted, name) in
+            [(args.merge, "merge"), (args.strong, "strong"), (args.sealed, "sealed")]
+        {
             if wanted {
                 said[name] = json!(true);
             }
@@ -523,12 +545,47 @@ pub(super) fn namespace(args: &Namespace, cx: &mut Cx<'_>) -> Outcome {
     } else {
         known?.value
     };
-    if cx.json {
-        cx.print_json(&told)?;
-    } else {
-        writeln!(cx.out, "{}", namespace_text(&told))?;
+    tell_namespace(&told, cx)?;
+    if args.sealed && !cx.json {
+        let keep = "its key is on this node alone; keep a copy:";
+        cx.say(format!("{keep} dugnad namespace {name} --show-key"));
     }
     Ok(exit::DONE)
+}
+
+fn tell_namespace(told: &Value, cx: &mut Cx<'_>) -> Outcome {
+    if cx.json {
+        cx.print_json(told)?;
+    } else {
+        writeln!(cx.out, "{}", namespace_text(told))?;
+    }
+    Ok(exit::DONE)
+}
+
+/// The key of a sealed namespace: from this node, or to it.
+fn namespace_key(args: &Namespace, cx: &mut Cx<'_>) -> Outcome {
+    let (client, path) = (cx.client()?, format!("/v1/namespaces/{}/key", args.name));
+    let Some(key) = &args.key else {
+        let told = smol::block_on(within(ASK_LIMIT, client.get(&path)))?.value;
+        if cx.json {
+            cx.print_json(&told)?;
+        } else {
+            writeln!(cx.out, "{}", text(&told["key"]))?;
+        }
+        return Ok(exit::DONE);
+    };
+    let key = match key.as_str() {
+        setup::STDIN => {
+            let mut line = String::new();
+            let read = io::BufRead::read_line(&mut io::stdin().lock(), &mut line);
+            read.map_err(|error| Failure::failed(format!("cannot read the key: {error}")))?;
+            line
+        }
+        given => given.to_owned(),
+    };
+    let said = json!({ "key": key.trim() });
+    let told = smol::block_on(within(ASK_LIMIT, client.put(&path, &said)))?;
+    tell_namespace(&told.value, cx)
 }
 
 fn namespace_text(told: &Value) -> String {
@@ -547,5 +604,10 @@ fn namespace_text(told: &Value) -> String {
             format!(", shared with {}", names.join(", "))
         }
     };
-    format!("{}: {manner}, {open}, up to {quota}{shared}", text(&told["namespace"]))
+    let sealed = match (told["seal"].is_string(), &told["key_here"]) {
+        (false, _) => "",
+        (true, Value::Bool(true)) => ", sealed (this node has the key)",
+        (true, _) => ", sealed (this node does not have the key)",
+    };
+    format!("{}: {manner}, {open}, up to {quota}{sealed}{shared}", text(&told["namespace"]))
 }

@@ -332,6 +332,7 @@ impl Lock {
             context: None,
             manner: Some(Manner::Strong),
             create: true,
+            seal: None,
         };
         match self.ask(question).await {
             Ok(ObjectAnswer::Chosen { revision, .. }) => Wrote::At(revision),

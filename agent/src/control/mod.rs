@@ -43,6 +43,8 @@ mod groups;
 mod http;
 mod lock;
 mod metrics;
+mod namespaces;
+mod sealed;
 mod server;
 pub(crate) mod shape;
 mod socket;
@@ -65,6 +67,7 @@ use serde_json::Value;
 use smol::channel::Receiver;
 
 use crate::blobs::{Incoming, ValueStream};
+use crate::seal::Keys;
 
 pub(crate) use client::{Answered, Client, ClientError};
 pub(crate) use door::ServiceDoor;
@@ -157,6 +160,9 @@ pub(crate) trait AgentApi {
     /// # Errors
     /// Nobody has it; each source and what it said.
     fn read_value(&self, tree: Tree, sources: Vec<NodeId>) -> Local<io::Result<ValueStream>>;
+
+    /// The keys of sealed namespaces this node has.
+    fn keys(&self) -> Keys;
 
     /// How an object is, and how it is after every change for as long as the [`Hold`] lives. The
     /// channel is bounded; for a reader that is too slow it ends.

@@ -29,7 +29,7 @@ use super::body::Payload;
 use super::http::{Query, Reply, below, failed, json_response, lines, service, text, whole};
 use super::shape::{self, Told, Trouble};
 use super::store::{self, Who};
-use super::{AgentApi, Wanted, connect, events, exit, groups, lock, socket, upload};
+use super::{AgentApi, Wanted, connect, events, exit, groups, lock, namespaces, socket, upload};
 use crate::http_io::HttpIo;
 use crate::places::Places;
 use crate::text::percent_decode;
@@ -164,7 +164,7 @@ impl Door {
             return lock::route(&self.ex, &self.backend, &Who::Person, name, &query);
         }
         if let Some(name) = below(&path, "/v1/namespaces") {
-            return store::namespaces(&self.backend, name.trim_matches('/'), request).await;
+            return namespaces::route(&self.backend, name.trim_matches('/'), request).await;
         }
         if below(&path, "/v1/types").is_some() {
             return events::route(&self.backend, &Who::Person, ("types", None), &query, request)

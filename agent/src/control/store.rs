@@ -1,4 +1,4 @@
-//! `/v1/store` and `/v1/namespaces`: objects, for people and for services.
+//! `/v1/store`: objects, for people and for services.
 //!
 //! | endpoint | does |
 //! |---|---|
@@ -8,7 +8,6 @@
 //! | `DELETE` there | removes it; `If-Match` |
 //! | `?kept=strong`, `?kept=any` with them | how the namespace must be kept, and is made |
 //! | `GET /v1/store/NAMESPACE?prefix=P&after=PATH` | up to 256 objects, in order |
-//! | `GET /v1/namespaces/NAMESPACE`, `PUT` with the same JSON | how it is kept |
 //! | `GET /v1/store` (people) | what every node keeps |
 //!
 //! Where concurrent values are kept, an answer has `Dugnad-Context`; a write that sends it back
@@ -17,14 +16,12 @@
 
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
 
 use dugnad_node::{
-    Address, Answer, Content, Context, Expect, LOCKS, Listed, Manner, Namespace, NodeSums,
-    ObjectAnswer, ObjectQuestion, Question, STATE, Value,
+    Address, Answer, Content, Context, Expect, LOCKS, Listed, Manner, NodeSums, ObjectAnswer,
+    ObjectQuestion, Question, STATE, Seal, Value,
 };
 use futures_util::StreamExt as _;
-use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 use hyper::{Method, Request, Response, StatusCode};
@@ -33,18 +30,16 @@ use smol::channel::bounded;
 
 use super::body::Payload;
 use super::http::{Query, Reply, json_response, lines, whole};
+use super::sealed::{Blocks, Sealed, drain};
 use super::shape::Trouble;
 use super::{AgentApi, exit};
+use crate::seal::{opened_length, sealed_length};
 use crate::text::percent_decode;
 
 /// Bytes of a value that travels with its question; a longer one goes to disk first.
 const INLINE_MAX: usize = 4096;
 /// Blocks on their way to the disk.
 const BLOCKS: usize = 4;
-/// How long a value that is refused is read on.
-const DRAIN: Duration = Duration::from_secs(10);
-/// Bytes of the description of a namespace.
-const NAMESPACE_MAX: usize = 16 << 10;
 const CONTEXT: HeaderName = HeaderName::from_static("dugnad-context");
 const REVISION: HeaderName = HeaderName::from_static("dugnad-revision");
 
@@ -100,7 +95,8 @@ pub(super) async fn route(
                 Method::PUT => put(backend, who, address, manner(&query)?, request).await,
                 Method::DELETE => {
                     let (expect, context) = conditions(request.headers())?;
-                    let writing = Writing { address, expect, context, manner: manner(&query)? };
+                    let manner = manner(&query)?;
+                    let writing = Writing { address, expect, context, manner, seal: None };
                     write(backend, who, writing, None).await
                 }
                 _ => Err(Trouble::new(405, exit::USAGE, "only GET, PUT and DELETE are known")),
@@ -109,7 +105,7 @@ pub(super) async fn route(
     }
 }
 
-async fn ask(
+pub(super) async fn ask(
     backend: &Rc<dyn AgentApi>,
     question: ObjectQuestion,
 ) -> Result<ObjectAnswer, Trouble> {
@@ -126,6 +122,8 @@ struct Writing {
     expect: Option<Expect>,
     context: Option<Context>,
     manner: Option<Manner>,
+    /// With which key the value is encrypted.
+    seal: Option<Seal>,
 }
 
 impl Writing {
@@ -208,6 +206,20 @@ async fn may_use(backend: &Rc<dyn AgentApi>, who: &Who, namespace: &str) -> Resu
     }
 }
 
+/// How the values of the namespace are encrypted, if they are.
+async fn sealing(backend: &Rc<dyn AgentApi>, address: &Address) -> Result<Option<Sealed>, Trouble> {
+    let namespace = ObjectQuestion::Namespace(address.namespace.clone());
+    match ask(backend, namespace).await? {
+        ObjectAnswer::Namespace(namespace) => match namespace.seal {
+            Some(seal) => Sealed::new(backend.keys(), address, seal).await.map(Some),
+            None => Ok(None),
+        },
+        // It is made with what is written.
+        ObjectAnswer::Unknown(_) => Ok(None),
+        other => Err(trouble(other, &address.namespace)),
+    }
+}
+
 /// What a write expects, and what its writer has seen.
 fn conditions(headers: &HeaderMap) -> Result<(Option<Expect>, Option<Context>), Trouble> {
     let wrong = |what: &str| Trouble::usage(format!("{what} cannot be read"));
@@ -277,6 +289,8 @@ async fn get(
             other => return Err(trouble(other, &key)),
         }
     }
+    let sealed = sealing(backend, &address).await?;
+    let sealed = sealed.as_ref();
     match ask(backend, ObjectQuestion::Get(address)).await? {
         ObjectAnswer::Found { mut values, version: at, context, strong } => {
             let asked = headers.get(IF_NONE_MATCH).and_then(|tag| tag.to_str().ok());
@@ -286,8 +300,8 @@ async fn get(
                 return Ok(tagged(response, at, context.as_ref()));
             }
             let mut response = match (values.pop(), values.is_empty()) {
-                (Some(value), true) => raw(backend, value).await?,
-                (last, _) => several(values.iter().chain(&last)),
+                (Some(value), true) => raw(backend, value, sealed).await?,
+                (last, _) => several(values.iter().chain(&last), sealed),
             };
             if strong {
                 revision(&mut response, at);
@@ -299,14 +313,24 @@ async fn get(
 }
 
 /// One value as it is.
-async fn raw(backend: &Rc<dyn AgentApi>, value: Value) -> Result<Response<Payload>, Trouble> {
+async fn raw(
+    backend: &Rc<dyn AgentApi>,
+    value: Value,
+    sealed: Option<&Sealed>,
+) -> Result<Response<Payload>, Trouble> {
+    let unavailable = |error: io::Error| Trouble::new(503, exit::UNMET, error.to_string());
     let payload = match value.content {
-        Content::Inline(bytes) => Payload::whole(bytes),
+        Content::Inline(bytes) => Payload::whole(match sealed {
+            Some(sealed) => sealed.open(&bytes).map_err(unavailable)?,
+            None => bytes,
+        }),
         Content::Blob(tree) => {
             let blocks = backend.read_value(tree, value.sources).await;
-            let blocks =
-                blocks.map_err(|error| Trouble::new(503, exit::UNMET, error.to_string()))?;
-            Payload::sized(blocks.map(|block| block.map(Bytes::from)), tree.bytes)
+            let (blocks, length) = match sealed {
+                Some(sealed) => sealed.open_blocks(blocks.map_err(unavailable)?, tree.bytes),
+                None => (blocks.map_err(unavailable)?, tree.bytes),
+            };
+            Payload::sized(blocks.map(|block| block.map(Bytes::from)), length)
         }
         // A folder is no value; what was written about it is.
         Content::Folder { note, .. } => Payload::whole(note),
@@ -318,18 +342,26 @@ async fn raw(backend: &Rc<dyn AgentApi>, value: Value) -> Result<Response<Payloa
 }
 
 /// Values that do not know of each other.
-fn several<'a>(values: impl Iterator<Item = &'a Value>) -> Response<Payload> {
-    let values: Vec<_> = values.map(|value| shown(&value.content)).collect();
+fn several<'a>(
+    values: impl Iterator<Item = &'a Value>,
+    sealed: Option<&Sealed>,
+) -> Response<Payload> {
+    let values: Vec<_> = values.map(|value| shown(&value.content, sealed)).collect();
     let mut response = json_response(&json!({ "values": values }));
     *response.status_mut() = StatusCode::MULTIPLE_CHOICES;
     response
 }
 
 /// A value in JSON: `text` if it is text, else `hex`; of a long one only how long it is.
-fn shown(content: &Content) -> serde_json::Value {
-    match content {
-        Content::Inline(bytes) => super::groups::text_or_hex(bytes),
-        Content::Blob(tree) | Content::Folder { tree, .. } => json!({ "bytes": tree.bytes }),
+fn shown(content: &Content, sealed: Option<&Sealed>) -> serde_json::Value {
+    match (content, sealed) {
+        (Content::Inline(bytes), None) => super::groups::text_or_hex(bytes),
+        (Content::Inline(bytes), Some(sealed)) => match sealed.open(bytes) {
+            Ok(bytes) => super::groups::text_or_hex(&bytes),
+            Err(error) => json!({ "error": error.to_string() }),
+        },
+        (Content::Blob(tree), Some(_)) => json!({ "bytes": opened_length(tree.bytes) }),
+        (Content::Blob(tree) | Content::Folder { tree, .. }, _) => json!({ "bytes": tree.bytes }),
     }
 }
 
@@ -341,26 +373,29 @@ async fn put(
     request: Request<Incoming>,
 ) -> Reply {
     let (expect, context) = conditions(request.headers())?;
-    let writing = Writing { address, expect, context, manner };
-    let mut body = request.into_body();
-    let said = body.size_hint().exact();
+    let sealed = sealing(backend, &address).await?;
+    let seal = sealed.as_ref().map(Sealed::seal);
+    let writing = Writing { address, expect, context, manner, seal };
+    let said = request.body().size_hint().exact();
+    let said = said.map(|bytes| if seal.is_some() { sealed_length(bytes) } else { bytes });
+    let mut blocks = Blocks::new(request.into_body(), sealed.as_ref())?;
     let mut head: Vec<u8> = Vec::new();
     while head.len() <= INLINE_MAX {
-        match body.frame().await {
+        match blocks.next().await {
             None => {
                 let content = Some(Content::Inline(head));
                 return write(backend, who, writing, content).await;
             }
-            Some(frame) => head.extend(block(frame)?),
+            Some(block) => head.extend(block?),
         }
     }
     let (key, bytes) = (writing.key(), said.unwrap_or(head.len() as u64));
     let (address, create) = (writing.address.clone(), may_create(who, &writing.address));
-    let check = ObjectQuestion::Check { address, bytes, manner, create };
+    let check = ObjectQuestion::Check { address, bytes, manner, create, seal };
     match ask(backend, check).await? {
         ObjectAnswer::Done => {}
         other => {
-            drain(&mut body).await;
+            drain(&mut blocks.body).await;
             return Err(trouble(other, &key));
         }
     }
@@ -370,14 +405,14 @@ async fn put(
         loop {
             let over = next.is_err();
             if to.send(next).await.is_err() {
-                return drain(&mut body).await;
+                return drain(&mut blocks.body).await;
             }
             if over {
                 return;
             }
-            next = match body.frame().await {
+            next = match blocks.next().await {
                 None => return,
-                Some(frame) => block(frame).map_err(|trouble| io::Error::other(trouble.text)),
+                Some(block) => block.map_err(|trouble| io::Error::other(trouble.text)),
             };
         }
     };
@@ -389,22 +424,6 @@ async fn put(
     let written = write(backend, who, writing, Some(Content::Blob(tree))).await;
     backend.let_go(tree);
     written
-}
-
-/// Reads on for a while, so that who is refused hears why: many look for an answer only when they
-/// have sent all.
-async fn drain(body: &mut Incoming) {
-    let all = async { while let Some(Ok(_)) = body.frame().await {} };
-    let late = async { _ = smol::Timer::after(DRAIN).await };
-    smol::future::or(all, late).await;
-}
-
-/// The bytes of a frame of a body.
-fn block(frame: Result<hyper::body::Frame<Bytes>, hyper::Error>) -> Result<Vec<u8>, Trouble> {
-    let frame = frame.map_err(|error| {
-        Trouble::new(400, exit::FAILED, format!("the value broke off: {error}"))
-    })?;
-    Ok(frame.into_data().map(|data| data.to_vec()).unwrap_or_default())
 }
 
 /// People make a namespace by writing to it; so does a service, of its own name.
@@ -419,8 +438,8 @@ async fn write(
     content: Option<Content>,
 ) -> Reply {
     let (key, create) = (writing.key(), may_create(who, &writing.address));
-    let Writing { address, expect, context, manner } = writing;
-    let question = ObjectQuestion::Put { address, content, expect, context, manner, create };
+    let Writing { address, expect, context, manner, seal } = writing;
+    let question = ObjectQuestion::Put { address, content, expect, context, manner, create, seal };
     match ask(backend, question).await? {
         ObjectAnswer::Written { version, copies, wanted, context } => {
             let tag = (version > 0).then(|| format!("{version:016x}"));
@@ -472,27 +491,26 @@ fn listed(namespace: &str, object: &Listed) -> serde_json::Value {
 
 async fn watch(backend: &Rc<dyn AgentApi>, address: Address, now: bool) -> Reply {
     let key = format!("{}/{}", address.namespace, address.path);
+    let sealed = sealing(backend, &address).await?;
     let (hold, changes, first) = backend.changes(address).await.map_err(|a| trouble(a, &key))?;
-    let first = futures_util::stream::iter(now.then(|| change(&key, &first)));
-    let later = futures_util::stream::unfold((hold, changes), move |(hold, changes)| {
-        let key = key.clone();
-        async move {
-            let answer = changes.recv().await.ok()?;
-            Some((change(&key, &answer), (hold, changes)))
-        }
+    let first = futures_util::stream::iter(now.then(|| change(&key, &first, sealed.as_ref())));
+    let state = (hold, changes, key, sealed);
+    let later = futures_util::stream::unfold(state, async |(hold, changes, key, sealed)| {
+        let answer = changes.recv().await.ok()?;
+        Some((change(&key, &answer, sealed.as_ref()), (hold, changes, key, sealed)))
     });
     Ok(lines(first.chain(later)))
 }
 
 /// One line of `dugnad watch`.
-fn change(key: &str, answer: &ObjectAnswer) -> serde_json::Value {
+fn change(key: &str, answer: &ObjectAnswer, sealed: Option<&Sealed>) -> serde_json::Value {
     let (values, version) = match answer {
         ObjectAnswer::Found { values, version, .. } => (values.as_slice(), *version),
         ObjectAnswer::Absent { version, .. } => (&[][..], *version),
         _ => (&[][..], 0),
     };
     let mut line = match values {
-        [value] => shown(&value.content),
+        [value] => shown(&value.content, sealed),
         _ => json!({}),
     };
     line["key"] = json!(key);
@@ -555,55 +573,4 @@ pub(super) async fn states(backend: &Rc<dyn AgentApi>) -> Vec<(String, u64)> {
         }
     }
     states
-}
-
-/// A request below `/v1/namespaces`.
-pub(super) async fn namespaces(
-    backend: &Rc<dyn AgentApi>,
-    name: &str,
-    request: Request<Incoming>,
-) -> Reply {
-    let question = match *request.method() {
-        Method::GET => ObjectQuestion::Namespace(name.to_owned()),
-        Method::PUT => ObjectQuestion::Declare(read_namespace(name, request).await?),
-        _ => return Err(Trouble::new(405, exit::USAGE, "only GET and PUT are known")),
-    };
-    match ask(backend, question).await? {
-        ObjectAnswer::Namespace(namespace) => Ok(json_response(&json!({
-            "namespace": namespace.name,
-            "merge": namespace.manner == Manner::Merge,
-            "strong": namespace.manner == Manner::Strong,
-            "read_only": namespace.read_only,
-            "quota_bytes": namespace.quota,
-            "shared": namespace.shared,
-        }))),
-        other => Err(trouble(other, name)),
-    }
-}
-
-async fn read_namespace(name: &str, request: Request<Incoming>) -> Result<Namespace, Trouble> {
-    let body = Limited::new(request.into_body(), NAMESPACE_MAX).collect().await;
-    let body = body.map_err(|error| Trouble::usage(format!("cannot read it: {error}")))?;
-    let said: serde_json::Value = serde_json::from_slice(&body.to_bytes())
-        .map_err(|error| Trouble::usage(format!("this is no JSON: {error}")))?;
-    let plain = Namespace::plain(name);
-    let shared = said["shared"].as_array().into_iter().flatten();
-    let namespace = Namespace {
-        manner: match (&said["merge"], &said["strong"]) {
-            (_, serde_json::Value::Bool(true)) => Manner::Strong,
-            (serde_json::Value::Bool(true), _) => Manner::Merge,
-            _ => Manner::Last,
-        },
-        read_only: said["read_only"] == true,
-        quota: said["quota_bytes"].as_u64().unwrap_or(plain.quota),
-        shared: shared.filter_map(|service| service.as_str().map(str::to_owned)).collect(),
-        ..plain
-    };
-    if !namespace.fits() {
-        return Err(Trouble::usage(
-            "a namespace has 1 to 48 lower-case letters, digits and '-', and is shared with at \
-             most 32 services",
-        ));
-    }
-    Ok(namespace)
 }

@@ -25,6 +25,7 @@ use crate::gateway::Which;
 use crate::host::RunningView;
 use crate::invite::{Invitation, usable_addrs};
 use crate::places::Taken;
+use crate::seal::Keys;
 use crate::stream::Endpoint;
 
 /// The longest any question may take; operations end by themselves long before.
@@ -278,6 +279,10 @@ impl AgentApi for Api {
             let sources = sources.into_iter().filter(|node| *node != agent.me.id).collect();
             agent.blobs.read_value(tree, sources, agent.open_stream()).await
         })
+    }
+
+    fn keys(&self) -> Keys {
+        Keys::new(&self.0.dirs.state)
     }
 
     fn changes(&self, address: Address) -> Local<Result<Changes, ObjectAnswer>> {

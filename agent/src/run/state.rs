@@ -99,6 +99,7 @@ impl Agent {
             context: None,
             manner: Some(Manner::Last),
             create: true,
+            seal: None,
         };
         let answer = Rc::clone(&self).ask(question).await;
         if let Some(tree) = tree {
@@ -120,6 +121,7 @@ impl Agent {
             context: None,
             manner: None,
             create: false,
+            seal: None,
         };
         match self.ask(question).await {
             Answer::Object(

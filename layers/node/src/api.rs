@@ -7,7 +7,9 @@ use dugnad_kernel::map::Set;
 pub use dugnad_collective::deployment::client::ServiceQuestion;
 pub use dugnad_collective::deployment::deployer::Predicted;
 pub use dugnad_collective::deployment::service::{Desired, ReplicaState, ServiceView, Slot};
-pub use dugnad_collective::objects::item::{Address, Content, LOCKS, Manner, Namespace, STATE};
+pub use dugnad_collective::objects::item::{
+    Address, Content, LOCKS, Manner, Namespace, STATE, Seal,
+};
 pub use dugnad_collective::objects::siblings::Context;
 pub use dugnad_collective::objects::sums::{Listed, NodeSums};
 pub use dugnad_collective::objects::{Expect, ObjectAnswer, ObjectQuestion, Value};

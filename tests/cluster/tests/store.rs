@@ -165,6 +165,69 @@ fn a_strong_value_has_one_order_and_a_lock_one_holder() {
     });
 }
 
+/// Whether any file below a folder holds these bytes.
+fn lies_in(dir: &std::path::Path, bytes: &[u8]) -> bool {
+    fs::read_dir(dir).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return lies_in(&path, bytes);
+        }
+        // Sockets cannot be read.
+        let Ok(file) = fs::read(&path) else { return false };
+        file.windows(bytes.len()).any(|window| window == bytes)
+    })
+}
+
+/// A sealed namespace: who has the key reads and writes, the others keep what they cannot read.
+#[test]
+fn sealed_values_are_read_only_with_the_key() {
+    let community = Community::new("sealed", 3);
+    let made = community.ok(0, &["namespace", "diary", "--sealed"]);
+    assert!(made.out.contains("sealed (this node has the key)"), "{}", made.all());
+    let words = "words nobody else may read";
+    community.ok(0, &["put", "diary/today", words]);
+    community.ok(0, &["put", "open/today", words]);
+    let value = words.repeat(100_000);
+    let file = community.mark.dir.join("value");
+    fs::write(&file, &value).unwrap();
+    let mut long = community.prepare(0, &["put", "diary/long"]);
+    assert!(long.stdin(File::open(&file).unwrap()).status().unwrap().success());
+
+    for words in [&["get", "diary/today"][..], &["put", "diary/today", "x"], &["watch", "diary/x"]]
+    {
+        let said = community.cli(1, words);
+        assert_eq!(said.code, 5, "{words:?}: {}", said.all());
+        assert!(said.err.contains("no key for it"), "{}", said.err);
+    }
+    // How it is kept changes without the key; what it is sealed with does not.
+    let more = community.ok(1, &["namespace", "diary", "--quota", "300M"]);
+    assert!(more.out.contains("sealed (this node does not have the key)"), "{}", more.all());
+    assert_eq!(community.cli(1, &["namespace", "open", "--sealed"]).code, 5);
+    assert_eq!(community.cli(1, &["namespace", "open", "--show-key"]).code, 1);
+
+    let key = community.ok(0, &["namespace", "diary", "--show-key"]).out;
+    let wrong = "0".repeat(64);
+    assert_eq!(community.cli(1, &["namespace", "diary", "--key", &wrong]).code, 5);
+    assert_eq!(community.cli(1, &["namespace", "diary", "--key", "abc"]).code, 2);
+    community.ok(1, &["namespace", "diary", "--key", key.trim()]);
+    assert_eq!(community.ok(1, &["get", "diary/today"]).out, words);
+    assert!(community.ok(1, &["get", "diary/long"]).out == value, "the long value came back");
+    assert_eq!(community.ok(1, &["watch", "diary/today", "--now", "--count", "1"]).out.trim(), {
+        format!("diary/today {words}")
+    });
+    community.ok(1, &["put", "diary/today", "from the other"]);
+    assert_eq!(community.ok(0, &["get", "diary/today"]).out, "from the other");
+    community.ok(2, &["rm", "open/today"]);
+
+    // All three keep the values; none has them in the open, but of the one that was not sealed.
+    let keeps = community.json(2, &["store"]).unwrap();
+    assert!(keeps.as_array().unwrap().iter().all(|node| node["tree_bytes"] != 0), "{keeps}");
+    let twice = [words, words].concat();
+    for node in &community.nodes {
+        assert!(!lies_in(&node.dir, twice.as_bytes()), "{}", node.dir.display());
+    }
+}
+
 /// A replica writes, another shows it: the guestbook of `configs/services`.
 #[test]
 fn a_service_keeps_what_visitors_write() {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use dugnad_kernel::{Duration, Hash, NodeId, Time};
 use dugnad_node::{
     Address, Answer, AskId, Content, Context, Expect, Manner, Namespace, ObjectAnswer,
-    ObjectQuestion,
+    ObjectQuestion, Seal,
 };
 use dugnad_resource::spec::Tree;
 use dugnad_sim::report::community;
@@ -27,7 +27,15 @@ fn inline(value: &str) -> Content {
 
 fn putting(key: &str, content: Option<Content>) -> ObjectQuestion {
     let (expect, context, manner) = (None, None, None);
-    ObjectQuestion::Put { address: at(key), content, expect, context, manner, create: true }
+    ObjectQuestion::Put {
+        address: at(key),
+        content,
+        expect,
+        context,
+        manner,
+        create: true,
+        seal: None,
+    }
 }
 
 fn answered(world: &mut World, ask: AskId) -> ObjectAnswer {
@@ -113,6 +121,7 @@ fn what_is_put_at_one_node_is_read_at_all() {
             context: None,
             manner: None,
             create: false,
+            seal: None,
         };
         let lost = ask(&mut world, first, expect(Expect::Version(1)));
         assert_eq!(lost, ObjectAnswer::Lost { version, strong: false });
@@ -194,6 +203,47 @@ fn limits_of_a_namespace_hold() {
     let locked = ask(&mut world, ids[1], putting("small/c", Some(inline("c"))));
     assert!(matches!(locked, ObjectAnswer::Refused(_)), "{locked:?}");
     assert_eq!(get(&mut world, ids[1], "small/b").0[0].len(), 90, "it is still read");
+}
+
+/// A namespace that names a key takes only what says that it is encrypted with that.
+#[test]
+fn a_sealed_namespace_takes_nothing_in_the_open() {
+    let mut world = World::new(Options::seed(7_350));
+    let ids = community(&mut world, 3);
+    let own = Some(Seal([1; 8]));
+    let sealed = Namespace { seal: own, ..Namespace::plain("diary") };
+    let made = ask(&mut world, ids[0], ObjectQuestion::Declare(sealed.clone()));
+    assert_eq!(made, ObjectAnswer::Namespace(sealed));
+    for id in &ids {
+        for (seal, may) in [(None, false), (Some(Seal([2; 8])), false), (own, true)] {
+            let ObjectQuestion::Put { address, content, expect, context, manner, create, .. } =
+                putting("diary/a", Some(inline("x")))
+            else {
+                continue;
+            };
+            let check = ObjectQuestion::Check {
+                address: address.clone(),
+                bytes: 10_000,
+                manner,
+                create,
+                seal,
+            };
+            let put =
+                ObjectQuestion::Put { address, content, expect, context, manner, create, seal };
+            for question in [check, put] {
+                let answer = ask(&mut world, *id, question);
+                let refused = matches!(answer, ObjectAnswer::Refused(_));
+                assert_eq!(refused, !may, "{seal:?}: {answer:?}");
+            }
+        }
+    }
+    for seal in [None, Some(Seal([2; 8]))] {
+        let other = Namespace { seal, ..Namespace::plain("diary") };
+        let answer = ask(&mut world, ids[1], ObjectQuestion::Declare(other));
+        assert!(matches!(answer, ObjectAnswer::Refused(_)), "{answer:?}");
+    }
+    let removed = ask(&mut world, ids[2], putting("diary/a", None));
+    assert!(matches!(removed, ObjectAnswer::Written { .. }), "{removed:?}");
 }
 
 /// Both sides of a cut write: one value where the last counts, both where they merge, the same at
@@ -385,7 +435,15 @@ fn what_was_acknowledged_survives_crashes() {
 fn strong(world: &mut World, id: NodeId, value: &str, expect: Option<Expect>) -> ObjectAnswer {
     let (content, manner) = (Some(inline(value)), Some(Manner::Strong));
     let address = at("reg/x");
-    let put = ObjectQuestion::Put { address, content, expect, context: None, manner, create: true };
+    let put = ObjectQuestion::Put {
+        address,
+        content,
+        expect,
+        context: None,
+        manner,
+        create: true,
+        seal: None,
+    };
     ask(world, id, put)
 }
 

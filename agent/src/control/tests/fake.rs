@@ -248,6 +248,10 @@ impl AgentApi for FakeAgent {
         Box::pin(async { Ok(blocks) })
     }
 
+    fn keys(&self) -> Keys {
+        Keys::new(&self.staging)
+    }
+
     fn changes(&self, address: Address) -> Local<Result<Changes, ObjectAnswer>> {
         let (to, changes) = smol::channel::bounded(8);
         self.held.set(self.held.get() + 1);

@@ -152,6 +152,11 @@ pub enum Manner {
     Strong,
 }
 
+/// Names the key with which the values of a namespace are encrypted before they reach a node: a
+/// hash of it. The core never sees a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal(pub [u8; 8]);
+
 /// How the objects of a namespace are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespace {
@@ -163,6 +168,8 @@ pub struct Namespace {
     pub quota: u64,
     /// Services that may use it beside the one of its name.
     pub shared: Vec<String>,
+    /// Whether values are encrypted, and with which key.
+    pub seal: Option<Seal>,
 }
 
 impl Namespace {
@@ -176,6 +183,7 @@ impl Namespace {
             // What services need of the disk bounds their state already.
             quota: if name == STATE { u64::MAX } else { QUOTA },
             shared: Vec::new(),
+            seal: None,
         }
     }
 
@@ -189,12 +197,16 @@ impl Namespace {
     pub fn fits(&self) -> bool {
         let shared = self.shared.len() <= SHARED_MAX
             && self.shared.iter().all(|service| service.len() <= NAME_MAX);
-        valid_name(&self.name).is_ok() && shared
+        // The agents read and write these themselves.
+        let open = ![STATE, LOCKS].contains(&self.name.as_str()) || self.seal.is_none();
+        valid_name(&self.name).is_ok() && shared && open
     }
 
     #[must_use]
     pub fn of(record: &Record) -> Option<Self> {
-        let namespace: Self = postcard::from_bytes(record.value.as_ref()?).ok()?;
+        // One more byte: a record from before there were seals ends without, and 0 says so.
+        let bytes = [record.value.as_ref()?.as_slice(), &[0]].concat();
+        let namespace: Self = postcard::from_bytes(&bytes).ok()?;
         let mine = record.name == NAMESPACE && record.key == Self::key_of(&namespace.name);
         (mine && namespace.fits()).then_some(namespace)
     }
@@ -222,6 +234,25 @@ mod tests {
         for bad in bad.iter().map(ToString::to_string).chain([long + "x"]) {
             assert!(Address::parse(&bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_namespace_from_before_there_were_seals_is_read() {
+        let plain = Namespace::plain("notes");
+        let mut value = postcard::to_allocvec(&plain).unwrap_or_default();
+        let (key, name) = (Namespace::key_of("notes"), NAMESPACE.to_vec());
+        let record = |value| Record {
+            key,
+            name: name.clone(),
+            version: Default::default(),
+            value: Some(value),
+        };
+        assert_eq!(Namespace::of(&record(value.clone())), Some(plain.clone()));
+        assert_eq!(value.pop(), Some(0), "no seal is the last byte");
+        assert_eq!(Namespace::of(&record(value)), Some(plain.clone()));
+        let sealed = Namespace { seal: Some(Seal([7; 8])), ..plain };
+        let value = postcard::to_allocvec(&sealed).unwrap_or_default();
+        assert_eq!(Namespace::of(&record(value)), Some(sealed));
     }
 
     #[test]

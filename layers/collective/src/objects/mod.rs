@@ -30,7 +30,7 @@ use crate::persistence::record::{Name, Record};
 use crate::persistence::store::Records;
 use crate::position::RingPosition;
 use crate::{linear, packages, persistence};
-use item::{Address, Content, Manner, Namespace};
+use item::{Address, Content, Manner, Namespace, Seal};
 use operations::Reply;
 use siblings::Context;
 use sums::{Listed, NodeSums};
@@ -117,6 +117,8 @@ pub enum ObjectQuestion {
         /// How the namespace must be kept, and is made; `None`: as it is.
         manner: Option<Manner>,
         create: bool,
+        /// With which key `content` is encrypted; it must be that of the namespace.
+        seal: Option<Seal>,
     },
     /// Whether so many bytes may be written there; [`ObjectAnswer::Done`] if so.
     Check {
@@ -124,6 +126,7 @@ pub enum ObjectQuestion {
         bytes: u64,
         manner: Option<Manner>,
         create: bool,
+        seal: Option<Seal>,
     },
     /// At most 256 objects whose path begins with `prefix` and comes after `after`.
     List {
@@ -408,14 +411,15 @@ impl Objects {
                 let known = known(self, &address.namespace);
                 self.start("get object", |asker| read::get(asker, ask, known, address), cx)
             }
-            ObjectQuestion::Put { address, content, expect, context, manner, create } => {
-                let wanted = write::Wanted { address, content, expect, context, manner, create };
+            ObjectQuestion::Put { address, content, expect, context, manner, create, seal } => {
+                let wanted =
+                    write::Wanted { address, content, expect, context, manner, create, seal };
                 let facts = self.facts(&wanted.address.namespace, cx.now);
                 self.start("put object", |asker| write::prepare(asker, ask, facts, wanted), cx)
             }
-            ObjectQuestion::Check { address, bytes, manner, create } => {
+            ObjectQuestion::Check { address, bytes, manner, create, seal } => {
                 let facts = self.facts(&address.namespace, cx.now);
-                let create = write::Create { manner, make: create };
+                let create = write::Create { manner, make: create, seal };
                 let op = |asker| write::check(asker, ask, facts, address, bytes, create);
                 self.start("check object", op, cx)
             }

@@ -10,7 +10,9 @@ use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, NodeId, Time};
 use dugnad_resource::spec::Tree;
 
-use super::item::{Address, Content, INLINE_MAX, Manner, NAMESPACE, Namespace, OBJECT, Object};
+use super::item::{
+    Address, Content, INLINE_MAX, Manner, NAMESPACE, Namespace, OBJECT, Object, Seal,
+};
 use super::operations::{Adding, Asker, AskerExt, Outcome, Stamping, Unreachable};
 use super::read::{self, NOBODY, merge_records, unknown};
 use super::siblings::{Context, Full, Siblings};
@@ -37,6 +39,7 @@ pub(super) struct Wanted {
     pub(super) context: Option<Context>,
     pub(super) manner: Option<Manner>,
     pub(super) create: bool,
+    pub(super) seal: Option<Seal>,
 }
 
 /// What is wanted of the namespace.
@@ -46,6 +49,8 @@ pub(super) struct Create {
     pub(super) manner: Option<Manner>,
     /// Whether it is made if there is none.
     pub(super) make: bool,
+    /// With which key the value is encrypted.
+    pub(super) seal: Option<Seal>,
 }
 
 /// What this node knows when a write begins.
@@ -79,8 +84,8 @@ async fn try_prepare(
     facts: Facts,
     wanted: Wanted,
 ) -> Result<Outcome, ObjectAnswer> {
-    let Wanted { address, content, expect, context, manner, create } = wanted;
-    let create = Create { manner, make: create && content.is_some() };
+    let Wanted { address, content, expect, context, manner, create, seal } = wanted;
+    let create = Create { manner, make: create && content.is_some(), seal };
     let bytes = content.as_ref().map(Content::bytes);
     let (namespace, known) = may_write(asker, &facts, &address, bytes, create).await?;
     let copies = usize::try_from(facts.size).unwrap_or(usize::MAX).clamp(1, COPIES);
@@ -168,6 +173,11 @@ async fn may_write(
             "namespace {name} {kept}: leave the flag out, or use another namespace"
         )));
     }
+    if bytes.is_some() && create.seal != namespace.seal {
+        return Err(ObjectAnswer::Refused(format!(
+            "the value is not encrypted as namespace {name} wants it; see: dugnad namespace {name}"
+        )));
+    }
     if namespace.read_only {
         return Err(ObjectAnswer::Refused(format!(
             "namespace {name} is read-only; open it: dugnad namespace {name} --writable"
@@ -235,6 +245,13 @@ async fn try_declare(
     let old = known.as_ref().and_then(Namespace::of);
     if old.as_ref() == Some(&wanted) {
         return Ok(wanted);
+    }
+    let name = &wanted.name;
+    if old.as_ref().is_some_and(|old| old.seal != wanted.seal) {
+        return Err(ObjectAnswer::Refused(format!(
+            "namespace {name} exists, and whether and how it is sealed cannot change; choose \
+             another name"
+        )));
     }
     if let Some(old) = old.filter(|old| old.manner != wanted.manner) {
         let name = &old.name;

@@ -1,6 +1,6 @@
 //! Samples of objects: their messages, and what of them is stored.
 
-use dugnad_collective::objects::item::{Address, Content, Manner, Namespace, Object};
+use dugnad_collective::objects::item::{Address, Content, Manner, Namespace, Object, Seal};
 use dugnad_collective::objects::siblings::{self, Context, Siblings};
 use dugnad_collective::objects::sums::{Listed, NodeSums};
 use dugnad_collective::objects::{Msg, Request, Response};
@@ -69,6 +69,8 @@ pub(crate) fn stored(lines: &mut Lines) {
         ..Namespace::plain("notes")
     };
     every(lines, "namespace", [Manner::Last, Manner::Merge, Manner::Strong], namespace);
+    let sealed = Namespace { seal: Some(Seal([5; 8])), ..namespace(Manner::Last) };
+    lines.stored("namespace_sealed", &sealed);
 }
 
 pub(crate) fn sums() -> NodeSums {

@@ -4,8 +4,9 @@
 //! the next one to its disk and to a copy, and answers then. Who owns the key anew asks the other
 //! places first, so that it decides on what was written last. That is as strong as the ring: while
 //! a cut lasts, or a false death is not yet refuted, a key may have two owners and both may decide.
-//! Then last writer wins, and the groups, having one id, merge. The linearizable store will take
-//! this file's place.
+//! Then last writer wins, and the groups, having one id, merge. Registers would be stronger, and
+//! would leave the smaller part of a community without groups (ARCHITECTURE.md, "Services go on in
+//! a cut").
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;

@@ -19,7 +19,7 @@ use dugnad_kernel::Hash;
 use dugnad_resource::attributes::NODE;
 use dugnad_resource::condition::{Condition, ParseError};
 use dugnad_resource::spec::{
-    self, Arch, Check, Health, Keep, Kind, Port, SNAPSHOT_MS, Spec, Tree, Want,
+    self, Arch, Check, Health, Keep, Kind, Measure, Port, SNAPSHOT_MS, Scale, Spec, Tree, Want,
 };
 use serde::Deserialize;
 use toml::Spanned;
@@ -41,6 +41,7 @@ struct Raw {
     kind: Option<Word>,
     availability: Option<Share>,
     replicas: Option<u8>,
+    scale: Option<RawScale>,
     #[serde(default)]
     single: bool,
     #[serde(default)]
@@ -60,6 +61,14 @@ struct Raw {
     #[serde(default)]
     store: RawStore,
     stop_grace: Option<Span>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawScale {
+    min: Option<u8>,
+    max: u8,
+    on: String,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -278,6 +287,21 @@ impl Checker<'_> {
     }
 
     fn want(&self, raw: &Raw) -> Result<Want, Error> {
+        if let Some(scale) = &raw.scale {
+            if raw.single || raw.availability.is_some() || raw.replicas.is_some() {
+                let why = "the load says how many: leave replicas, availability and single out";
+                return Err(self.wrong("scale", why));
+            }
+            let on = Measure::parse(&scale.on).ok_or_else(|| {
+                let why = format!(
+                    "\"{}\" is no measure: \"rps>50\" (requests a second to a replica), \
+                     \"cpu>70%\" (of [needs] cpu) and \"p95>300ms\" (answers) are",
+                    scale.on
+                );
+                self.wrong("scale.on", &why)
+            })?;
+            return Ok(Want::Load(Scale { min: scale.min.unwrap_or(1), max: scale.max, on }));
+        }
         if raw.single {
             if raw.availability.is_some() || raw.replicas.is_some_and(|count| count != 1) {
                 let why = "one replica and never a second: leave replicas and availability out";

@@ -29,6 +29,8 @@ struct Stat {
     group: i32,
     session: i32,
     start: u64,
+    /// Ticks of the processor it used, its ended children aside.
+    ticks: u64,
     /// Bytes.
     resident: u64,
 }
@@ -45,6 +47,7 @@ fn stat(pid: i32) -> Option<Stat> {
         group: fields.get(2)?.parse().ok()?,
         session: fields.get(3)?.parse().ok()?,
         start: fields.get(19)?.parse().ok()?,
+        ticks: fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?,
         resident: fields.get(21)?.parse::<u64>().ok()? * page,
     })
 }
@@ -148,6 +151,15 @@ impl Members<'_> {
     #[must_use]
     pub fn resident(&self) -> u64 {
         self.pids().into_iter().filter_map(stat).map(|stat| stat.resident).sum()
+    }
+
+    /// Microseconds of processor time that those used which run now.
+    #[must_use]
+    pub fn cpu_us(&self) -> u64 {
+        // SAFETY: asks for a constant of the system.
+        let second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100);
+        let ticks: u64 = self.pids().into_iter().filter_map(stat).map(|stat| stat.ticks).sum();
+        ticks.saturating_mul(1_000_000) / second.max(1)
     }
 }
 

@@ -25,6 +25,7 @@ mod connection;
 mod front;
 mod headers;
 mod hot;
+mod meter;
 mod pick;
 mod ports;
 mod proxy;
@@ -40,15 +41,16 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::rc::Rc;
 
-use dugnad_kernel::NodeId;
+use dugnad_kernel::{Key, NodeId};
 use dugnad_resource::condition::Condition;
 use dugnad_resource::execute::ReplicaId;
-use dugnad_resource::spec::Port;
+use dugnad_resource::spec::{Load, Port};
 use smol::{Async, LocalExecutor, Task};
 
 use crate::blobs::Blobs;
 use crate::limits::Limits;
 use crate::places::{Places, Taken};
+pub(crate) use meter::Metered;
 pub(crate) use pick::Busy;
 pub(crate) use which::Which;
 
@@ -64,6 +66,8 @@ const PIECE: usize = 32 * 1024;
 pub(crate) struct Route {
     pub(crate) port: Port,
     pub(crate) is_static: bool,
+    /// What of its load is to be reported.
+    pub(crate) metered: Option<Metered>,
     /// Ready ones only; the node (this one for local ones) and its name.
     pub(crate) replicas: Vec<(ReplicaId, NodeId, String)>,
 }
@@ -115,6 +119,8 @@ pub(crate) trait Backend {
     /// Why nobody can tell.
     fn meet(&self, condition: Condition, nodes: Vec<NodeId>) -> Later<Result<Vec<NodeId>, String>>;
     fn blobs(&self) -> Rc<Blobs>;
+    /// The load of a service in five seconds, which its manager follows.
+    fn load(&self, service: Key, manager: NodeId, load: Load);
     /// For `/`; asks others at most every few seconds, however many ask here.
     fn listing(&self) -> Later<Listing>;
 }
@@ -147,6 +153,7 @@ struct Shared {
     listen: SocketAddr,
     counters: Counters,
     load: Rc<pick::Load>,
+    meter: Rc<meter::Meter>,
     pool: Rc<upstream::Pool>,
     compressed: compress::Compressed,
     hot: Rc<hot::Hot>,
@@ -165,6 +172,7 @@ pub(crate) struct Gateway {
     shared: Rc<Shared>,
     ports: Rc<ports::Ports>,
     _accept: Task<()>,
+    _report: Task<()>,
 }
 
 impl Gateway {
@@ -192,6 +200,7 @@ impl Gateway {
             listen,
             counters: Counters::default(),
             load: Rc::default(),
+            meter: Rc::default(),
             pool: upstream::Pool::new(limits.http / 4),
             compressed: compress::Compressed::default(),
             hot: Rc::default(),
@@ -202,7 +211,9 @@ impl Gateway {
             streams: Places::new(limits.streams, limits.streams / 2),
         });
         let accept = ex.spawn(connection::accept(Rc::clone(&shared), socket));
-        Ok(Self { shared, ports: Rc::default(), _accept: accept })
+        let (meter, backend) = (Rc::clone(&shared.meter), Rc::clone(&shared.backend));
+        let report = ex.spawn(async move { meter.report(&backend).await });
+        Ok(Self { shared, ports: Rc::default(), _accept: accept, _report: report })
     }
 
     /// Where it listens; tells the port if 0 was asked for.

@@ -173,6 +173,7 @@ pub(super) async fn reach(
     let Known::At(mut route) = proxy::ready(shared, service).await else {
         return Err(format!("no service {service} runs now; see `dugnad ps`"));
     };
+    shared.meter.count(route.metered, Duration::ZERO);
     let mut there = route.replicas.len();
     route = which::narrow(shared, which, route).await?;
     loop {

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dugnad_resource::spec::{Port, valid_name};
 use hyper::body::Incoming;
@@ -89,7 +89,10 @@ pub(super) async fn answer(
         Port::None => return text(StatusCode::NOT_FOUND, format!("{service} has no port\n")),
     }
     let trial = Trial { shared, service, which, join, body: Lent::new(body) };
-    trial.run(route, prepare(parts, peer, shared.listen, &prefix)).await
+    let (metered, begun) = (route.metered, Instant::now());
+    let answer = trial.run(route, prepare(parts, peer, shared.listen, &prefix)).await;
+    shared.meter.count(metered, begun.elapsed());
+    answer
 }
 
 /// Requests that are for the gateway itself.

@@ -26,6 +26,7 @@ mod health;
 mod keeper;
 mod launch;
 mod lease;
+mod load;
 mod logs;
 mod record;
 mod replica;

@@ -18,7 +18,7 @@ use super::record::remove_all;
 use super::room;
 use super::running::{PATIENCE, Running, last_lines};
 use super::state::Keeping;
-use super::{Endpoint, Shared, State};
+use super::{Endpoint, Shared, State, load};
 
 /// An end within this time is a crash at start.
 const YOUNG: Duration = Duration::from_secs(10);
@@ -191,6 +191,11 @@ impl Replica {
             let room = async { Ended::NoRoom(room::watch(&self.shared, self.id, run).await) };
             let watched = smol::future::or(lease, smol::future::or(sick, snapshots));
             let watched = smol::future::or(room, watched);
+            let busy = async {
+                load::watch(&self.shared, self.id, run, &running).await;
+                std::future::pending().await
+            };
+            let watched = smol::future::or(busy, watched);
             smol::future::or(order, smol::future::or(exit, watched)).await
         };
         let young = running.lived() < YOUNG || !running.was_ready.get();

@@ -174,6 +174,11 @@ impl Running {
         self.group.usage().memory.unwrap_or_else(|| self.members().resident())
     }
 
+    /// Microseconds of processor time of all of it.
+    pub(super) fn cpu_us(&self) -> u64 {
+        self.group.usage().cpu_us.unwrap_or_else(|| self.members().cpu_us())
+    }
+
     /// Waits until its last words are in the log. Call it when all of it is gone.
     pub(super) async fn log_closed(&self) {
         if let Some(keeper) = self.keeper {

@@ -6,18 +6,19 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use dugnad_kernel::map::Map;
-use dugnad_kernel::{Key, NodeId, Peer};
+use dugnad_kernel::{Input, Key, NodeId, Peer};
 use dugnad_node::{
-    Answer, ProspectAnswer, ProspectQuestion, ReplicaState, ServiceQuestion, ServiceView,
+    Answer, Command, ProspectAnswer, ProspectQuestion, ReplicaState, ServiceQuestion, ServiceView,
 };
 use dugnad_resource::condition::Condition;
 use dugnad_resource::execute::ReplicaId;
+use dugnad_resource::spec::Load;
 use smol::channel::Sender;
 use smol::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::Agent;
 use crate::blobs::Blobs;
-use crate::gateway::{Backend, Known, Listed, Listing, Route};
+use crate::gateway::{Backend, Known, Listed, Listing, Metered, Route};
 use crate::stream::{Endpoint, Later, Stream, StreamHead, read_head, write_head};
 
 /// How long a route is believed without news (PROTOCOL.md 10.10).
@@ -160,7 +161,13 @@ impl Agent {
                     let id = ReplicaId { service: view.service, number: slot.number };
                     (id, slot.node, slot.node_name)
                 });
-                let route = Route { port: view.port, is_static, replicas: replicas.collect() };
+                let metered = view.scale.map(|scale| Metered {
+                    service: view.service,
+                    manager: view.manager,
+                    on: scale.on,
+                });
+                let (port, replicas) = (view.port, replicas.collect());
+                let route = Route { port, is_static, metered, replicas };
                 self.routes.put(name, route.clone());
                 Known::At(route)
             }
@@ -225,7 +232,7 @@ impl Agent {
             .collect();
         let is_static = here.iter().any(|(_, _, at)| matches!(at, Endpoint::Static(_)));
         let port = dugnad_resource::spec::Port::Http;
-        (!ready.is_empty()).then_some(Route { port, is_static, replicas: ready })
+        (!ready.is_empty()).then_some(Route { port, is_static, metered: None, replicas: ready })
     }
 }
 
@@ -262,6 +269,10 @@ impl Backend for GatewayBackend {
                 _ => Err("this node cannot ask others now".to_owned()),
             }
         })
+    }
+
+    fn load(&self, service: Key, manager: NodeId, load: Load) {
+        self.0.input(Input::Command(Command::Load { service, manager, load }));
     }
 
     fn blobs(&self) -> Rc<Blobs> {

@@ -97,6 +97,36 @@ fn everything_written_arrives() {
 }
 
 #[test]
+fn a_service_may_follow_its_load() {
+    let case = Case::new();
+    let want = |text: &str| {
+        case.parse(&process(&format!("{text}[port]\nhttp = true\n")))
+            .map(|file| file.to_spec(Vec::new()).want)
+    };
+    for (text, min, max, on) in [
+        ("scale = { max = 6, on = \"rps>50\" }\n", 1, 6, Measure::Requests(50)),
+        ("scale = { min = 2, max = 3, on = \"cpu > 70%\" }\n", 2, 3, Measure::Cpu(70)),
+        ("scale = { max = 15, on = \"p95>300ms\" }\n", 1, 15, Measure::Answer(300)),
+        ("scale = { max = 2, on = \"p95>2s\" }\n", 1, 2, Measure::Answer(2_000)),
+    ] {
+        assert_eq!(want(text).unwrap(), Want::Load(Scale { min, max, on }), "{text}");
+    }
+    for (text, why) in [
+        ("scale = { max = 6, on = \"load>5\" }\n", "is no measure"),
+        ("scale = { max = 6, on = \"rps>0\" }\n", "is no measure"),
+        ("scale = { max = 6, on = \"cpu>170%\" }\n", "is no measure"),
+        ("scale = { max = 16, on = \"rps>5\" }\n", "at most 15"),
+        ("scale = { min = 4, max = 3, on = \"rps>5\" }\n", "at least 1"),
+        ("scale = { on = \"rps>5\" }\n", "max"),
+        ("replicas = 2\nscale = { max = 6, on = \"rps>5\" }\n", "leave replicas"),
+        ("scale = { max = 6, on = \"rps>5\" }\n[state]\nsnapshot = \"5m\"\n", "replicas = 1"),
+    ] {
+        let error = want(text).unwrap_err().to_string();
+        assert!(error.contains(why), "{text}: {error}");
+    }
+}
+
+#[test]
 fn unknown_keys_and_wrong_types_are_shown() {
     let case = Case::new();
     assert_eq!(

@@ -25,8 +25,8 @@ use dugnad_resource::availability::Availability;
 pub use dugnad_resource::describe::Brief;
 use dugnad_resource::describe::{Labels, Profile};
 use dugnad_resource::execute::{Order, ReplicaId, Report};
-use dugnad_resource::spec::Tree;
 pub use dugnad_resource::spec::state_mark;
+use dugnad_resource::spec::{Load, Tree};
 use serde::{Deserialize, Serialize};
 
 /// Names a question of a person; the answer carries it back.
@@ -74,6 +74,12 @@ pub enum Command {
     /// Have what runs here run elsewhere first; [`Event::HandedOver`] follows when nothing is left.
     /// Or, with false, keep it after all.
     HandOver(bool),
+    /// This node measured the load of a service, which `manager` looks after.
+    Load {
+        service: Key,
+        manager: NodeId,
+        load: Load,
+    },
     /// Hand everything over that is of the ring, and go; [`Event::Left`] follows. Nothing is
     /// started any more.
     Leave,

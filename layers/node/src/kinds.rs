@@ -225,6 +225,7 @@ const fn to_manager(msg: &ToManager) -> &'static str {
         ToManager::Nothing { .. } => "nothing",
         ToManager::Deposed { .. } => "deposed",
         ToManager::Leaving { .. } => "leaving",
+        ToManager::Load { .. } => "load",
     }
 }
 

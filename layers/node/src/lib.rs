@@ -297,6 +297,9 @@ impl Node {
                 self.told_handed_over = false;
                 self.host(executor::Command::HandOver(leaving), cx);
             }
+            Command::Load { service, manager, load } => {
+                cx.send(manager, Msg::ToManager(ToManager::Load { service, load }));
+            }
             Command::Leave => {
                 self.saw_self("node.leave", cx);
                 self.host(executor::Command::Ending, cx);

@@ -8,7 +8,7 @@ use dugnad_fabric::Amounts;
 use dugnad_kernel::{Key, NodeId};
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Spec, Tree};
+use crate::spec::{Load, Spec, Tree};
 
 /// One replica of one service. The same number never names two replicas of a service at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -91,6 +91,11 @@ pub enum Report {
     KeepFailed {
         tree: Tree,
         reason: String,
+    },
+    /// What a replica uses of the processor, every five seconds, if its service follows that.
+    Load {
+        id: ReplicaId,
+        load: Load,
     },
     /// Nothing here needs the tree any more, unless a record that lies here says so.
     LetGo {
@@ -183,6 +188,9 @@ pub enum ToManager {
     Nothing { service: Key },
     /// A higher epoch was seen: you are deposed.
     Deposed { service: Key, epoch: Epoch },
+    /// Of a service that follows its load, every five seconds while there is some: what this node
+    /// measured, as its host or as a way in.
+    Load { service: Key, load: Load },
     /// This node is about to leave: have its replica run elsewhere, then stop it here. Or it stays
     /// after all.
     Leaving { service: Key, leaving: bool },

@@ -569,6 +569,13 @@ impl Executor {
                     self.tell(id, 0, HostState::Gone, "", cx);
                 }
             }
+            Report::Load { id, load } => {
+                let known = self.terms.get(&id.service).and_then(|term| term.manager);
+                // While there is none nobody follows the load.
+                if let Some(manager) = known.filter(|_| self.held.contains_key(&id)) {
+                    cx.send(manager, ToManager::Load { service: id.service, load });
+                }
+            }
             // Trees are kept for the community, not for a replica.
             Report::Kept { .. } | Report::KeepFailed { .. } | Report::LetGo { .. } => {}
         }

@@ -107,6 +107,83 @@ pub enum Want {
     Availability(u32),
     /// One, and never a second beside it: it holds a lease (PROTOCOL.md 10.14).
     Single,
+    /// As many as the load takes.
+    Load(Scale),
+}
+
+/// How the number of replicas follows the load (PROTOCOL.md 10.15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scale {
+    pub min: u8,
+    pub max: u8,
+    pub on: Measure,
+}
+
+impl fmt::Display for Scale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {} on {}", self.min, self.max, self.on)
+    }
+}
+
+/// What is too much for a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Measure {
+    /// More requests a second, or on a TCP port more new connections.
+    Requests(u32),
+    /// More of the processor time it needs, in percent.
+    Cpu(u8),
+    /// More than one answer in twenty that takes longer, in milliseconds to its head.
+    Answer(u32),
+}
+
+impl Measure {
+    /// `rps>50`, `cpu>70%`, `p95>300ms`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (name, bound) = text.split_once('>')?;
+        let bound = bound.trim();
+        let number = |unit: &str| bound.strip_suffix(unit)?.trim_end().parse::<u32>().ok();
+        match name.trim() {
+            "rps" => number("").filter(|n| *n > 0).map(Self::Requests),
+            "cpu" => number("%")
+                .and_then(|percent| u8::try_from(percent).ok())
+                .filter(|percent| (1..=100).contains(percent))
+                .map(Self::Cpu),
+            "p95" => {
+                let ms = number("ms").or_else(|| number("s")?.checked_mul(1_000))?;
+                Some(Self::Answer(ms)).filter(|_| ms > 0)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Requests(most) => write!(f, "rps>{most}"),
+            Self::Cpu(percent) => write!(f, "cpu>{percent}%"),
+            Self::Answer(ms) => write!(f, "p95>{ms}ms"),
+        }
+    }
+}
+
+/// What one node measured of a service in five seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Requests answered, or connections made, through this node.
+    pub requests: u32,
+    /// Of these, answers that took longer than [`Measure::Answer`] says.
+    pub slow: u32,
+    /// Processor time of its replicas on this node, in thousandths of a core.
+    pub cpu: u32,
+}
+
+impl Load {
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What becomes of the state directory of a replica that stops.
@@ -233,6 +310,31 @@ impl Spec {
         }
     }
 
+    fn check_want(&self) -> Result<(), &'static str> {
+        match self.want {
+            Want::Replicas(0) => Err("replicas must be at least 1"),
+            Want::Replicas(n) if n > REPLICAS_MAX => Err("replicas must be at most 15"),
+            Want::Availability(ppm) if !(1..1_000_000).contains(&ppm) => {
+                Err("availability must be between 0% and 100%, both excluded")
+            }
+            Want::Load(Scale { min, max, .. }) if min == 0 || max < min || max > REPLICAS_MAX => {
+                Err("scale must go from at least 1 to at most 15")
+            }
+            Want::Load(Scale { on: Measure::Cpu(_), .. }) if self.kind == Kind::Static => {
+                Err("a static service uses no processor of its own: scale it on rps or p95")
+            }
+            Want::Load(Scale { on: Measure::Requests(_) | Measure::Answer(_), .. })
+                if self.port == Port::None =>
+            {
+                Err("a service without a port has no requests: scale it on cpu")
+            }
+            Want::Load(Scale { on: Measure::Answer(_), .. }) if self.port != Port::Http => {
+                Err("only answers over http are timed: scale it on rps or cpu")
+            }
+            Want::Replicas(_) | Want::Availability(_) | Want::Single | Want::Load(_) => Ok(()),
+        }
+    }
+
     /// Checks the bounds; specs come from other nodes, too.
     ///
     /// # Errors
@@ -257,14 +359,7 @@ impl Spec {
         if self.place().is_err() {
             return Err("needs.where is no condition on nodes");
         }
-        match self.want {
-            Want::Replicas(0) => return Err("replicas must be at least 1"),
-            Want::Replicas(n) if n > REPLICAS_MAX => return Err("replicas must be at most 15"),
-            Want::Availability(ppm) if !(1..1_000_000).contains(&ppm) => {
-                return Err("availability must be between 0% and 100%, both excluded");
-            }
-            Want::Replicas(_) | Want::Availability(_) | Want::Single => {}
-        }
+        self.check_want()?;
         if let Keep::Snapshots { every_ms, hook } = &self.state {
             if !SNAPSHOT_MS.contains(every_ms) {
                 return Err("state.snapshot must be between 10s and 7days");

@@ -69,3 +69,45 @@ fn a_service_is_cared_for_while_it_is_visited() {
     visit(&community);
     say(community.start, "it takes work again");
 }
+
+/// Visitors make a service grow, and so does what it has to compute; with nobody about it stays.
+#[test]
+fn a_service_follows_its_load() {
+    let community = Community::new("load", 3);
+    let start = community.start;
+    write(&community.folder("files-page/www").join("index.html"), "hello");
+    let text =
+        "name = \"page\"\nscale = { max = 3, on = \"rps>20\" }\n[artifacts]\nany = \"www/\"\n";
+    let file = community.service_file("page", text);
+    community.deploy(0, &file);
+    let said = community.cli(1, &["why", "page"]);
+    assert!(said.out.contains("1 of 1 to 3 on rps>20"), "{}", said.all());
+    let spins = "name = \"spins\"\nscale = { min = 1, max = 2, on = \"cpu>70%\" }\n\
+        command = [\"/bin/sh\", \"-c\", \"while :; do :; done\"]\n[port]\nhttp = false\n\
+        [needs]\ncpu = \"0.05\"\nmemory = \"4M\"\ndisk = \"1M\"\n";
+    let file = community.service_file("spins", spins);
+    community.deploy(0, &file);
+
+    say(start, "visitors come");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for node in &community.nodes {
+            let over = &over;
+            scope.spawn(move || {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    // One that fails is a visitor all the same.
+                    _ = get(node.gateway, "/page/");
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+            });
+        }
+        community.wait_exactly(1, "page", 3, PATIENCE);
+        say(start, "there are as many replicas as may be");
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let said = community.cli(2, &["why", "page"]);
+    assert!(said.out.contains("requests a second"), "{}", said.all());
+    visit(&community);
+    community.wait_exactly(1, "spins", 2, PATIENCE);
+    say(start, "what computes has grown, too");
+}

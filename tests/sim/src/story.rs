@@ -209,5 +209,6 @@ fn to_manager(msg: &ToManager) -> String {
         ToManager::Deposed { epoch, .. } => format!("Deposed: I obey term {}", epoch.term),
         ToManager::Leaving { leaving: true, .. } => "Leaving: take my replica over".to_owned(),
         ToManager::Leaving { .. } => "Leaving no more".to_owned(),
+        ToManager::Load { load, .. } => format!("Load: {} requests", load.requests),
     }
 }

@@ -28,6 +28,7 @@ pub(super) fn wiki(ready: u8) -> ServiceView {
         want: 3,
         because: String::new(),
         predicted: None,
+        scale: None,
         ready,
         manager: Id(2),
         revision: 1,

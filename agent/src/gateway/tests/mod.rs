@@ -15,10 +15,10 @@ use std::process::{Command, Output};
 use std::rc::Rc;
 use std::time::Duration;
 
-use dugnad_kernel::NodeId;
+use dugnad_kernel::{Key, NodeId};
 use dugnad_resource::condition::Value;
 use dugnad_resource::execute::ReplicaId;
-use dugnad_resource::spec::{Port, Tree, key_of};
+use dugnad_resource::spec::{Load, Measure, Port, Tree, key_of};
 use smol::future::FutureExt as _;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use smol::net::{TcpListener, TcpStream};
@@ -50,6 +50,8 @@ pub(super) struct Fake {
     /// Zones of nodes, and how often somebody asked for them.
     zones: RefCell<HashMap<NodeId, String>>,
     checks: Cell<u32>,
+    /// What was measured.
+    loads: RefCell<Vec<(Key, NodeId, Load)>>,
     local: RefCell<HashMap<ReplicaId, Endpoint>>,
     nodes: Rc<RefCell<HashMap<NodeId, SocketAddr>>>,
     blobs: Rc<Blobs>,
@@ -107,6 +109,10 @@ impl Backend for Fake {
         Rc::clone(&self.blobs)
     }
 
+    fn load(&self, service: Key, manager: NodeId, load: Load) {
+        self.loads.borrow_mut().push((service, manager, load));
+    }
+
     fn listing(&self) -> Later<Listing> {
         let listed = |name: &str, port, stopped| Listed {
             name: name.to_owned(),
@@ -161,6 +167,7 @@ impl World {
             asked_anew: Cell::new(0),
             zones: RefCell::default(),
             checks: Cell::new(0),
+            loads: RefCell::default(),
             local: RefCell::default(),
             nodes: Rc::clone(&self.nodes),
             blobs: Blobs::open(dir.path(), 1 << 40).unwrap(),
@@ -207,7 +214,7 @@ impl Node {
         let replicas = (1..)
             .zip(on)
             .map(|(number, node)| (replica(service, number), node.id, format!("node-{number}")));
-        let route = Route { port, is_static: false, replicas: replicas.collect() };
+        let route = Route { port, is_static: false, metered: None, replicas: replicas.collect() };
         self.fake.routes.borrow_mut().insert(service.to_owned(), route);
     }
 

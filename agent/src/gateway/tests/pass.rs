@@ -43,6 +43,28 @@ fn requests_reach_the_service_behind_its_prefix() {
 }
 
 #[test]
+fn the_load_of_a_service_that_follows_it_is_reported() {
+    World::run(async |world| {
+        let node = world.node(1).await;
+        node.serves("wiki", mirror(&node).await);
+        node.serves("other", mirror(&node).await);
+        let (service, manager) = (key_of("wiki"), NodeId::of_name("node", b"m"));
+        let metered = Some(Metered { service, manager, on: Measure::Requests(50) });
+        node.fake.routes.borrow_mut().get_mut("wiki").unwrap().metered = metered;
+        for _ in 0..3 {
+            text(&[&node.url("/wiki/a"), &node.url("/other/a")]).await;
+        }
+        let heard = || node.fake.loads.borrow().iter().map(|(.., load)| load.requests).sum::<u32>();
+        while heard() < 3 {
+            Timer::after(Duration::from_millis(5)).await;
+        }
+        let loads = node.fake.loads.borrow();
+        assert!(loads.iter().all(|(key, to, _)| (*key, *to) == (service, manager)), "{loads:?}");
+        assert_eq!(heard(), 3);
+    });
+}
+
+#[test]
 fn the_first_page_lists_the_services() {
     World::run(async |world| {
         let node = world.node(1).await;

@@ -10,7 +10,7 @@ use dugnad_kernel::map::Set;
 use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
 use dugnad_resource::describe::Description;
-use dugnad_resource::spec::{Port, Spec, Tree, key_of};
+use dugnad_resource::spec::{Port, Spec, Tree, Want, key_of};
 
 use super::allocator::{self, Candidate, Choice};
 use super::deployer::{Predicted, Sum};
@@ -239,13 +239,20 @@ async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ServiceAnswer {
     let mut rng = fastrand::Rng::with_seed(seed);
     let none = Set::new();
     // What runs stays where it is, also through an update, if the new version can run there.
-    let mut stay = places(view_of(asker, spec.key(), 0).await);
+    let now = view_of(asker, spec.key(), 0).await;
+    // Only its manager knows the load.
+    let loaded = now.as_ref().filter(|now| now.scale.is_some_and(|s| spec.want == Want::Load(s)));
+    let loaded = loaded.map(|now| (now.want, now.because.clone()));
+    let mut stay = places(now);
     stay.retain(|place| {
         let node = nodes.iter().find(|node| node.peer.id == place.node);
         node.is_none_or(|node| allocator::unfit(spec, node).is_none())
     });
     let staying: Vec<NodeId> = stay.iter().map(|place| place.node).collect();
-    let sum = review::sum(spec, &nodes, &staying);
+    let mut sum = review::sum(spec, &nodes, &staying);
+    if let Some((want, because)) = loaded {
+        (sum.count, sum.because) = (want, because);
+    }
     let want = sum.count;
     stay.truncate(usize::from(want));
     let taken: Set<NodeId> = stay.iter().map(|place| place.node).collect();

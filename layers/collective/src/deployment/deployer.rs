@@ -50,6 +50,7 @@ pub fn at_first(want: Want) -> Sum {
     let (count, because) = match want {
         Want::Replicas(count) => (count, format!("the file says {count}")),
         Want::Single => (1, "the file says single".into()),
+        Want::Load(scale) => (scale.min, format!("{} of {scale}", scale.min)),
         Want::Availability(goal) => {
             let because = format!("{} wanted; the nodes are being looked at", percent(goal));
             (independent(goal, PRIOR_UP), because)

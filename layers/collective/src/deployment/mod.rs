@@ -9,6 +9,7 @@ pub mod deployer;
 pub mod manager;
 mod operations;
 pub mod service;
+mod tuner;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -85,6 +86,8 @@ pub enum Timer {
     Stop { key: Key, tries: u32 },
     /// Look again how many replicas a goal takes.
     Review { key: Key, review: u32 },
+    /// Look at what was reported of a service's load.
+    Tune { key: Key },
     /// A manager's answer to a waiting query is due, changed or not.
     Poll { key: Key, from: NodeId, call: CallId },
 }
@@ -212,6 +215,7 @@ impl Component for Deployment {
             Input::Timer(Timer::Expire { call }) => self.give_up(call, cx),
             Input::Timer(Timer::Review { key, review }) => self.on_review(key, review, cx),
             Input::Timer(Timer::Service { key, round }) => self.on_service_timer(key, round, cx),
+            Input::Timer(Timer::Tune { key }) => self.on_tune(key, cx),
             Input::Timer(Timer::Stop { key, tries }) => self.on_stop_due(key, tries, cx),
             Input::Timer(Timer::Poll { key, from, call }) => self.on_poll_due(key, from, call, cx),
         }

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use dugnad_kernel::{Key, NodeId};
 use dugnad_resource::execute::{Epoch, HostState};
-use dugnad_resource::spec::{Kind, Port, Spec};
+use dugnad_resource::spec::{Kind, Port, Scale, Spec};
 use serde::{Deserialize, Serialize};
 
 /// Names of the records under the service's key.
@@ -96,6 +96,8 @@ pub struct ServiceView {
     pub because: String,
     /// If a goal was set and the nodes were looked at.
     pub predicted: Option<Predicted>,
+    /// If it follows its load: nodes report that to its manager.
+    pub scale: Option<Scale>,
     pub ready: u8,
     pub manager: NodeId,
     /// Differs whenever anything above differs.

@@ -4,6 +4,7 @@ use dugnad_node::Msg;
 use dugnad_node::life::Noted;
 use dugnad_resource::availability::History;
 use dugnad_resource::execute::{HostState, ToHost, ToManager};
+use dugnad_resource::spec::Load;
 
 use super::{Lines, amounts, epoch, replica, spec};
 
@@ -31,6 +32,7 @@ pub(super) fn messages() -> Vec<Msg> {
         ToManager::Nothing { service },
         ToManager::Deposed { service, epoch },
         ToManager::Leaving { service, leaving: true },
+        ToManager::Load { service, load: Load { requests: 500, slow: 3, cpu: 70 } },
     ];
     let away = [Msg::Away { since: 1_800_000_000_000 }];
     let hosts = to_host.map(Msg::ToHost).into_iter().chain(to_manager.map(Msg::ToManager));

@@ -24,7 +24,9 @@ use dugnad_kernel::{Arc, ArcSet, Hash, Id, Peer};
 use dugnad_node::{Msg, Predicted};
 use dugnad_resource::describe::Brief;
 use dugnad_resource::execute::{Epoch, HostState, ReplicaId, Run, ToHost, ToManager};
-use dugnad_resource::spec::{Arch, Check, Health, Keep, Kind, Port, Spec, Tree, Want};
+use dugnad_resource::spec::{
+    Arch, Check, Health, Keep, Kind, Measure, Port, Scale, Spec, Tree, Want,
+};
 
 use crate::Lines;
 
@@ -100,7 +102,7 @@ variants!(GroupCast, "groupcast": Packet, Count, Shrink, Check);
 variants!(SyncMsg, "sync": Digest, Want, Items);
 variants!(ToHost, "tohost": Reserve, Start, Stop, Probe, BeatAck, NotManager);
 variants!(ToManager, "tomanager": Reserved, Refused, Beat, Nothing, Deposed,
-    Leaving);
+    Leaving, Load);
 variants!(CastBody, "body": Describe, Services, Ports, Changed, Happened, Removed,
     Objects, Views, Find, Sample);
 variants!(CastPart, "part": Node, Services, Ports, Objects, NotMeant, Brief);
@@ -109,7 +111,8 @@ variants!(ReplicaState, "slot": Reserved, Starting, Ready, Draining, Lost);
 variants!(HostState, "state":
     Reserved, Fetching, Starting, Ready, Unready, Failed, Stopping, Gone);
 variants!(Kind, "kind": Static, Process);
-variants!(Want, "want": Replicas, Availability, Single);
+variants!(Want, "want": Replicas, Availability, Single, Load);
+variants!(Measure, "measure": Requests, Cpu, Answer);
 variants!(Keep, "keep": Nothing, OnNode, Snapshots);
 variants!(Port, "port": None, Http, Tcp);
 variants!(Check, "check": Port, Http, Exec);
@@ -252,6 +255,7 @@ fn view() -> ServiceView {
         want: 3,
         because: "three".into(),
         predicted: Some(Predicted { up: 990_000, enough: true }),
+        scale: Some(Scale { min: 1, max: 6, on: Measure::Cpu(70) }),
         ready: 1,
         manager: id(6),
         revision: 77,
@@ -554,7 +558,10 @@ pub(crate) fn stored(lines: &mut Lines) {
     ];
     every(lines, "host state", states, |state| state);
     every(lines, "kind", [Kind::Static, Kind::Process], |kind| kind);
-    let wants = [Want::Replicas(3), Want::Availability(990_000), Want::Single];
+    let measures = [Measure::Requests(50), Measure::Cpu(70), Measure::Answer(300)];
+    every(lines, "measure", measures, |on| on);
+    let scale = Scale { min: 1, max: 6, on: Measure::Requests(50) };
+    let wants = [Want::Replicas(3), Want::Availability(990_000), Want::Single, Want::Load(scale)];
     every(lines, "want", wants, |want| want);
     let snapshots = Keep::Snapshots { every_ms: 300_000, hook: vec!["./hook".into()] };
     every(lines, "keep", [Keep::Nothing, Keep::OnNode, snapshots], |keep| keep);

@@ -119,6 +119,7 @@ impl Deployment {
             ToManager::Nothing { service } => self.on_nothing(from, service, cx),
             ToManager::Deposed { service, epoch } => self.on_deposed(from, service, epoch, cx),
             ToManager::Leaving { service, leaving } => self.on_leaving(from, service, leaving, cx),
+            ToManager::Load { service, load } => self.on_load(from, service, load, cx),
         }
     }
 

@@ -21,10 +21,12 @@ mod queries;
 pub(crate) mod reconcile;
 pub(crate) mod review;
 mod take_over;
+mod tune;
 mod update;
 
 use super::deployer::{self, Sum};
 use super::service::{Desired, Plan, ReplicaState, SPEC, Service, ServiceView, Slot};
+use super::tuner::Tuner;
 use super::{Deployment, Event, Response, Timer};
 use crate::cast::CastBody;
 
@@ -70,6 +72,9 @@ pub struct Manager {
     /// Names the timer that looks again, and how often in a row fewer would have done.
     review: u32,
     fewer: u8,
+    /// What was reported of its load, and whether a look at that is appointed.
+    tuner: Tuner,
+    tuning: bool,
     plan: Plan,
     /// Whose decisions the plan holds: the epoch this manager speaks in may be raised before it
     /// knows what was decided in the one before.
@@ -113,16 +118,24 @@ pub struct Manager {
 impl Manager {
     fn new(service: Service, plan: Plan) -> Self {
         let mut sum = deployer::at_first(service.spec.want);
-        if sum.count > 0 && matches!(service.spec.want, Want::Availability(_)) {
-            // Who managed it before has looked at the nodes.
-            let live = plan.slots.iter().filter(|slot| slot.state != ReplicaState::Draining);
-            sum.count = sum.count.max(u8::try_from(live.count()).unwrap_or(REPLICAS_MAX));
+        let live = plan.slots.iter().filter(|slot| slot.state != ReplicaState::Draining);
+        let live = u8::try_from(live.count()).unwrap_or(REPLICAS_MAX);
+        // Who managed it before has looked at the nodes, or at the load.
+        match service.spec.want {
+            Want::Availability(_) => sum.count = sum.count.max(live),
+            Want::Load(scale) if live > scale.min => {
+                sum.count = live.min(scale.max);
+                sum.because = format!("{} of {scale}", sum.count);
+            }
+            Want::Load(_) | Want::Replicas(_) | Want::Single => {}
         }
         Self {
             service,
             sum,
             review: 0,
             fewer: 0,
+            tuner: Tuner::default(),
+            tuning: false,
             decided: plan.epoch,
             plan,
             taking_over: Set::new(),
@@ -207,7 +220,13 @@ impl Manager {
 
     fn set_service(&mut self, service: Service) {
         if service.spec.want != self.service.spec.want {
+            let count = self.sum.count;
             self.sum = deployer::at_first(service.spec.want);
+            if let (Want::Load(_), Want::Load(scale)) = (self.service.spec.want, service.spec.want)
+            {
+                self.sum.count = count.clamp(scale.min, scale.max);
+            }
+            self.tuner = Tuner::default();
         }
         self.service = service;
         self.blocked.clear();
@@ -228,6 +247,10 @@ impl Manager {
             want: if self.service.desired == Desired::Running { self.sum.count } else { 0 },
             because: self.sum.because.clone(),
             predicted: self.sum.predicted,
+            scale: match self.service.spec.want {
+                Want::Load(scale) => Some(scale),
+                _ => None,
+            },
             ready: u8::try_from(self.ready()).unwrap_or(u8::MAX),
             manager: me,
             revision: (self.plan.epoch.term << 32)

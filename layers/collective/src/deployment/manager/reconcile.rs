@@ -7,8 +7,9 @@ use dugnad_kernel::map::Set;
 
 use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
+use dugnad_resource::describe::Description;
 use dugnad_resource::execute::{Epoch, ReplicaId, ToHost};
-use dugnad_resource::spec::Spec;
+use dugnad_resource::spec::{Spec, Want};
 
 use super::review;
 use super::{AVOID, BLOCKED, BLOCKED_DOUBLINGS, BLOCKED_LINES, PLAN_COPIES, Placed, TAKE_OVER};
@@ -73,6 +74,7 @@ impl Deployment {
             return;
         }
         self.review_later(key, cx);
+        self.tune_later(key, cx);
         let Some(manager) = self.managers.get_mut(&key) else { return };
         let (live, want) = (manager.staying().count(), usize::from(manager.sum.count));
         let restarted = self.hold_until.is_some_and(|until| until > cx.now);
@@ -311,17 +313,21 @@ struct Search {
     seed: u64,
 }
 
+/// How many replicas a goal takes with these nodes, which must be all there are; without a goal
+/// they do not matter.
+fn sum(search: &Search, nodes: &[Description]) -> Option<Sum> {
+    let Want::Availability(_) = search.spec.want else { return None };
+    let sum = review::sum(&search.spec, nodes, &search.staying);
+    Some(Sum { count: sum.count.max(search.least.unwrap_or(0)), ..sum })
+}
+
 /// Asks everybody, orders the answers, reserves until enough have room.
 async fn place(asker: Asker, search: Search) -> Outcome {
     let trees = marks(&search.spec);
     let programs = allocator::programs(&search.spec);
     let (parts, complete) = asker.cast(CastBody::Describe { trees, programs }).await;
     let nodes = descriptions(&parts);
-    // From a part of the nodes no sum is made.
-    let sum = complete.then(|| {
-        let sum = review::sum(&search.spec, &nodes, &search.staying);
-        Sum { count: sum.count.max(search.least.unwrap_or(0)), ..sum }
-    });
+    let sum = sum(&search, &nodes).filter(|_| complete);
     let need = match (&sum, search.beside) {
         (Some(sum), None) => {
             search.need.min(usize::from(sum.count).saturating_sub(search.staying.len()))

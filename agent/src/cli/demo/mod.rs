@@ -1,7 +1,8 @@
-//! `dugnad demo`: a small community of real agents on this machine, two services on it, a node
-//! taken away, and what becomes of the services. Uses what the command line uses; nothing in the
-//! agents knows that it is a demo.
+//! `dugnad demo`: a small community of real agents on this machine, services on it that look after
+//! themselves, a node taken away, and what becomes of the services. Uses what the command line
+//! uses; nothing in the agents knows that it is a demo.
 
+mod care;
 mod community;
 mod http;
 pub(super) mod server;
@@ -150,6 +151,9 @@ async fn steps(
         let address = node.gateway;
         writeln!(out, "http://{address}/site/  http://{address}/hello/  through {}", node.name)?;
     }
+    let (_, visited) = places(community).await?;
+    visit(community, teller, visited).await?;
+    care::show(community, teller).await?;
     let (victim, visited) = places(community).await?;
     visit(community, teller, visited).await?;
     heal(community, teller, victim, visited).await?;
@@ -204,7 +208,12 @@ fn write_services(community: &Community) -> Result<[PathBuf; 2], Failure> {
     make().map_err(|error| Failure::failed(format!("{}: {error}", dir.display())))
 }
 
-async fn deploy(community: &Community, teller: &Teller<'_>, file: PathBuf) -> Result<(), Failure> {
+/// What there is of it then.
+async fn deploy(
+    community: &Community,
+    teller: &Teller<'_>,
+    file: PathBuf,
+) -> Result<Value, Failure> {
     let file = service::parse(&file).map_err(|error| Failure::failed(error.to_string()))?;
     let start = Instant::now();
     teller.now(&format!("deploying {}", file.name()));
@@ -218,25 +227,31 @@ async fn deploy(community: &Community, teller: &Teller<'_>, file: PathBuf) -> Re
         return Err(Failure { reasons: deployed.missing, ..Failure::new(exit::UNMET, text) });
     }
     let took = elapsed(start.elapsed());
-    teller.say(&format!("{} has {REPLICAS} replicas, in {}", file.name(), took.trim_start()));
-    Ok(())
+    let ready = match deployed.service["ready"].as_u64() {
+        Some(1) => "1 replica".to_owned(),
+        ready => format!("{} replicas", ready.unwrap_or_default()),
+    };
+    teller.say(&format!("{} has {ready}, in {}", file.name(), took.trim_start()));
+    Ok(deployed.service)
 }
 
-/// The ids of the nodes that have a ready replica of each service.
-async fn ready_places(client: &Client) -> Result<[Vec<String>; 2], Failure> {
-    let services = client.get("/v1/ps").await?.value;
-    Ok(SERVICES.map(|name| {
-        let mut found = services.as_array().into_iter().flatten();
-        let service = found.find(|service| service["service"] == name).unwrap_or(&Value::Null);
+/// The ids of the nodes that have a ready replica of each service, as far as its manager tells:
+/// there is none for a moment when its node dies.
+async fn ready_places(client: &Client) -> [Vec<String>; 2] {
+    let places = async |name: &str| {
+        let service = client.get(&format!("/v1/resolve/{name}")).await;
+        let service = service.map(|answered| answered.value).unwrap_or_default();
         let replicas = service["replicas"].as_array().into_iter().flatten();
         let ready = replicas.filter(|replica| replica["state"] == "ready");
         ready.filter_map(|replica| replica["node"].as_str().map(str::to_owned)).collect()
-    }))
+    };
+    let [site, hello] = SERVICES;
+    [places(site).await, places(hello).await]
 }
 
 /// Which node to take away (it runs the program) and through which one to visit (it does not).
 async fn places(community: &Community) -> Result<(usize, usize), Failure> {
-    let [site, hello] = ready_places(&community.nodes[0].client).await?;
+    let [site, hello] = ready_places(&community.nodes[0].client).await;
     let numbers = || community.nodes.iter().enumerate().rev();
     let runs = |places: &[String], id: &String| places.contains(id);
     let victim = numbers().find(|(_, node)| runs(&hello, &node.id)).map(|(number, _)| number);
@@ -323,7 +338,7 @@ async fn heal(
     };
     let watching = async {
         loop {
-            let places = ready_places(&node.client).await?;
+            let places = ready_places(&node.client).await;
             let elsewhere = |p: &Vec<String>| p.iter().filter(|id| **id != lost).count() as u64;
             let whole = places.iter().all(|places| elsewhere(places) >= REPLICAS);
             if whole {
@@ -353,7 +368,7 @@ async fn heal(
 /// Services outlive their agents: they are removed while there is still somebody to ask.
 async fn remove_services(community: &Community) {
     let Some(node) = community.living() else { return };
-    for service in SERVICES {
+    for service in SERVICES.iter().chain(&care::SERVICES) {
         let path = format!("/v1/rm/{service}");
         let removing = within(Duration::from_secs(5), node.client.post(&path, None));
         // Never deployed, or nobody answers: what is left is found by its mark.

@@ -12,10 +12,11 @@ use super::prospect::{Census, Describe, Find};
 use super::read::{Lookup, Nodes, Ps, Status, Whoami, Why};
 use super::services::{Announce, Deploy, Plan, Restart, Rm, Rollback, Scale, Stop};
 use super::setup::{Drain, Init, Invite, Join, Leave, Reload, Undrain};
+use super::sim::Sim;
 use super::stream::{Events, Logs};
 use super::{
     Agent, Cx, Outcome, Version, demo, events, group, lock, objects, prospect, read, services,
-    setup, stream,
+    setup, sim, stream,
 };
 
 /// Runs a community's services on slices of the computers its members own.
@@ -56,6 +57,7 @@ pub(super) enum Command {
     Describe(Describe),
     Census(Census),
     Plan(Plan),
+    Sim(Sim),
     Deploy(Deploy),
     Ps(Ps),
     Why(Why),
@@ -106,6 +108,7 @@ impl Command {
             Self::Why(args) => read::why(&args, cx),
             Self::Lookup(args) => read::lookup(&args, cx),
             Self::Plan(args) => services::plan(&args, cx),
+            Self::Sim(args) => sim::run(&args, cx),
             Self::Deploy(args) => services::deploy(&args, cx),
             Self::Group(args) => group::group(&args, cx),
             Self::Stop(args) => services::stop(&args, cx),
@@ -149,5 +152,5 @@ pub(super) fn commands() -> impl Iterator<Item = &'static str> {
 /// Commands that tell nothing, so that `-o json` means nothing.
 pub(super) const SILENT: &[&str] = &[
     "init", "invite", "join", "agent", "announce", "stop", "rm", "reload", "leave", "demo", "lock",
-    "type", "connect", "drain", "undrain", "help",
+    "type", "connect", "drain", "undrain", "sim", "help",
 ];

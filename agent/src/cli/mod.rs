@@ -15,6 +15,7 @@ mod prospect;
 mod read;
 mod services;
 mod setup;
+mod sim;
 mod stream;
 mod table;
 #[cfg(test)]

@@ -106,7 +106,7 @@ pub(super) fn name(name: &str) -> Result<&str, Failure> {
     Ok(name)
 }
 
-fn read_file(path: &Path) -> Result<ServiceFile, Failure> {
+pub(super) fn read_file(path: &Path) -> Result<ServiceFile, Failure> {
     service::parse(path).map_err(|error| Failure::failed(error.to_string()))
 }
 
@@ -114,9 +114,8 @@ fn to_json(spec: &Spec) -> Result<Value, Failure> {
     serde_json::to_value(spec).map_err(|error| Failure::failed(format!("spec: {error}")))
 }
 
-/// Nothing is stored for a plan, so packages have their weight but no name yet.
-pub(super) fn plan(args: &Plan, cx: &mut Cx<'_>) -> Outcome {
-    let file = read_file(&args.file)?;
+/// What a file says, without its packages being stored: they have their weight but no name yet.
+pub(super) fn weighed(file: &ServiceFile) -> Result<Spec, Failure> {
     let mut trees = Vec::new();
     for (arch, folder) in file.artifacts() {
         let bytes = weigh(&folder)
@@ -124,7 +123,12 @@ pub(super) fn plan(args: &Plan, cx: &mut Cx<'_>) -> Outcome {
         trees.push((arch, Tree { root: Hash([0; 32]), bytes }));
     }
     file.has_room(&trees).map_err(Failure::failed)?;
-    let (client, spec) = (cx.client()?, to_json(&file.to_spec(trees))?);
+    Ok(file.to_spec(trees))
+}
+
+pub(super) fn plan(args: &Plan, cx: &mut Cx<'_>) -> Outcome {
+    let file = read_file(&args.file)?;
+    let (client, spec) = (cx.client()?, to_json(&weighed(&file)?)?);
     let plan = smol::block_on(within(ASK_LIMIT, client.post("/v1/plan", Some(&spec))))?.value;
     let chosen = plan["chosen"].as_array().cloned().unwrap_or_default();
     let want = plan["want"].as_u64().unwrap_or(0);

@@ -10,6 +10,8 @@ pub mod check;
 pub mod host;
 pub mod net;
 pub mod overlay;
+pub mod plot;
+pub mod promise;
 pub mod report;
 pub mod silence;
 mod story;

@@ -1,6 +1,8 @@
 //! `cargo sim -- --nodes 100 --services 20 --crash 30 --seed 7`: whole nodes, one mass crash.
 //! `cargo sim -- --nodes 10000 --profile churn --seed 7`: overlays alone, one run and its report.
 
+use std::path::PathBuf;
+
 use argh::FromArgs;
 use dugnad_kernel::Duration;
 use dugnad_sim::net::{Latency, NetOptions};
@@ -8,6 +10,7 @@ use dugnad_sim::overlay::profile::{Plan, Profile, run};
 use dugnad_sim::overlay::swarm::{self as swarm, Part, nodes_of};
 use dugnad_sim::overlay::{Watch, figures};
 use dugnad_sim::report::{community, crash_many, deploy, heal, idle, traffic};
+use dugnad_sim::{plot, promise};
 
 use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World, check};
@@ -113,6 +116,7 @@ enum Scenario {
     Idle(Idle),
     Swarm(Swarm),
     Figures(Figures),
+    Service(Service),
 }
 
 /// Measures what is asked of the overlay in numbers; all of it takes a while.
@@ -154,6 +158,39 @@ struct Heal {
     from: u64,
 }
 
+/// What becomes of services in weeks in which machines come and go.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "service")]
+struct Service {
+    /// nodes (default 20)
+    #[argh(option, default = "20")]
+    nodes: usize,
+    /// how they come and go: office, home or mixed (default)
+    #[argh(option, default = "promise::Churn::Mixed")]
+    churn: promise::Churn,
+    /// instead: a file of lines NODE,SECONDS,up or down
+    #[argh(option)]
+    trace: Option<PathBuf>,
+    /// days that count (default 14)
+    #[argh(option, default = "14")]
+    days: u64,
+    /// days before, in which the nodes are measured (default 7)
+    #[argh(option, default = "7")]
+    before: u64,
+    /// seed (default 1)
+    #[argh(option, default = "1")]
+    seed: u64,
+    /// so many services with goals from 90 to 99.9 percent (default 1)
+    #[argh(option, default = "1")]
+    services: usize,
+    /// instead: a service that `dugnad sim` writes to stdin
+    #[argh(switch)]
+    stdin: bool,
+    /// draw the first service into this SVG file
+    #[argh(option)]
+    plot: Option<PathBuf>,
+}
+
 /// What an idle community sends.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "idle")]
@@ -167,6 +204,13 @@ fn main() {
         None => mass_crash(&args),
         Some(Scenario::Figures(figures)) => measure(&figures),
         Some(Scenario::Heal(heal)) => heal_times(&heal),
+        Some(Scenario::Service(args)) => match service(&args) {
+            Ok(()) => {}
+            Err(why) => {
+                eprintln!("{why}");
+                std::process::exit(1);
+            }
+        },
         Some(Scenario::Swarm(args)) => swarms(&args),
         Some(Scenario::Idle(Idle {})) => {
             for count in [5, 20, 100] {
@@ -176,6 +220,42 @@ fn main() {
                 ));
             }
         }
+    }
+}
+
+fn service(args: &Service) -> Result<(), String> {
+    let all = args.before + args.days;
+    let changes = match &args.trace {
+        Some(path) => {
+            let wrong = |why: String| format!("{}: {why}", path.display());
+            let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+            promise::parse(&text, args.nodes).map_err(wrong)?
+        }
+        None => promise::churn(args.churn, args.nodes, all, args.seed),
+    };
+    let specs = if args.stdin {
+        let mut bytes = Vec::new();
+        let read = std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut bytes);
+        read.map_err(|error| format!("stdin: {error}"))?;
+        vec![postcard::from_bytes(&bytes).map_err(|error| format!("stdin: {error}"))?]
+    } else {
+        promise::goals(args.services)
+    };
+    let (nodes, seed, before, days) = (args.nodes, args.seed, args.before, args.days);
+    let plan = promise::Plan { nodes, seed, before, days, changes };
+    let live = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let kept = promise::run(&plan, &specs, |day| {
+        if live {
+            eprint!("\rday {day} of {all}");
+        }
+    })?;
+    if live {
+        eprint!("\r\x1b[K");
+    }
+    say(promise::table(&kept).trim_end());
+    match (&args.plot, kept.first()) {
+        (Some(path), Some(first)) => plot::draw(path, first),
+        _ => Ok(()),
     }
 }
 

@@ -22,6 +22,7 @@ use crate::net::{GIVE_UP, Listener, Net, NetOptions, Sent};
 use crate::silence::silent;
 use crate::story::Story;
 
+pub use clock::BIRTH_MS;
 pub use crash::Crash;
 
 /// More than this is a storm of messages, not a plan.
@@ -138,6 +139,8 @@ pub struct World {
     pub ends_silent: bool,
     /// Packages whose programs end at once.
     pub broken: BTreeSet<Hash>,
+    /// Programs every machine has.
+    pub programs: Vec<u32>,
     /// Replicas that were started, in order: when, where, which.
     pub starts: Vec<(Time, NodeId, ReplicaId)>,
     /// Replicas that wait for another of their service to end.
@@ -165,6 +168,7 @@ impl World {
             story: None,
             ends_silent: true,
             broken: BTreeSet::new(),
+            programs: Vec::new(),
             starts: Vec::new(),
             waiting: Vec::new(),
             effects: Vec::new(),
@@ -238,7 +242,8 @@ impl World {
         let me = Peer { id, inc: machine.inc, addrs: heapless_addr(id) };
         let mut profile = Profile::plain(&machine.name, Arch::X86_64, machine.home);
         profile.labels = machine.labels.clone();
-        let config = Config { me, profile, ceilings: machine.ceilings, programs: Vec::new() };
+        let programs = self.programs.clone();
+        let config = Config { me, profile, ceilings: machine.ceilings, programs };
         machine.node = Some(Node::new(config));
         let records = machine.disk.durable.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         let trees = machine.disk.trees.iter().copied().collect();

@@ -6,7 +6,7 @@ use dugnad_node::Command;
 use super::World;
 
 /// Milliseconds since 1970 when the simulated world begins.
-const BIRTH_MS: u64 = 1_800_000_000_000;
+pub const BIRTH_MS: u64 = 1_800_000_000_000;
 
 impl World {
     /// Its clock is so many milliseconds ahead from now on; `None`: it is as if never set.

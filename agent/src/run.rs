@@ -360,7 +360,7 @@ impl Agent {
     fn happened(&self, happened: &Happened) {
         let service = happened.service.as_deref().map(|s| format!("{s}: ")).unwrap_or_default();
         log::info!("{service}{} ({})", happened.text, happened.by_name);
-        self.routes.forget(happened.service.as_deref());
+        self.routes.doubt(happened.service.as_deref());
         self.told.event(&shape::event(SystemTime::now(), happened));
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use dugnad_kernel::map::Map;
+use dugnad_kernel::map::{Map, Set};
 use dugnad_kernel::{Input, Key, NodeId, Peer};
 use dugnad_node::{
     Answer, Command, ProspectAnswer, ProspectQuestion, ReplicaState, ServiceQuestion, ServiceView,
@@ -13,7 +13,7 @@ use dugnad_node::{
 use dugnad_resource::condition::Condition;
 use dugnad_resource::execute::ReplicaId;
 use dugnad_resource::spec::Load;
-use smol::channel::Sender;
+use smol::channel::{Sender, bounded};
 use smol::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::Agent;
@@ -23,6 +23,8 @@ use crate::stream::{Endpoint, Later, Stream, StreamHead, read_head, write_head};
 
 /// How long a route is believed without news (PROTOCOL.md 10.10).
 const ROUTE_FOR: Duration = Duration::from_secs(60);
+/// How long a visitor waits for news of a route that is doubted.
+const LAST_AFTER: Duration = Duration::from_millis(150);
 /// Routes kept; one is forgotten at random to make room.
 const ROUTES_MAX: usize = 256;
 /// A node that has run for less does not say that there is no such service while somebody is
@@ -35,28 +37,52 @@ const LINE_MAX: u64 = 64 * 1024;
 
 /// Where services can be reached, as far as this node heard.
 #[derive(Default)]
-pub(super) struct Routes(RefCell<Map<String, (Route, Instant)>>);
+pub(super) struct Routes {
+    known: RefCell<Map<String, Heard>>,
+    /// Services whose manager is being asked anew.
+    asked: RefCell<Set<String>>,
+}
+
+struct Heard {
+    route: Route,
+    since: Instant,
+    /// Something happened to the service since.
+    doubted: bool,
+}
 
 impl Routes {
+    /// What can be believed.
     fn get(&self, name: &str) -> Option<Route> {
-        let routes = self.0.borrow();
-        let (route, since) = routes.get(name)?;
-        (since.elapsed() < ROUTE_FOR).then(|| route.clone())
+        let known = self.known.borrow();
+        let heard = known.get(name)?;
+        let good = !heard.doubted && heard.since.elapsed() < ROUTE_FOR;
+        good.then(|| heard.route.clone())
+    }
+
+    /// What was known last: better than nothing.
+    fn last(&self, name: &str) -> Option<Route> {
+        self.known.borrow().get(name).map(|heard| heard.route.clone())
     }
 
     fn put(&self, name: String, route: Route) {
-        let mut routes = self.0.borrow_mut();
-        if routes.len() >= ROUTES_MAX && !routes.contains_key(&name) {
-            routes.pop_first();
+        let mut known = self.known.borrow_mut();
+        if known.len() >= ROUTES_MAX && !known.contains_key(&name) {
+            known.pop_first();
         }
-        routes.insert(name, (route, Instant::now()));
+        known.insert(name, Heard { route, since: Instant::now(), doubted: false });
     }
 
     /// Something happened to this service.
-    pub(super) fn forget(&self, name: Option<&str>) {
-        if let Some(name) = name {
-            self.0.borrow_mut().remove(name);
+    pub(super) fn doubt(&self, name: Option<&str>) {
+        let mut known = self.known.borrow_mut();
+        if let Some(heard) = name.and_then(|name| known.get_mut(name)) {
+            heard.doubted = true;
         }
+    }
+
+    /// It is to run nowhere.
+    fn forget(&self, name: &str) {
+        self.known.borrow_mut().remove(name);
     }
 }
 
@@ -151,7 +177,7 @@ impl Agent {
     async fn resolve(self: Rc<Self>, name: String) -> Known {
         match Rc::clone(&self).ask(ServiceQuestion::Resolve(name.clone())).await {
             Answer::Resolved(view) if view.is_stopped() => {
-                self.routes.forget(Some(&name));
+                self.routes.forget(&name);
                 Known::Stopped
             }
             Answer::Resolved(view) => {
@@ -173,16 +199,40 @@ impl Agent {
             }
             // The ring is moving, or the line is down: what was known is better than nothing.
             Answer::Failed(_) => {
-                let known = self.routes.get(&name).or_else(|| self.local_route(&name));
+                let known = self.routes.last(&name).or_else(|| self.local_route(&name));
                 known.map_or(Known::NotYet, Known::At)
             }
             // Those who keep the record may be starting, too, after a power cut.
             _ if self.is_new() => self.local_route(&name).map_or(Known::NotYet, Known::At),
             _ => {
-                self.routes.forget(Some(&name));
+                self.routes.forget(&name);
                 Known::Unknown
             }
         }
+    }
+
+    /// Asks anew, once however many want to know. Who asks waits a moment for the answer, which
+    /// comes at once unless the manager has just died; then what was known last has to do.
+    fn resolve_soon(self: Rc<Self>, name: String, last: Route) -> Later<Known> {
+        if !self.routes.asked.borrow_mut().insert(name.clone()) {
+            return Box::pin(async move { Known::At(last) });
+        }
+        let (to, answer) = bounded(1);
+        let agent = Rc::clone(&self);
+        self.detach(async move {
+            let known = Rc::clone(&agent).resolve(name.clone()).await;
+            agent.routes.asked.borrow_mut().remove(&name);
+            // Nobody may wait for it any more.
+            _ = to.try_send(known);
+        });
+        Box::pin(async move {
+            let answered = async { answer.recv().await.ok() };
+            let late = async {
+                smol::Timer::after(LAST_AFTER).await;
+                None
+            };
+            smol::future::or(answered, late).await.unwrap_or(Known::At(last))
+        })
     }
 
     /// Whether this node started too lately to know what there is not: somebody it remembers is not
@@ -242,8 +292,12 @@ pub(super) struct GatewayBackend(pub(super) Rc<Agent>);
 impl Backend for GatewayBackend {
     fn resolve(&self, name: &str) -> Later<Known> {
         let (agent, name) = (Rc::clone(&self.0), name.to_owned());
-        match agent.routes.get(&name).filter(|route| !route.replicas.is_empty()) {
-            Some(route) => Box::pin(async move { Known::At(route) }),
+        let leads = |route: &Route| !route.replicas.is_empty();
+        if let Some(route) = agent.routes.get(&name).filter(leads) {
+            return Box::pin(async move { Known::At(route) });
+        }
+        match agent.routes.last(&name).filter(leads) {
+            Some(last) => agent.resolve_soon(name, last),
             None => Box::pin(agent.resolve(name)),
         }
     }

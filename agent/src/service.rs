@@ -64,7 +64,7 @@ struct Raw {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "{ max = 6, on = \"rps>50\" }")]
 struct RawScale {
     min: Option<u8>,
     max: u8,
@@ -298,7 +298,7 @@ impl Checker<'_> {
                      \"cpu>70%\" (of [needs] cpu) and \"p95>300ms\" (answers) are",
                     scale.on
                 );
-                self.wrong("scale.on", &why)
+                self.wrong("scale", &why)
             })?;
             return Ok(Want::Load(Scale { min: scale.min.unwrap_or(1), max: scale.max, on }));
         }

@@ -546,8 +546,8 @@ pub(super) fn namespace(args: &Namespace, cx: &mut Cx<'_>) -> Outcome {
         known?.value
     };
     tell_namespace(&told, cx)?;
-    if args.sealed && !cx.json {
-        let keep = "its key is on this node alone; keep a copy:";
+    if args.sealed && !cx.json && told["key_here"] == true {
+        let keep = "whoever loses every copy of its key loses what is in it; keep one elsewhere:";
         cx.say(format!("{keep} dugnad namespace {name} --show-key"));
     }
     Ok(exit::DONE)

@@ -347,3 +347,25 @@ fn listed(view: &ServiceView) -> Listed {
         stopped: view.is_stopped(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_that_is_doubted_is_still_the_last_that_was_known() {
+        let routes = Routes::default();
+        let port = dugnad_resource::spec::Port::Http;
+        let route = Route { port, is_static: true, metered: None, replicas: Vec::new() };
+        routes.put("wiki".to_owned(), route.clone());
+        routes.doubt(Some("other"));
+        routes.doubt(None);
+        assert_eq!(routes.get("wiki"), Some(route.clone()));
+        routes.doubt(Some("wiki"));
+        assert_eq!((routes.get("wiki"), routes.last("wiki")), (None, Some(route.clone())));
+        routes.put("wiki".to_owned(), route.clone());
+        assert_eq!(routes.get("wiki"), Some(route));
+        routes.forget("wiki");
+        assert_eq!(routes.last("wiki"), None);
+    }
+}

@@ -9,7 +9,7 @@ use dugnad_sim::promise::{Churn, Plan, churn, goals, parse, run};
 /// replicas than the three one would guess; the others what was said they would get.
 #[test]
 fn what_was_promised_is_kept() {
-    let (nodes, before, days) = (8, 7, 3);
+    let (nodes, before, days) = (10, 7, 3);
     for (model, seed) in [(Churn::Home, 2), (Churn::Mixed, 3)] {
         let changes = churn(model, nodes, before + days, seed);
         let plan = Plan { nodes, seed, before, days, changes };

@@ -207,16 +207,29 @@ async fn may_use(backend: &Rc<dyn AgentApi>, who: &Who, namespace: &str) -> Resu
 }
 
 /// How the values of the namespace are encrypted, if they are.
-async fn sealing(backend: &Rc<dyn AgentApi>, address: &Address) -> Result<Option<Sealed>, Trouble> {
+///
+/// # Errors
+/// It is not kept as `manner` says; this node does not have its key.
+async fn sealing(
+    backend: &Rc<dyn AgentApi>,
+    address: &Address,
+    manner: Option<Manner>,
+) -> Result<Option<Sealed>, Trouble> {
     let namespace = ObjectQuestion::Namespace(address.namespace.clone());
-    match ask(backend, namespace).await? {
-        ObjectAnswer::Namespace(namespace) => match namespace.seal {
-            Some(seal) => Sealed::new(backend.keys(), address, seal).await.map(Some),
-            None => Ok(None),
-        },
-        // It is made with what is written.
-        ObjectAnswer::Unknown(_) => Ok(None),
-        other => Err(trouble(other, &address.namespace)),
+    let known = match ask(backend, namespace).await? {
+        ObjectAnswer::Namespace(known) => known,
+        // Whoever asks for a value of it hears so; a value that is written makes it.
+        ObjectAnswer::Unknown(_) => return Ok(None),
+        other => return Err(trouble(other, &address.namespace)),
+    };
+    if manner.is_some_and(|manner| manner != known.manner) {
+        let is = if known.manner == Manner::Strong { "strong" } else { "not strong" };
+        let text = format!("the namespace {} is {is}: leave the flag out", known.name);
+        return Err(Trouble::new(403, exit::REFUSED, text));
+    }
+    match known.seal {
+        Some(seal) => Sealed::new(backend.keys(), address, seal).await.map(Some),
+        None => Ok(None),
     }
 }
 
@@ -277,19 +290,7 @@ async fn get(
     headers: &HeaderMap,
 ) -> Reply {
     let key = format!("{}/{}", address.namespace, address.path);
-    if let Some(manner) = manner {
-        let namespace = ObjectQuestion::Namespace(address.namespace.clone());
-        match ask(backend, namespace).await? {
-            ObjectAnswer::Namespace(known) if known.manner == manner => {}
-            ObjectAnswer::Namespace(known) => {
-                let is = if known.manner == Manner::Strong { "strong" } else { "not strong" };
-                let text = format!("the namespace {} is {is}: leave the flag out", known.name);
-                return Err(Trouble::new(403, exit::REFUSED, text));
-            }
-            other => return Err(trouble(other, &key)),
-        }
-    }
-    let sealed = sealing(backend, &address).await?;
+    let sealed = sealing(backend, &address, manner).await?;
     let sealed = sealed.as_ref();
     match ask(backend, ObjectQuestion::Get(address)).await? {
         ObjectAnswer::Found { mut values, version: at, context, strong } => {
@@ -373,7 +374,7 @@ async fn put(
     request: Request<Incoming>,
 ) -> Reply {
     let (expect, context) = conditions(request.headers())?;
-    let sealed = sealing(backend, &address).await?;
+    let sealed = sealing(backend, &address, None).await?;
     let seal = sealed.as_ref().map(Sealed::seal);
     let writing = Writing { address, expect, context, manner, seal };
     let said = request.body().size_hint().exact();
@@ -491,7 +492,7 @@ fn listed(namespace: &str, object: &Listed) -> serde_json::Value {
 
 async fn watch(backend: &Rc<dyn AgentApi>, address: Address, now: bool) -> Reply {
     let key = format!("{}/{}", address.namespace, address.path);
-    let sealed = sealing(backend, &address).await?;
+    let sealed = sealing(backend, &address, None).await?;
     let (hold, changes, first) = backend.changes(address).await.map_err(|a| trouble(a, &key))?;
     let first = futures_util::stream::iter(now.then(|| change(&key, &first, sealed.as_ref())));
     let state = (hold, changes, key, sealed);

@@ -13,7 +13,8 @@ use super::Backend;
 use crate::notify::Notify;
 
 /// The time a report is about. Tests do not wait for it.
-const WINDOW: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 5_000 });
+const WINDOW: Duration =
+    Duration::from_millis(if cfg!(test) { 50 } else { Load::WINDOW_MS as u64 });
 /// Services counted at a time; the load of more is not reported.
 const SERVICES_MAX: usize = 256;
 

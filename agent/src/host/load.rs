@@ -1,6 +1,5 @@
 //! How busy a replica is, for a service whose number of replicas follows that.
 
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use dugnad_resource::execute::{ReplicaId, Report, Run};
@@ -11,10 +10,10 @@ use super::Shared;
 use super::running::Running;
 
 /// The time a report is about.
-const WINDOW: Duration = Duration::from_secs(5);
+const WINDOW: Duration = Duration::from_millis(Load::WINDOW_MS as u64);
 
-/// Reports for as long as it is polled.
-pub(super) async fn watch(shared: &Shared, id: ReplicaId, run: &Rc<Run>, running: &Running) {
+/// Reports for as long as it is polled; it never ends.
+pub(super) async fn watch<T>(shared: &Shared, id: ReplicaId, run: &Run, running: &Running) -> T {
     if !matches!(run.spec.want, Want::Load(Scale { on: Measure::Cpu(_), .. })) {
         return std::future::pending().await;
     }

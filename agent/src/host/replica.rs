@@ -191,10 +191,7 @@ impl Replica {
             let room = async { Ended::NoRoom(room::watch(&self.shared, self.id, run).await) };
             let watched = smol::future::or(lease, smol::future::or(sick, snapshots));
             let watched = smol::future::or(room, watched);
-            let busy = async {
-                load::watch(&self.shared, self.id, run, &running).await;
-                std::future::pending().await
-            };
+            let busy = load::watch(&self.shared, self.id, run, &running);
             let watched = smol::future::or(busy, watched);
             smol::future::or(order, smol::future::or(exit, watched)).await
         };

@@ -168,7 +168,7 @@ impl fmt::Display for Measure {
     }
 }
 
-/// What one node measured of a service in five seconds.
+/// What one node measured of a service in [`Load::WINDOW_MS`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
     /// Requests answered, or connections made, through this node.
@@ -180,6 +180,9 @@ pub struct Load {
 }
 
 impl Load {
+    /// Milliseconds that one report is about.
+    pub const WINDOW_MS: u32 = 5_000;
+
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dugnad_kernel::{Duration, NodeId};
+use dugnad_kernel::{Duration, Key, NodeId};
 use dugnad_resource::execute::ReplicaId;
 use dugnad_sim::report::{community, deploy};
 use dugnad_sim::silence::silent;
@@ -16,6 +16,14 @@ const MINUTE: Duration = Duration::from_secs(60);
 fn running(world: &World) -> BTreeSet<(NodeId, ReplicaId)> {
     let all = world.machines.iter().filter(|(_, machine)| machine.node.is_some());
     all.flat_map(|(id, m)| m.processes.running.keys().map(|replica| (*id, *replica))).collect()
+}
+
+/// Within ten minutes the ring is whole and every service is as wanted.
+fn heals(world: &mut World, wanted: &BTreeMap<Key, usize>, seed: u64) {
+    let healed = world.run_until(MINUTE * 10, SECOND, |w| {
+        check::ideal_ring(w).is_ok() && check::services(w, wanted).is_ok()
+    });
+    assert!(healed, "seed {seed}: {:?}", check::services(world, wanted));
 }
 
 /// A node that comes and goes every few minutes for two hours moves what it ran away once, and
@@ -63,10 +71,7 @@ fn what_runs_through_a_cut_is_not_restarted() {
         assert!(during.is_superset(&before), "seed {seed}: a cut stopped something");
         let starts = world.starts.len();
         world.partition(BTreeMap::new());
-        let healed = world.run_until(MINUTE * 10, SECOND, |w| {
-            check::ideal_ring(w).is_ok() && check::services(w, &wanted).is_ok()
-        });
-        assert!(healed, "seed {seed}: {:?}", check::services(&world, &wanted));
+        heals(&mut world, &wanted, seed);
         let anew: Vec<_> = world.starts[starts..].iter().map(|(_, at, id)| (*at, *id)).collect();
         assert!(anew.is_empty(), "seed {seed}: started when the halves met: {anew:?}");
         assert!(running(&world).is_subset(&during), "seed {seed}");
@@ -87,10 +92,7 @@ fn a_mass_outage_ends_as_it_began() {
         gone.iter().for_each(|id| world.crash(*id, Crash::Power));
         world.run_for(MINUTE * 5);
         gone.iter().for_each(|id| world.start(*id));
-        let healed = world.run_until(MINUTE * 10, SECOND, |w| {
-            check::ideal_ring(w).is_ok() && check::services(w, &wanted).is_ok()
-        });
-        assert!(healed, "seed {seed}: {:?}", check::services(&world, &wanted));
+        heals(&mut world, &wanted, seed);
         let starts = world.starts.len() - before;
         println!("seed {seed}: {} gone, {starts} starts of 10 replicas", gone.len());
         assert!(starts <= 2 * 10, "seed {seed}: {starts} starts of 10 replicas");

@@ -14,9 +14,9 @@ use dugnad_kernel::map::Map;
 use dugnad_kernel::{Duration, NodeId};
 use dugnad_resource::spec::{Load, Measure, Scale};
 
-/// How often the load is looked at, and the time a report is about.
-pub(crate) const WINDOW: Duration = Duration::from_secs(5);
-const WINDOW_SECS: u64 = 5;
+/// How often the load is looked at.
+pub(crate) const WINDOW: Duration = Duration::from_millis(Load::WINDOW_MS as u64);
+const WINDOW_SECS: u64 = Load::WINDOW_MS as u64 / 1_000;
 /// Looks that must say that more are needed.
 const MORE: u8 = 2;
 /// Looks after a change that count for nothing: the new replicas are not there yet.

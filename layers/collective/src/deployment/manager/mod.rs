@@ -247,10 +247,7 @@ impl Manager {
             want: if self.service.desired == Desired::Running { self.sum.count } else { 0 },
             because: self.sum.because.clone(),
             predicted: self.sum.predicted,
-            scale: match self.service.spec.want {
-                Want::Load(scale) => Some(scale),
-                _ => None,
-            },
+            scale: self.scale(),
             ready: u8::try_from(self.ready()).unwrap_or(u8::MAX),
             manager: me,
             revision: (self.plan.epoch.term << 32)

@@ -11,7 +11,8 @@ use crate::deployment::tuner::WINDOW;
 use crate::deployment::{Deployment, Timer};
 
 impl Manager {
-    fn scale(&self) -> Option<Scale> {
+    /// If it follows its load now.
+    pub(super) fn scale(&self) -> Option<Scale> {
         match self.service.spec.want {
             Want::Load(scale) if self.service.desired == Desired::Running => Some(scale),
             _ => None,

@@ -108,8 +108,11 @@ fn values_outlive_the_nodes_they_were_put_at() {
         let said = community.cli(1, &["get", "notes/today"]);
         holds(said.code == 1 && said.err.contains("there is no notes/today"), || said.all())
     });
-    let nodes = community.json(2, &["store"]).unwrap();
-    assert_eq!(nodes.as_array().unwrap().len(), 4);
+    // It may still be on its way into the ring.
+    until("all four say what they keep", PATIENCE, || {
+        let nodes = community.json(2, &["store"])?;
+        holds(nodes.as_array().is_some_and(|nodes| nodes.len() == 4), || nodes.to_string())
+    });
 }
 
 /// A strong namespace: one order for everybody, and the smaller side of what is left says so.

@@ -9,6 +9,7 @@ mod binary;
 mod community;
 pub mod history;
 pub mod http;
+pub mod power;
 mod sweep;
 mod wires;
 

@@ -24,7 +24,7 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use dugnad_kernel::{Component, Cx, Effect, Input, Peer, Time, wire};
-use dugnad_node::{Command, Event, Happened, Msg, Node, Question};
+use dugnad_node::{Command, Event, Happened, Msg, Node, Question, Room};
 use dugnad_resource::execute::{Order, Report};
 use dugnad_resource::spec::state_mark;
 use smol::LocalExecutor;
@@ -109,6 +109,8 @@ pub(crate) struct Agent {
     listeners: RefCell<groups::Listeners>,
     /// Who watches which object.
     readers: RefCell<objects::Readers>,
+    /// Where there was room for long values, and when that was asked.
+    room: RefCell<Option<(Instant, Room)>>,
     subscribers: RefCell<events::Subscribers>,
     /// What the node was told of the time of day.
     clock: clock::Told,

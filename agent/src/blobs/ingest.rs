@@ -160,15 +160,24 @@ pub(super) fn keep(store: &Store, bytes: &[u8]) -> io::Result<Hash> {
 
 /// Stores the list of files and its index.
 pub(super) fn seal(store: &Store, manifest: &Manifest) -> io::Result<Tree> {
+    index(manifest, |bytes| keep(store, bytes))
+}
+
+/// The tree it would be; nothing is stored.
+pub(super) fn root_of(manifest: &Manifest) -> io::Result<Tree> {
+    index(manifest, |bytes| Ok(Hash::of(bytes)))
+}
+
+fn index(manifest: &Manifest, mut keep: impl FnMut(&[u8]) -> io::Result<Hash>) -> io::Result<Tree> {
     let bytes = manifest.encode().map_err(invalid)?;
     let mut chunks = Vec::new();
     for part in bytes.chunks(CHUNK) {
-        chunks.push(keep(store, part)?);
+        chunks.push(keep(part)?);
     }
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
     let total = manifest.bytes();
     let index = Index::new(length, total, chunks).encode().map_err(invalid)?;
-    Ok(Tree { root: keep(store, &index)?, bytes: total })
+    Ok(Tree { root: keep(&index)?, bytes: total })
 }
 
 /// Writes a tree into a fresh folder beside `dest`, makes it durable, then gives it its name.

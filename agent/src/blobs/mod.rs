@@ -16,6 +16,7 @@ mod fetch;
 mod ingest;
 mod manifest;
 mod offer;
+mod relay;
 mod snapshot;
 mod store;
 #[cfg(test)]
@@ -37,7 +38,7 @@ use smol::lock::{Mutex, RwLock, Semaphore};
 pub(crate) use catalog::{Catalog, Found};
 pub(crate) use manifest::{CHUNK, check_link};
 pub(crate) use snapshot::{Seen, Snapshot};
-pub(crate) use value::{Incoming, ValueStream};
+pub(crate) use value::{Incoming, ValueStream, WORTH_ASKING};
 
 use crate::stream::{OpenStream, Stream};
 use store::Store;

@@ -1,10 +1,12 @@
 //! Stores in temporary folders that fetch from each other over real sockets.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use smol::future::FutureExt as _;
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use smol::net::{TcpListener, TcpStream};
@@ -290,6 +292,61 @@ fn liars_and_the_dying_are_replaced() {
         assert_eq!(b.blobs.chunks_fetched(), 48 + 2);
         assert_eq!(b.chunk_files().len(), 48 + 2);
         assert!(b.blobs.has(tree).await);
+    });
+}
+
+/// A value is passed on in order from several sources at a time, whoever of them fails, and from
+/// those that are named when all have failed.
+#[test]
+fn a_value_is_passed_on_from_several_sources() {
+    World::run(async |world| {
+        let a = home(ROOM);
+        let value = noise(9, 12 * MB + 7);
+        let (to, from) = smol::channel::unbounded();
+        to.send(Ok(value.clone())).await.unwrap();
+        to.close();
+        let (tree, _) = a.blobs.keep_value(from, async |_| None).await.unwrap();
+        let opened = Rc::new(Cell::new(0));
+        let open: OpenStream = {
+            let (open, opened) = (world.open(), Rc::clone(&opened));
+            Rc::new(move |node| {
+                opened.set(opened.get() + 1);
+                open(node)
+            })
+        };
+        let mut nodes = Vec::new();
+        for how in [Source::Lies, Source::DiesAfter(9), Source::DiesAfter(5), Source::Refuses] {
+            nodes.push(world.source(nodes.len() as u128, Rc::clone(&a.blobs), how).await);
+        }
+        let honest = world.source(9, Rc::clone(&a.blobs), Source::Honest).await;
+        for (more, also) in [(Vec::new(), true), (vec![nodes[0], honest], false)] {
+            let b = home(ROOM);
+            let mut sources = nodes.clone();
+            sources.extend(also.then_some(honest));
+            let more = Box::pin(async move { more });
+            let reading = b.blobs.read_value(tree, sources, more, open.clone()).await.unwrap();
+            let came: Vec<u8> = reading.map(Result::unwrap).concat().await;
+            assert!(came == value, "{} bytes of {}", came.len(), value.len());
+            assert!(b.chunk_files().is_empty(), "nothing is kept on the way");
+            assert_eq!(opened.replace(0), 5, "each once");
+        }
+        let b = home(ROOM);
+        let failed = b.blobs.read_value(tree, nodes, Box::pin(async { Vec::new() }), open).await;
+        let rest: Vec<_> = failed.unwrap().collect().await;
+        let error = rest.into_iter().find_map(Result::err).unwrap().to_string();
+        assert!(error.contains("sent other bytes"), "{error}");
+        // Two that are well are both asked.
+        let two = vec![honest, world.source(10, Rc::clone(&a.blobs), Source::Honest).await];
+        let (open, asked) = (world.open(), Rc::new(RefCell::new(HashSet::new())));
+        let seen = Rc::clone(&asked);
+        let open: OpenStream = Rc::new(move |node| {
+            seen.borrow_mut().insert(node);
+            open(node)
+        });
+        let more = Box::pin(async { Vec::new() });
+        let reading = b.blobs.read_value(tree, two, more, open).await.unwrap();
+        assert!(reading.map(Result::unwrap).concat().await == value);
+        assert_eq!(asked.borrow().len(), 2);
     });
 }
 

@@ -7,20 +7,28 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use dugnad_kernel::{Hash, NodeId};
+use dugnad_kernel::{Key, NodeId};
+use dugnad_node::Room;
 use dugnad_resource::spec::Tree;
 use futures_util::Stream as Chunks;
 use smol::channel::Receiver;
 
-use super::fetch::{self, OUTSTANDING, Want};
-use super::ingest::{keep, seal};
+use super::fetch::Want;
+use super::ingest::{keep, root_of, seal};
 use super::manifest::{CHUNK, Entry, Index, Manifest, What};
+use super::relay::Relay;
 use super::store::{Store, invalid, on_disk};
 use super::{Blobs, Held};
-use crate::stream::{OpenStream, Stream};
+use crate::stream::{Later, OpenStream};
 
-/// The path of the file in the tree.
+/// The path of the file in the tree, in the first of the names it may have.
 const FILE: &str = "value";
+/// Names of a value that are compared, so that its places on the ring are where there is room.
+const NAMES: usize = 256;
+/// Of a long list of chunks fewer: so many bytes are hashed for it at most.
+const HASHED_MAX: usize = 64 << 20;
+/// Values from this length on, in bytes, are worth asking who has room.
+pub(crate) const WORTH_ASKING: u64 = 1 << 20;
 /// Room on disk that is asked for at a time, while a value of unknown length comes.
 const STEP: u64 = 4 << 20;
 
@@ -31,27 +39,48 @@ pub(crate) type ValueStream = Pin<Box<dyn Chunks<Item = io::Result<Vec<u8>>>>>;
 pub(crate) type Incoming = Receiver<io::Result<Vec<u8>>>;
 
 impl Blobs {
-    /// Stores what comes; when it returns, the tree is on the medium.
+    /// Stores what comes; when it returns, the tree is on the medium. `room` says, for so many
+    /// bytes, where there is room for them; the value is named so that it belongs there.
     ///
     /// # Errors
     /// Those of the disk and of the sender; `StorageFull` beyond the ceiling.
-    pub(crate) async fn keep_value(&self, from: Incoming) -> io::Result<Tree> {
+    pub(crate) async fn keep_value(
+        &self,
+        from: Incoming,
+        room: impl AsyncFnOnce(u64) -> Option<Room>,
+    ) -> io::Result<(Tree, Option<Room>)> {
         let (store, guard) = (Arc::clone(&self.store), self.gate.read_arc().await);
         let stored = smol::unblock(move || {
-            // Lives until the work ends, even if nobody waits for it any more.
-            let _guard = guard;
-            let stored = write(&store, &mut Blocks { from, block: Vec::new(), at: 0 });
-            if stored.is_err() {
+            let written = write(&store, &mut Blocks { from, block: Vec::new(), at: 0 });
+            if written.is_err() {
                 store.leave_orphans();
             }
-            stored
+            // Lives until the work ends, even if nobody waits for it any more.
+            written.map(|written| (written, guard))
         })
         .await;
+        let stored = match stored {
+            Err(error) => Err(error),
+            Ok((value, guard)) => {
+                let mut room = room(value.bytes()).await;
+                let store = Arc::clone(&self.store);
+                smol::unblock(move || {
+                    let _guard = guard;
+                    let sealed = seal_value(&store, value, room.as_mut());
+                    if sealed.is_err() {
+                        store.leave_orphans();
+                    }
+                    sealed.map(|tree| (tree, room))
+                })
+                .await
+            }
+        };
         self.settle().await;
         stored
     }
 
-    /// Reads a value: from here if it is here, else from one of `sources` after the other.
+    /// Reads a value: from here if it is here, else from `sources`, and if none of them has it from
+    /// those that `more` names.
     ///
     /// # Errors
     /// Nobody has its list of chunks; each source and what it said.
@@ -59,12 +88,13 @@ impl Blobs {
         self: &Rc<Self>,
         tree: Tree,
         sources: Vec<NodeId>,
+        more: Later<Vec<NodeId>>,
         open: OpenStream,
     ) -> io::Result<ValueStream> {
         let held = self.store.complete(tree).then(|| self.hold(tree)).and_then(Result::ok);
         let reader = match held {
             Some(held) => Reader::Here { blobs: Rc::clone(self), _held: held },
-            None => Reader::There(Relay::new(open, sources)),
+            None => Reader::There(Relay::new(open, sources, more)),
         };
         let mut reading = Reading { reader, todo: VecDeque::new() };
         let index = reading.all(vec![Want { hash: tree.root, length: None }]).await?;
@@ -85,8 +115,8 @@ impl Blobs {
     }
 }
 
-/// Splits what comes into chunks and stores them.
-fn write(store: &Store, from: &mut impl Read) -> io::Result<Tree> {
+/// Splits what comes into chunks and stores them; the list of them.
+fn write(store: &Store, from: &mut impl Read) -> io::Result<Manifest> {
     let (mut chunks, mut size) = (Vec::new(), 0);
     let (mut room, mut left) = (store.reserve(STEP)?, STEP);
     let mut buffer = vec![0; CHUNK];
@@ -115,13 +145,34 @@ fn write(store: &Store, from: &mut impl Read) -> io::Result<Tree> {
         }
     }
     drop(room);
-    let _room = store.reserve(2 * on_disk(64 + chunks.len() as u64 * 32))?;
     let what = What::File { executable: false, size, chunks };
-    let manifest = Manifest { entries: vec![Entry { path: FILE.to_owned(), what }] };
-    let tree = seal(store, &manifest)?;
+    Ok(Manifest { entries: vec![Entry { path: FILE.to_owned(), what }] })
+}
+
+/// Names the list of chunks so that it belongs where there is room, and stores it.
+fn seal_value(store: &Store, mut value: Manifest, room: Option<&mut Room>) -> io::Result<Tree> {
+    let _room = store.reserve(2 * on_disk(64 + value.chunks().count() as u64 * 32))?;
+    if let Some(room) = room {
+        let length = value.encode().map_err(invalid)?.len();
+        let names = (HASHED_MAX / length.max(1)).clamp(8, NAMES);
+        let keys: Vec<Key> = (0..names)
+            .map(|name| {
+                value.entries[0].path = file(name);
+                root_of(&value).map(|tree| tree.key())
+            })
+            .collect::<io::Result<_>>()?;
+        let best = room.choose(value.bytes(), keys.into_iter());
+        value.entries[0].path = file(best);
+    }
+    let tree = seal(store, &value)?;
     store.sync()?;
     store.mark(tree)?;
     Ok(tree)
+}
+
+/// The path of the file in a value's `name`th name.
+fn file(name: usize) -> String {
+    if name == 0 { FILE.to_owned() } else { format!("{FILE}.{name}") }
 }
 
 /// What comes in blocks, to read.
@@ -177,80 +228,5 @@ impl Reading {
             }
             Reader::There(relay) => relay.next(&mut self.todo).await,
         }
-    }
-}
-
-/// Chunks of another node, passed on without being kept.
-struct Relay {
-    open: OpenStream,
-    sources: VecDeque<NodeId>,
-    now: Option<(NodeId, Stream)>,
-    /// Asked for and not yet come.
-    asked: VecDeque<Want>,
-    failures: Vec<String>,
-}
-
-impl Relay {
-    fn new(open: OpenStream, sources: Vec<NodeId>) -> Self {
-        let sources = sources.into();
-        Self { open, sources, now: None, asked: VecDeque::new(), failures: Vec::new() }
-    }
-
-    /// The next of `todo`; each source is asked until it fails.
-    async fn next(&mut self, todo: &mut VecDeque<Want>) -> Option<io::Result<Vec<u8>>> {
-        loop {
-            if self.asked.is_empty() && todo.is_empty() {
-                return None;
-            }
-            let (node, mut stream) = match self.now.take() {
-                Some(now) => now,
-                None => {
-                    let Some(node) = self.sources.pop_front() else {
-                        return Some(Err(self.nobody()));
-                    };
-                    match fetch::open(&self.open, node).await {
-                        Ok(stream) => (node, stream),
-                        Err(error) => {
-                            self.failures.push(format!("node {}: {error}", node.short()));
-                            continue;
-                        }
-                    }
-                }
-            };
-            match self.ask(&mut stream, todo).await {
-                Ok(bytes) => {
-                    self.now = Some((node, stream));
-                    return Some(Ok(bytes));
-                }
-                Err(error) => {
-                    self.failures.push(format!("node {}: {error}", node.short()));
-                    while let Some(want) = self.asked.pop_back() {
-                        todo.push_front(want);
-                    }
-                }
-            }
-        }
-    }
-
-    async fn ask(&mut self, stream: &mut Stream, todo: &mut VecDeque<Want>) -> io::Result<Vec<u8>> {
-        let mut wire: Vec<Hash> = Vec::new();
-        while self.asked.len() < OUTSTANDING {
-            let Some(want) = todo.pop_front() else { break };
-            wire.push(want.hash);
-            self.asked.push_back(want);
-        }
-        let Some(want) = self.asked.front().copied() else { return Ok(Vec::new()) };
-        let bytes = fetch::exchange(stream, &wire, want).await?;
-        self.asked.pop_front();
-        Ok(bytes)
-    }
-
-    fn nobody(&self) -> io::Error {
-        let said = if self.failures.is_empty() {
-            "no node is known to have it".to_owned()
-        } else {
-            self.failures.join("; ")
-        };
-        io::Error::new(io::ErrorKind::NotFound, format!("the value cannot be fetched: {said}"))
     }
 }

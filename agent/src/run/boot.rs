@@ -114,6 +114,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> io:
         listed: RefCell::default(),
         listeners: RefCell::default(),
         readers: RefCell::default(),
+        room: RefCell::default(),
         subscribers: RefCell::default(),
         clock: clock::Told::default(),
         disk_trouble: RefCell::default(),
@@ -124,8 +125,7 @@ async fn live(ex: Rc<LocalExecutor<'static>>, dirs: Dirs, config: Config) -> io:
         dial_soon: bounded(1),
         config: RefCell::new(config),
     });
-    // It is set once.
-    _ = itself.set(Rc::downgrade(&agent));
+    _ = itself.set(Rc::downgrade(&agent)); // Once.
     agent.begin(Command::Boot { records: kept.records, trees, alone });
     let served = agent.serve_people()?;
     ready_line(&agent);

@@ -4,21 +4,25 @@
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
+use dugnad_kernel::NodeId;
 use dugnad_kernel::map::Map;
-use dugnad_node::{Address, Answer, ObjectAnswer, ObjectQuestion};
+use dugnad_node::{Address, Answer, ObjectAnswer, ObjectQuestion, Room};
 use dugnad_resource::execute::Report;
 use dugnad_resource::spec::{Spec, Tree};
 use smol::LocalExecutor;
 use smol::channel::{Sender, bounded};
 
 use super::{Agent, people};
-use crate::blobs::Incoming;
+use crate::blobs::{Incoming, WORTH_ASKING};
 use crate::control::{AgentApi, Changes, Hold, ServiceDoor, Who};
 use crate::host::NAMESPACES;
 
 /// Changes that wait for a slow reader; then it is not told any more.
 const QUEUE: usize = 64;
+/// How long it is believed who has room.
+const ROOM_FOR: Duration = Duration::from_secs(30);
 /// Readers of one object.
 const READERS_MAX: usize = 64;
 
@@ -28,9 +32,45 @@ pub(super) type Readers = Map<Address, Vec<Sender<ObjectAnswer>>>;
 impl Agent {
     /// Stores a value; the node must know of it before it is asked to have it kept.
     pub(super) async fn keep_value(self: Rc<Self>, from: Incoming) -> io::Result<Tree> {
-        let tree = self.blobs.keep_value(from).await?;
+        let room = async |bytes| if bytes < WORTH_ASKING { None } else { self.room().await };
+        let (tree, room) = self.blobs.keep_value(from, room).await?;
+        if let (Some(room), Some((_, known))) = (room, &mut *self.room.borrow_mut()) {
+            *known = room;
+        }
         self.report(Report::Kept { tree }).await;
         Ok(tree)
+    }
+
+    /// Where in the community there is room, as it was a moment ago; `None` if there is no choice.
+    async fn room(self: &Rc<Self>) -> Option<Room> {
+        let known = self.room.borrow().clone().filter(|(at, _)| at.elapsed() < ROOM_FOR);
+        let room = match known {
+            Some((_, room)) => room,
+            None => match Rc::clone(self).ask(ObjectQuestion::Sums).await {
+                Answer::Object(ObjectAnswer::Sums { nodes, complete: true }) => {
+                    let room = Room::new(nodes);
+                    self.room.replace(Some((Instant::now(), room.clone())));
+                    room
+                }
+                // The usual places do as well.
+                _ => return None,
+            },
+        };
+        room.has_choice().then_some(room)
+    }
+
+    /// Who may have a blob that its owners have not.
+    pub(super) async fn beside(self: Rc<Self>, tree: Tree) -> Vec<NodeId> {
+        let me = self.me.id;
+        match self.ask(ObjectQuestion::Beside(tree)).await {
+            Answer::Object(ObjectAnswer::Beside(nodes)) => {
+                nodes.into_iter().filter(|node| *node != me).collect()
+            }
+            other => {
+                log::debug!("nobody beside the owners of tree {:?}: {other:?}", tree.root);
+                Vec::new()
+            }
+        }
     }
 
     /// Others have the value, or nobody is to have it.

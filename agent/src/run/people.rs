@@ -277,7 +277,8 @@ impl AgentApi for Api {
         let agent = Rc::clone(&self.0);
         Box::pin(async move {
             let sources = sources.into_iter().filter(|node| *node != agent.me.id).collect();
-            agent.blobs.read_value(tree, sources, agent.open_stream()).await
+            let more = Box::pin(Rc::clone(&agent).beside(tree));
+            agent.blobs.read_value(tree, sources, more, agent.open_stream()).await
         })
     }
 

@@ -274,7 +274,11 @@ impl StateStore for State {
         Box::pin(async move {
             let agent = agent.ok_or(ENDING)?;
             let sources = sources.into_iter().filter(|node| *node != agent.me.id).collect();
-            agent.blobs.fetch(tree, sources, agent.open_stream()).await?;
+            if let Err(why) = agent.blobs.fetch(tree, sources, agent.open_stream()).await {
+                let beside = Rc::clone(&agent).beside(tree).await;
+                let fetched = agent.blobs.fetch(tree, beside, agent.open_stream()).await;
+                fetched.map_err(|_| why)?;
+            }
             let restored = agent.blobs.restore(tree, to).await;
             // It is here now, and needed no more unless a record says so.
             agent.report(Report::Kept { tree }).await;

@@ -28,10 +28,11 @@ pub(crate) use operations::OPS_MAX;
 pub enum Msg {
     /// I hold the tree you stored.
     Held { root: Hash },
-    /// I own a place of this small tree; keep it, too, and tell `origin`, who waits for it.
+    /// I own a place of this tree, and it is small, or I have no room for it: keep it beside me,
+    /// and tell `origin`, who waits for it.
     Mirror { tree: Tree, origin: NodeId },
-    /// I cannot keep the tree you stored.
-    NotHeld { root: Hash, reason: String },
+    /// I cannot keep the tree you stored; I asked `beside` in my place, which will tell you.
+    NotHeld { root: Hash, reason: String, beside: Option<NodeId> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +142,8 @@ pub struct Packages {
     second_try: Set<Tree>,
     /// Trees a predecessor wants mirrored, whose record is not here yet.
     mirrors: Set<(Tree, NodeId)>,
+    /// Trees on their way here because a predecessor asked for it, and not as an owner's.
+    for_others: Set<Tree>,
     /// Fetches that failed in a row, and whether another try is planned.
     keep_failures: u32,
     keep_planned: bool,
@@ -160,7 +163,9 @@ impl Component for Packages {
             Input::Message { from, msg } => match msg {
                 Msg::Held { root } => self.on_held(from, root, cx),
                 Msg::Mirror { tree, origin } => self.on_mirror(tree, origin, cx),
-                Msg::NotHeld { root, reason } => self.on_not_held(from, root, &reason, cx),
+                Msg::NotHeld { root, reason, beside } => {
+                    self.on_not_held(from, root, &reason, beside, cx);
+                }
             },
             Input::Timer(Timer::Expire { call }) => self.give_up(call, cx),
             Input::Timer(Timer::KeepAgain) => self.keep_again(cx),
@@ -181,6 +186,7 @@ impl Packages {
             fetching: Map::new(),
             second_try: Set::new(),
             mirrors: Set::new(),
+            for_others: Set::new(),
             keep_failures: 0,
             keep_planned: false,
             held: Map::new(),
@@ -306,7 +312,7 @@ impl Packages {
         let of = |record: &Record| needed(record).is_some_and(|needed| needed.tree == tree);
         let here = self.records.read().iter().any(|record| record.key == tree.key() && of(record));
         if here {
-            self.keep_tree(Needed { tree, origin }, cx);
+            self.keep_beside(Needed { tree, origin }, cx);
         } else if self.mirrors.len() < MIRRORS_MAX {
             // The copy of the record may come later than the request.
             self.mirrors.insert((tree, origin));
@@ -324,15 +330,24 @@ impl Packages {
             self.mirrors.iter().filter(|(tree, _)| *tree == needed.tree).copied().collect();
         for (tree, origin) in asked {
             self.mirrors.remove(&(tree, origin));
-            self.keep_tree(Needed { tree, origin }, cx);
+            self.keep_beside(Needed { tree, origin }, cx);
         }
         if self.position.owns_class_of(key) {
             self.want_tree(needed, cx);
         }
     }
 
+    /// Keeps a tree because an owner asked for it.
+    fn keep_beside(&mut self, needed: Needed, cx: &mut Cx<'_, Self>) {
+        if !self.fetching.contains_key(&needed.tree) {
+            self.for_others.insert(needed.tree);
+        }
+        self.keep_tree(needed, cx);
+    }
+
     /// As an owner of its class: keeps the tree, and has it kept beside this node.
     fn want_tree(&mut self, needed: Needed, cx: &mut Cx<'_, Self>) {
+        self.for_others.remove(&needed.tree);
         if self.keep_tree(needed, cx) {
             self.mirror(needed, cx);
         }
@@ -381,6 +396,7 @@ impl Packages {
             Report::Kept { tree } => {
                 self.trees.insert(*tree);
                 self.second_try.remove(tree);
+                self.for_others.remove(tree);
                 self.keep_failures = 0;
                 for origin in self.fetching.remove(tree).unwrap_or_default() {
                     self.tell_held(tree.root, origin, cx);
@@ -408,10 +424,21 @@ impl Packages {
             cx.after(KEEP_AGAIN * (1 << self.keep_failures), Timer::KeepAgain);
             self.keep_failures = (self.keep_failures + 1).min(KEEP_DOUBLINGS);
         }
+        // An owner without room asks one beside it. Who was asked so asks nobody: no request goes
+        // round, and an owner asks again only when it has tried again itself.
+        let others = self.position.copy_holders(self.me);
+        let beside = (!self.for_others.remove(&tree) && !others.is_empty())
+            .then(|| others[cx.rng.usize(..others.len())]);
         for origin in self.fetching.remove(&tree).unwrap_or_default() {
-            if origin != self.me {
-                let (root, reason) = (tree.root, clip_note(reason));
-                cx.send(origin, Msg::NotHeld { root, reason });
+            if origin == self.me {
+                self.on_not_held(self.me, tree.root, reason, beside, cx);
+            } else {
+                let reason = clip_note(reason);
+                cx.send(origin, Msg::NotHeld { root: tree.root, reason, beside });
+            }
+            if let Some(beside) = beside {
+                self.count("kept_beside");
+                cx.send(beside, Msg::Mirror { tree, origin });
             }
         }
     }
@@ -439,12 +466,20 @@ impl Packages {
     }
 
     /// A node that should keep a tree cannot: whoever waits for it learns why.
-    fn on_not_held(&mut self, from: NodeId, root: Hash, reason: &str, cx: &mut Cx<'_, Self>) {
+    fn on_not_held(
+        &mut self,
+        from: NodeId,
+        root: Hash,
+        reason: &str,
+        beside: Option<NodeId>,
+        cx: &mut Cx<'_, Self>,
+    ) {
         let mut over = Vec::new();
         for (call, waiting) in self.held.iter_mut().filter(|(_, w)| w.root == root) {
             let Holders { have, refused } = &mut waiting.holders;
             if !have.contains(&from) && refused.len() < REFUSED_MAX {
                 refused.insert(from, clip_note(reason));
+                waiting.asked.extend(beside);
             }
             if waiting.is_over() {
                 over.push(*call);

@@ -50,6 +50,13 @@ impl Played {
         match question {
             Question::Get(name) => (Answer::Found(self.newest.get(&name).cloned()), None),
             Question::Owners(key) => (Answer::Owners(self.owners(key).into_iter().collect()), None),
+            Question::Holders(key) => {
+                let after = |id: NodeId| {
+                    let first = self.owner(id.plus(1)).unwrap_or(id);
+                    [id, first, self.owner(first.plus(1)).unwrap_or(first)]
+                };
+                (Answer::Owners(self.owners(key).into_iter().flat_map(after).collect()), None)
+            }
             Question::Put { record, .. } => self.put(record),
             Question::Claim { record, expected, .. } => {
                 let known = self.newest.get(&record.id());

@@ -10,6 +10,7 @@ pub use dugnad_collective::deployment::service::{Desired, ReplicaState, ServiceV
 pub use dugnad_collective::objects::item::{
     Address, Content, LOCKS, Manner, Namespace, STATE, Seal,
 };
+pub use dugnad_collective::objects::room::Room;
 pub use dugnad_collective::objects::siblings::Context;
 pub use dugnad_collective::objects::sums::{Listed, NodeSums};
 pub use dugnad_collective::objects::{Expect, ObjectAnswer, ObjectQuestion, Value};

@@ -69,6 +69,7 @@ impl Node {
             Answer::Object(ObjectAnswer::Found { values, .. }) => {
                 self.unknown(values.iter().flat_map(|value| value.sources.iter().copied()))
             }
+            Answer::Object(ObjectAnswer::Beside(nodes)) => self.unknown(nodes.iter().copied()),
             _ => Set::new(),
         };
         self.defer(missing, What::Answer(ask, answer), cx);

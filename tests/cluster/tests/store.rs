@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
 use dugnad_cluster::http::{Connection, get_text};
-use dugnad_cluster::{Community, PATIENCE, holds, installed, say, skip, until};
+use dugnad_cluster::{Community, Options, PATIENCE, holds, installed, say, skip, until};
 
 /// Bytes that do not repeat.
 fn bytes(count: u32) -> Vec<u8> {
@@ -254,4 +254,46 @@ fn a_service_keeps_what_visitors_write() {
     }
     let keys = community.json(1, &["ls", "guestbook/entry/"]).unwrap();
     assert_eq!(keys.as_array().unwrap().len(), 3);
+}
+
+/// Two of six nodes have room for long values: there they go, whichever places the ring gives them,
+/// and there they are found from everywhere, also when one of the two is gone.
+#[test]
+fn long_values_go_where_there_is_room() {
+    let mut community = Community::found("room", 6, Options::default());
+    let large = [1, 4];
+    for number in (0..6).filter(|number| !large.contains(number)) {
+        let file = community.nodes[number].dir.join("dugnad.toml");
+        let text = fs::read_to_string(&file).unwrap().replace("\"4G\"", "\"40M\"");
+        fs::write(file, text).unwrap();
+    }
+    (0..6).for_each(|node| community.start(node));
+    community.wait_whole();
+    let values: Vec<Vec<u8>> = (1..5).map(|number| bytes(48_000_000 + number * 4)).collect();
+    for (number, value) in values.iter().enumerate() {
+        let from = community.mark.dir.join("value");
+        fs::write(&from, value).unwrap();
+        let mut put =
+            community.prepare(large[number % 2], &["put", &format!("files/{number}"), "-"]);
+        let put = put.stdin(File::open(&from).unwrap()).output().unwrap();
+        assert!(put.status.success(), "{number}: {}", String::from_utf8_lossy(&put.stderr));
+        say(community.start, &format!("value {number} is kept"));
+    }
+    community.kill(large[0]);
+    for (number, value) in values.iter().enumerate() {
+        until("the other has it", PATIENCE, || {
+            let got = community.prepare(0, &["get", &format!("files/{number}")]).output().unwrap();
+            holds(got.status.success() && got.stdout == *value, || {
+                format!("{number}: {}", String::from_utf8_lossy(&got.stderr))
+            })
+        });
+    }
+    say(community.start, "one of the two is gone, and the other gives all");
+    // With one of the two gone there is one place for it, which is one too few.
+    let from = community.mark.dir.join("value");
+    let mut put = community.prepare(large[1], &["put", "files/more", "-"]);
+    let put = put.stdin(File::open(&from).unwrap()).output().unwrap();
+    assert_eq!(put.status.code(), Some(3), "{}", String::from_utf8_lossy(&put.stderr));
+    assert!(String::from_utf8_lossy(&put.stderr).contains("cannot keep a copy"));
+    say(community.start, "no more");
 }

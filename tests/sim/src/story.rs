@@ -89,7 +89,10 @@ impl World {
                 packages::Msg::Mirror { origin, .. } => {
                     format!("Mirror: keep the package, too; {} waits", self.name(*origin))
                 }
-                packages::Msg::NotHeld { reason, .. } => format!("NotHeld: {reason}"),
+                packages::Msg::NotHeld { reason, beside, .. } => match beside {
+                    None => format!("NotHeld: {reason}"),
+                    Some(other) => format!("NotHeld: {reason}; {} is asked", other.short()),
+                },
             },
             Msg::Collective(Collective::Deployment(msg)) => self.deployment(msg),
             // None of these stories is about objects, registers or events.

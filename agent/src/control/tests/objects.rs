@@ -92,13 +92,16 @@ pub(super) fn answer(question: ObjectQuestion) -> ObjectAnswer {
             ObjectAnswer::Refused("that cannot change".to_owned())
         }
         ObjectQuestion::Declare(namespace) => ObjectAnswer::Namespace(namespace),
-        ObjectQuestion::Sums => {
-            let namespaces = vec![("notes".to_owned(), 2, 8)];
-            let one = NodeSums { keys: 2, copies: 2, namespaces, ..NodeSums::default() };
-            let nodes = vec![one.clone(), NodeSums { keys: 0, missing: 1, ..one }];
-            ObjectAnswer::Sums { nodes, complete: true }
-        }
+        ObjectQuestion::Sums => sums(),
+        ObjectQuestion::Beside(_) => ObjectAnswer::Beside(Vec::new()),
     }
+}
+
+fn sums() -> ObjectAnswer {
+    let namespaces = vec![("notes".to_owned(), 2, 8)];
+    let one = NodeSums { keys: 2, copies: 2, namespaces, ..NodeSums::default() };
+    let nodes = vec![one.clone(), NodeSums { keys: 0, missing: 1, ..one }];
+    ObjectAnswer::Sums { nodes, complete: true }
 }
 
 async fn put(client: &Client, path: &str, value: &[u8], headers: &[(&'static str, &str)]) -> u8 {

@@ -9,6 +9,7 @@ pub mod item;
 mod list;
 mod operations;
 mod read;
+pub mod room;
 pub mod siblings;
 mod strong;
 pub mod sums;
@@ -22,6 +23,7 @@ use dugnad_kernel::map::Map;
 use dugnad_kernel::calls::{CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Component, Counters, Cx, Duration, Hlc, Input, Key, NodeId, Time};
+use dugnad_resource::spec::Tree;
 use serde::{Deserialize, Serialize};
 
 use crate::cast::CastBody;
@@ -143,6 +145,9 @@ pub enum ObjectQuestion {
     Declare(Namespace),
     /// What every node keeps.
     Sums,
+    /// Who may have a blob when none of its [`Value::sources`] has: those that keep it in the place
+    /// of a node without room.
+    Beside(Tree),
 }
 
 /// A value, and for a blob who should have it.
@@ -198,6 +203,8 @@ pub enum ObjectAnswer {
         nodes: Vec<NodeSums>,
         complete: bool,
     },
+    /// To [`ObjectQuestion::Beside`].
+    Beside(Vec<NodeId>),
     Done,
     /// No such namespace.
     Unknown(String),
@@ -440,6 +447,9 @@ impl Objects {
                 self.start("declare namespace", op, cx)
             }
             ObjectQuestion::Sums => self.start("sums", |asker| list::sums(asker, ask), cx),
+            ObjectQuestion::Beside(tree) => {
+                self.start("find holders", |asker| read::beside(asker, ask, tree), cx)
+            }
         };
         if !started {
             let answer = ObjectAnswer::Failed("this node is busy; try again".into());

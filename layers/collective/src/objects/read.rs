@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use dugnad_kernel::map::Map;
 use dugnad_kernel::{Key, NodeId};
+use dugnad_resource::spec::Tree;
 
 use super::item::{Address, Content, Manner, NAMESPACE, Namespace, OBJECT, Object};
 use super::operations::{Asker, AskerExt, Outcome, Unreachable};
@@ -129,6 +130,18 @@ async fn sources(asker: &Asker, answer: ObjectAnswer) -> ObjectAnswer {
         }
     }
     ObjectAnswer::Found { values, version, context, strong }
+}
+
+/// Who may have a blob when its owners have not.
+pub(super) async fn beside(asker: Asker, ask: u64, tree: Tree) -> Outcome {
+    let holders = asker.records(persistence::Question::Holders(tree.key())).await;
+    let answer = match holders {
+        persistence::Answer::Owners(holders) => {
+            ObjectAnswer::Beside(holders.iter().copied().collect())
+        }
+        _ => ObjectAnswer::Failed(NOBODY.to_string()),
+    };
+    Outcome::Answer { ask, answer }
 }
 
 /// The owners of the class of `key`, each once, in the order of the places.

@@ -18,24 +18,19 @@ pub(crate) const OPS_MAX: usize = 128;
 #[derive(Clone, Debug)]
 pub enum Ask {
     Records(Question),
-    /// Until `enough` nodes hold the tree or say that they cannot, or `limit` is over.
-    Holders {
-        root: Hash,
-        known: Set<NodeId>,
-        enough: usize,
-        limit: Duration,
-    },
+    /// Until nobody is left who might hold it, or `limit` is over.
+    Holders(Waiting, Duration),
 }
 
 #[derive(Clone, Debug)]
 pub enum Reply {
     Records(Answer),
-    Holders(Holders),
+    Holders(Waiting),
 }
 
 /// Who holds a tree, and who cannot and why.
 #[derive(Clone, Debug, Default)]
-pub struct Holders {
+pub(crate) struct Holders {
     pub have: Set<NodeId>,
     pub refused: Map<NodeId, String>,
 }
@@ -69,17 +64,27 @@ impl calls::Awaited for Awaited {
 }
 
 /// Somebody waits until enough nodes hold a tree.
-#[derive(Clone, Debug)]
-pub(crate) struct Waiting {
+#[derive(Clone, Debug, Default)]
+pub struct Waiting {
     pub(crate) root: Hash,
+    /// Who has to say whether it holds it.
+    pub(crate) asked: Set<NodeId>,
+    /// How many must hold it.
     pub(crate) enough: usize,
+    /// Wait for all that were asked, also when enough hold it.
+    pub(crate) all: bool,
     pub(crate) holders: Holders,
 }
 
 impl Waiting {
     /// Enough hold it, or nobody is left who might.
     pub(crate) fn is_over(&self) -> bool {
-        self.holders.have.len() + self.holders.refused.len() >= self.enough
+        let Holders { have, refused } = &self.holders;
+        if !self.all && have.len() >= self.enough {
+            return true;
+        }
+        let answered = |node: &NodeId| have.contains(node) || refused.contains_key(node);
+        have.len() + refused.len() >= self.enough && self.asked.iter().all(answered)
     }
 }
 
@@ -105,11 +110,10 @@ impl Operates for Packages {
                 cx.emit(Event::Records { call, question });
                 (Awaited::Records, None)
             }
-            Ask::Holders { root, known, enough, limit } => {
-                let met = known.len() >= enough;
-                let holders = Holders { have: known, refused: Map::new() };
-                self.held.insert(call, Waiting { root, enough, holders });
-                (Awaited::Holders, Some(if met { Duration::ZERO } else { limit }))
+            Ask::Holders(waiting, limit) => {
+                let over = waiting.is_over();
+                self.held.insert(call, waiting);
+                (Awaited::Holders, Some(if over { Duration::ZERO } else { limit }))
             }
         }
     }
@@ -124,10 +128,7 @@ impl Operates for Packages {
     fn no_answer(&mut self, call: CallId) -> Option<Reply> {
         Some(match self.calls.awaited(call)? {
             Awaited::Records => Reply::Records(Answer::Unreachable),
-            Awaited::Holders => {
-                let waiting = self.held.remove(&call);
-                Reply::Holders(waiting.map(|waiting| waiting.holders).unwrap_or_default())
-            }
+            Awaited::Holders => Reply::Holders(self.held.remove(&call).unwrap_or_default()),
         })
     }
 
@@ -143,13 +144,7 @@ impl Operates for Packages {
 /// Questions with the answers that belong to them.
 pub(crate) trait AskerExt {
     fn records(&self, question: Question) -> calls::AnsweredOf<Packages, Answer>;
-    fn holders(
-        &self,
-        root: Hash,
-        known: Set<NodeId>,
-        enough: usize,
-        limit: Duration,
-    ) -> calls::AnsweredOf<Packages, Holders>;
+    fn holders(&self, waiting: Waiting, limit: Duration) -> calls::AnsweredOf<Packages, Waiting>;
 }
 
 impl AskerExt for Asker {
@@ -160,16 +155,10 @@ impl AskerExt for Asker {
         })
     }
 
-    fn holders(
-        &self,
-        root: Hash,
-        known: Set<NodeId>,
-        enough: usize,
-        limit: Duration,
-    ) -> calls::AnsweredOf<Packages, Holders> {
-        self.ask(Ask::Holders { root, known, enough, limit }).read(|reply| match reply {
-            Reply::Holders(holders) => holders,
-            Reply::Records(_) => Holders::default(),
+    fn holders(&self, waiting: Waiting, limit: Duration) -> calls::AnsweredOf<Packages, Waiting> {
+        self.ask(Ask::Holders(waiting, limit)).read(|reply| match reply {
+            Reply::Holders(waiting) => waiting,
+            Reply::Records(_) => Waiting::default(),
         })
     }
 }

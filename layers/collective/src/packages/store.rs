@@ -8,16 +8,18 @@ use dugnad_kernel::map::{Map, Set};
 use dugnad_kernel::{Duration, Key, NodeId};
 use dugnad_resource::spec::Tree;
 
-use super::operations::{Asker, AskerExt, Outcome};
+use super::operations::{Asker, AskerExt, Holders, Outcome, Waiting};
 use super::{Needed, name_for};
 use crate::persistence::record::{Record, Version};
 use crate::persistence::{Answer, Question};
 
-/// Nodes that must hold a package before it counts as stored, the one that has it included.
+/// Nodes that must keep a package before it counts as stored. Who stores it is one only if it owns
+/// one of its places, or is asked to keep it beside an owner: else it lets it go.
 const COPIES: usize = 2;
-/// How long all owners are waited for, and how long [`COPIES`].
+/// How long all owners are waited for, and how long [`COPIES`], on lines of so many bytes a second.
 const QUICK: Duration = Duration::from_secs(3);
 const LIMIT: Duration = Duration::from_secs(300);
+const SLOW: u64 = 32 << 10;
 
 const NO_COPY: &str = "no other node took a copy of the package in time; see `dugnad nodes`";
 
@@ -50,12 +52,12 @@ async fn store_one(
 ) -> Result<(), Vec<String>> {
     let enough = COPIES.min(usize::try_from(size).unwrap_or(usize::MAX));
     let (root, key) = (tree.root, tree.key());
-    let mut all = owners(asker, key).await;
-    all.insert(me);
+    let all = owners(asker, key, Question::Owners).await;
     // Asked before the record is out: the first holder may be quicker than the writing. Where
-    // all places are mine that is the mirror, so one other is waited for in any case.
-    let (known, quick) = (Set::from([me]), all.len().max(enough));
-    let wait = asker.holders(root, known, quick, QUICK);
+    // all places are one node's that is the mirror, so two are waited for in any case.
+    let have = all.iter().copied().filter(|node| *node == me).collect();
+    let holders = Holders { have, refused: Map::new() };
+    let wait = asker.holders(Waiting { root, asked: all, enough, all: true, holders }, QUICK);
     let name = name_for(service);
     let counter = match asker.records(Question::Get((key, name.clone()))).await {
         Answer::Found(Some(record)) => record.version.counter,
@@ -67,19 +69,15 @@ async fn store_one(
         return Err(Vec::from([NO_COPY.to_string()]));
     }
     let first = wait.await;
-    if first.have.len() >= enough {
-        return Ok(());
-    }
-    if first.have.len() + first.refused.len() >= quick && !first.refused.is_empty() {
-        return Err(no_room(&first.refused));
-    }
-    let second = asker.holders(root, first.have, enough, LIMIT).await;
-    if second.have.len() >= enough {
+    let limit = LIMIT + Duration::from_secs(tree.bytes / SLOW);
+    let Holders { have, refused } =
+        asker.holders(Waiting { all: false, ..first }, limit).await.holders;
+    if have.len() >= enough {
         Ok(())
-    } else if second.refused.is_empty() {
+    } else if refused.is_empty() {
         Err(Vec::from([NO_COPY.to_string()]))
     } else {
-        Err(no_room(&second.refused))
+        Err(no_room(&refused))
     }
 }
 
@@ -112,12 +110,13 @@ pub(super) async fn forget(
 }
 
 pub(super) async fn find_holders(asker: Asker, tree: Tree, me: NodeId) -> Outcome {
-    let from = owners(&asker, tree.key()).await.into_iter().filter(|node| *node != me).collect();
+    let holders = owners(&asker, tree.key(), Question::Holders).await;
+    let from = holders.into_iter().filter(|node| *node != me).collect();
     Outcome::Sources { tree, from }
 }
 
-async fn owners(asker: &Asker, key: Key) -> Set<NodeId> {
-    match asker.records(Question::Owners(key)).await {
+async fn owners(asker: &Asker, key: Key, which: fn(Key) -> Question) -> Set<NodeId> {
+    match asker.records(which(key)).await {
         Answer::Owners(owners) => owners,
         _ => Set::new(),
     }

@@ -10,6 +10,7 @@ use dugnad_resource::execute::{Order, Report};
 use dugnad_resource::spec::Tree;
 
 use super::{Command, Event, Packages, Question, SMALL};
+use crate::persistence;
 use crate::played::Played;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -159,6 +160,43 @@ fn who_has_no_room_says_so() {
         assert!(reasons.iter().all(|reason| reason.ends_with("no room")), "{reasons:?}");
         assert!(!reasons.is_empty());
     }
+}
+
+/// An owner without room has it kept beside it: two nodes have it when the one that stored it is
+/// told so, where those who look for it will find it. Where that cannot be, it is told why.
+#[test]
+fn who_has_no_room_has_it_kept_beside_it() {
+    let mut beside = 0;
+    for seed in 0..500 {
+        let count = 2 + seed as usize % 8;
+        let mut world = world(seed, count);
+        let ids = world.ids();
+        let at = ids[world.rng.usize(0..count)];
+        world.around.full = ids.iter().copied().filter(|_| world.rng.usize(0..3) > 0).collect();
+        let (tree, full) = (tree(SMALL + seed), world.around.full.clone());
+        let answer = store(&mut world, at, tree);
+        let owners = world.around.played.owners(tree.key());
+        let (found, _) = world.around.played.answer(persistence::Question::Holders(tree.key()));
+        let persistence::Answer::Owners(found) = found else { panic!() };
+        let keeps = |id: &&NodeId| world.around.bytes[id].contains(&tree) && found.contains(id);
+        let keepers: Vec<NodeId> = ids.iter().filter(keeps).copied().collect();
+        match answer {
+            Ok(()) => assert!(keepers.len() >= 2, "{count} nodes: {keepers:?}"),
+            Err(reasons) => {
+                assert!(!reasons.is_empty());
+                let room = owners.iter().filter(|id| !full.contains(id) || **id == at).count();
+                assert!(room < 2, "seed {seed}: {room} of the owners have room: {reasons:?}");
+            }
+        }
+        beside += keepers.iter().filter(|id| !owners.contains(id)).count();
+        // Owners try again, less and less often; nobody else says anything.
+        world.run(SECOND * 7_200);
+        let sent = world.sent;
+        world.run(SECOND * 7_200);
+        let most = 8 * 4 * full.len();
+        assert!(world.sent - sent <= most, "seed {seed}: {} messages", world.sent - sent);
+    }
+    assert!(beside > 100, "{beside} kept beside an owner");
 }
 
 /// One that cannot be fetched is tried again, less and less often.

@@ -111,6 +111,8 @@ pub enum Question {
     Claim { record: Record, expected: u64, enough: usize },
     /// Who answers for the places of the key's class?
     Owners(Key),
+    /// The same, and who holds copies of what they answer for.
+    Holders(Key),
     /// Keep these here, as if another holder had brought them.
     TakeIn(Vec<Record>),
     /// Of the directory of groups.
@@ -354,6 +356,9 @@ impl Persistence {
             Question::Get(name) => self.start("get", |asker| put::get(asker, call, name), cx),
             Question::Owners(key) => {
                 self.start("find owners", |asker| put::owners(asker, call, key), cx)
+            }
+            Question::Holders(key) => {
+                self.start("find holders of records", |asker| put::holders(asker, call, key), cx)
             }
             Question::Claim { record, expected, enough } => {
                 let op = |asker| put::claim(asker, call, record, expected, enough);

@@ -9,7 +9,7 @@ use dugnad_kernel::ops::join;
 use dugnad_kernel::{Cx, Duration, Key, NodeId};
 
 use super::operations::AskerExt;
-use super::record::{DEGREE, Name, Record, class};
+use super::record::{COPIES, DEGREE, Name, Record, class};
 use super::{Answer, Asker, Event, Outcome, Persistence, Request, Response};
 
 /// A place that did not take the record (it moved while it was asked, or does not answer) is asked
@@ -139,6 +139,19 @@ pub(crate) async fn owners(asker: Asker, call: u32, key: Key) -> Outcome {
     let places: Vec<u32> = (0..DEGREE).collect();
     let owners = find(&asker, key, &places).await.into_iter().flatten().collect();
     Outcome::Answer { call, answer: Answer::Owners(owners) }
+}
+
+/// The distinct owners of the class of `key`, and those who follow each on the ring.
+pub(crate) async fn holders(asker: Asker, call: u32, key: Key) -> Outcome {
+    let places: Vec<u32> = (0..DEGREE).collect();
+    let mut last: Set<NodeId> = find(&asker, key, &places).await.into_iter().flatten().collect();
+    let mut all = last.clone();
+    for _ in 0..COPIES {
+        let after = last.iter().map(|node| Box::pin(asker.find(node.plus(1))) as _);
+        last = join(after.collect()).await.into_iter().flatten().collect();
+        all.extend(last.iter().copied());
+    }
+    Outcome::Answer { call, answer: Answer::Owners(all) }
 }
 
 /// The newest version of a record that its class owners know.

@@ -508,7 +508,7 @@ fn collective_messages() -> Vec<collective::Msg> {
     let packages = [
         packages::Msg::Held { root: Hash([7; 32]) },
         packages::Msg::Mirror { tree: tree(), origin: id(4) },
-        packages::Msg::NotHeld { root: Hash([7; 32]), reason },
+        packages::Msg::NotHeld { root: Hash([7; 32]), reason, beside: Some(id(5)) },
     ];
     let persistence = persistence_messages().into_iter().map(collective::Msg::Persistence);
     let deployment = deployment_messages().into_iter().map(collective::Msg::Deployment);

@@ -29,6 +29,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use smol::channel::Sender;
 
@@ -70,6 +71,8 @@ struct Batch {
 struct Queue {
     batches: VecDeque<Batch>,
     bytes: usize,
+    /// Some are being written.
+    writing: bool,
     /// Nothing more will come.
     closed: bool,
 }
@@ -78,6 +81,8 @@ struct Shared {
     queue: Mutex<Queue>,
     /// Told when a batch came, or the queue was closed.
     came: Condvar,
+    /// Told when some were written.
+    written: Condvar,
     store: Mutex<Store>,
     events: Sender<DiskEvent>,
 }
@@ -116,6 +121,7 @@ impl Disk {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             came: Condvar::new(),
+            written: Condvar::new(),
             store: Mutex::new(store),
             events,
         });
@@ -145,6 +151,16 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// Waits, blocking, until all that was queued is on the medium; whether it is within `limit`.
+    pub(crate) fn finish(&self, limit: Duration) -> bool {
+        let shared = &self.0.0;
+        let waits = |queue: &mut Queue| queue.writing || !queue.batches.is_empty();
+        let waited = shared.written.wait_timeout_while(lock(&shared.queue), limit, waits);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
+
 fn wrong((key, value): &Write) -> Option<String> {
     let length = value.as_ref().map_or(0, Vec::len);
     if key.is_empty() || key.len() > KEY_MAX {
@@ -162,6 +178,8 @@ impl Shared {
             }
             let good = group.iter().filter_map(|batch| batch.writes.as_ref().ok()).flatten();
             let result = lock(&self.store).commit(good);
+            lock(&self.queue).writing = false;
+            self.written.notify_all();
             for batch in group {
                 let token = batch.token;
                 let event = match (batch.writes, &result) {
@@ -193,6 +211,7 @@ impl Shared {
             group.extend(queue.batches.pop_front());
         }
         queue.bytes -= bytes;
+        queue.writing = !group.is_empty();
         group
     }
 }

@@ -27,7 +27,7 @@ use toml::Spanned;
 use crate::config::file;
 pub(crate) use crate::config::file::Error;
 use crate::config::units::{Cpu, Share, Size, Span, Unit, from_text};
-use crate::host::NAMESPACES;
+use crate::host::{NAMESPACES, USES};
 
 /// Variables the agent sets; a file must not.
 const RESERVED: &[&str] = &["PORT", "HOST", "STATE_DIRECTORY"];
@@ -60,6 +60,8 @@ struct Raw {
     state: RawState,
     #[serde(default)]
     store: RawStore,
+    #[serde(default)]
+    uses: Vec<String>,
     stop_grace: Option<Span>,
 }
 
@@ -250,7 +252,7 @@ impl Checker<'_> {
             kind,
             want: self.want(raw)?,
             command: raw.command.clone(),
-            env: self.env(&raw.env, &raw.store, raw.needs.place.as_deref())?,
+            env: self.env(&raw.env, &raw.store, &raw.uses, raw.needs.place.as_deref())?,
             artifacts: Vec::new(),
             needs: Amounts {
                 memory: raw.needs.memory.map_or(64 << 20, |size| size.0),
@@ -322,8 +324,12 @@ impl Checker<'_> {
         &self,
         env: &BTreeMap<Spanned<String>, String>,
         store: &RawStore,
+        uses: &[String],
         place: Option<&str>,
     ) -> Result<Vec<(String, String)>, Error> {
+        if let Some(bad) = uses.iter().find(|name| spec::valid_name(name).is_err()) {
+            return Err(self.wrong("uses", &format!("\"{bad}\" is no name of a service")));
+        }
         if let Some(bad) = store.namespaces.iter().find(|name| spec::valid_name(name).is_err()) {
             let why = format!("\"{bad}\" is no namespace: letters, digits and '-' make one");
             return Err(self.wrong("store.namespaces", &why));
@@ -346,6 +352,9 @@ impl Checker<'_> {
         }
         let mut all: Vec<(String, String)> =
             env.iter().map(|(key, value)| (key.get_ref().clone(), value.clone())).collect();
+        if !uses.is_empty() {
+            all.push((USES.to_owned(), uses.join(" ")));
+        }
         if !store.namespaces.is_empty() {
             all.push((NAMESPACES.to_owned(), store.namespaces.join(" ")));
         }

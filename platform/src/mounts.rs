@@ -32,6 +32,8 @@ pub struct View {
     masks: Vec<(CString, CString)>,
     folders: Vec<CString>,
     binds: Vec<(CString, bool)>,
+    /// A file that stands in the place of another.
+    instead: Option<(CString, CString)>,
 }
 
 /// The folder to cover so that nothing of `dir` shows: `dir`, or the outermost folder above it
@@ -94,7 +96,18 @@ impl View {
                 .iter()
                 .map(|bind| Ok((c_path(&bind.path)?, bind.writable)))
                 .collect::<io::Result<_>>()?,
+            instead: None,
         })
+    }
+
+    /// Shows the file `from`, to be read only, in the place of the file `at`, which is not below
+    /// what is covered. Both must be there when the service starts.
+    ///
+    /// # Errors
+    /// A path with a zero byte.
+    pub fn show_instead(&mut self, from: &Path, at: &Path) -> io::Result<()> {
+        self.instead = Some((c_path(from)?, c_path(at)?));
+        Ok(())
     }
 
     /// Carries the plan out for the calling process, which must have one thread.
@@ -104,6 +117,10 @@ impl View {
         for ((path, _), slot) in self.binds.iter().zip(&mut held) {
             *slot = hold(path)?;
         }
+        let instead = match &self.instead {
+            Some((from, at)) => Some((hold(from)?, at)),
+            None => None,
+        };
         for (path, options) in &self.masks {
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
             mount(
@@ -124,15 +141,9 @@ impl View {
             }
         }
         for ((path, writable), fd) in self.binds.iter().zip(held) {
-            put(fd, path)?;
-            let mut flags =
-                MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            if !writable {
-                flags |= MsFlags::MS_RDONLY;
-            }
-            mount(None::<&CStr>, path.as_c_str(), None::<&CStr>, flags, None::<&CStr>)?;
+            show(fd, path, *writable)?;
         }
-        Ok(())
+        instead.map_or(Ok(()), |(fd, at)| show(fd, at, false))
     }
 }
 
@@ -170,6 +181,16 @@ fn put(fd: i32, path: &CStr) -> Result<(), Errno> {
         )
     };
     Errno::result(done).map(drop)
+}
+
+/// Puts back what was taken hold of, and says what may be done with it.
+fn show(fd: i32, path: &CStr, writable: bool) -> Result<(), Errno> {
+    put(fd, path)?;
+    let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    if !writable {
+        flags |= MsFlags::MS_RDONLY;
+    }
+    mount(None::<&CStr>, path, None::<&CStr>, flags, None::<&CStr>)
 }
 
 /// Whether this kernel and these rights allow a [`View`]; changes the calling process.

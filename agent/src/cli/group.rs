@@ -3,12 +3,15 @@
 use std::io::{self, Read};
 
 use argh::FromArgs;
+use dugnad_resource::attributes::NODE;
+use dugnad_resource::condition::Condition;
 use serde_json::Value;
 
 use super::read::{label, tell, text};
 use super::table::Table;
 use super::{ASK_LIMIT, Cx, Failure, Outcome, within};
 use crate::control::exit;
+use crate::text::percent_encode;
 
 /// tell things to several nodes together
 #[derive(FromArgs, Debug)]
@@ -76,6 +79,9 @@ pub(super) struct GroupSend {
     /// to one other member only, whichever is free
     #[argh(switch)]
     pub(super) one: bool,
+    /// with --one: only a member on a node that is so, such as 'zone=attic memory>=1G'
+    #[argh(option, long = "where", arg_name = "condition")]
+    pub(super) place: Option<String>,
 }
 
 /// print what is said in a group; this node is a member while it lasts
@@ -128,7 +134,14 @@ fn order(cx: &mut Cx<'_>, path: &str, done: &str) -> Outcome {
 
 fn send(args: &GroupSend, cx: &mut Cx<'_>) -> Outcome {
     let (reliable, one) = (u8::from(args.reliable), u8::from(args.one));
-    let path = format!("{}/send?reliable={reliable}&one={one}", path(&args.group)?);
+    let mut path = format!("{}/send?reliable={reliable}&one={one}", path(&args.group)?);
+    if let Some(typed) = &args.place {
+        Condition::parse(typed, &NODE).map_err(|error| Failure::usage(error.to_string()))?;
+        if !args.one {
+            return Err(Failure::usage("--where goes with --one: it says which member"));
+        }
+        path += &format!("&where={}", percent_encode(typed));
+    }
     let client = cx.client()?;
     let body = if args.text == "-" {
         let mut body = Vec::new();

@@ -255,7 +255,8 @@ impl Door {
             }
             (false, "send") => {
                 let query = Query(request.uri().query().unwrap_or_default().to_owned());
-                let (manner, body) = (groups::manner(&query), groups::read_message(request).await?);
+                let (manner, body) =
+                    (groups::manner(&query)?, groups::read_message(request).await?);
                 take(&self.sends, "send")?;
                 let question = GroupQuestion::Send { name, body, manner };
                 groups::ask(&self.backend, question).await?;

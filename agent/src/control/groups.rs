@@ -3,6 +3,8 @@
 use std::rc::Rc;
 
 use dugnad_node::{Answer, GroupManner, GroupPolicy, GroupQuestion, Question};
+use dugnad_resource::attributes::NODE;
+use dugnad_resource::condition::Condition;
 use dugnad_resource::spec::valid_name;
 use http_body_util::{BodyExt, Limited};
 use hyper::Request;
@@ -14,6 +16,7 @@ use super::body::Payload;
 use super::http::{Query, Reply, json_response, lines};
 use super::shape::{self, Trouble};
 use super::{AgentApi, exit};
+use crate::text::percent_decode;
 
 /// Bytes of one message (`GROUP_BODY_MAX` of the core, which checks again).
 const BODY_MAX: usize = 16 << 10;
@@ -40,7 +43,7 @@ pub(super) async fn route(
         }
         (false, Some(name), Some("send")) => {
             let name = group(name)?;
-            let manner = manner(query);
+            let manner = manner(query)?;
             GroupQuestion::Send { name, body: read_message(request).await?, manner }
         }
         _ => {
@@ -87,15 +90,27 @@ pub(super) async fn read_message(request: Request<Incoming>) -> Result<Vec<u8>, 
     Ok(body.to_bytes().to_vec())
 }
 
-/// `reliable=1`, `one=1`, or neither.
-pub(super) fn manner(query: &Query) -> GroupManner {
-    if query.has("reliable") {
-        GroupManner::Reliable
-    } else if query.has("one") {
-        GroupManner::ToOne
-    } else {
-        GroupManner::BestEffort
+/// `reliable=1`, `one=1`, perhaps with `where=CONDITION`, or none.
+pub(super) fn manner(query: &Query) -> Result<GroupManner, Trouble> {
+    let typed = percent_decode(query.get("where").unwrap_or_default())
+        .ok_or_else(|| Trouble::usage("where is no UTF-8 text"))?;
+    if query.has("one") {
+        return Ok(GroupManner::ToOne { that: that(&typed)? });
     }
+    if !typed.is_empty() {
+        return Err(Trouble::usage("where goes with one=1: it says which member"));
+    }
+    Ok(if query.has("reliable") { GroupManner::Reliable } else { GroupManner::BestEffort })
+}
+
+/// What a member must be, as nodes tell each other.
+fn that(typed: &str) -> Result<Vec<u8>, Trouble> {
+    let condition = Condition::parse(typed, &NODE);
+    let condition = condition.map_err(|error| Trouble::usage(error.to_string()))?;
+    if condition.is_empty() {
+        return Ok(Vec::new());
+    }
+    postcard::to_allocvec(&condition).map_err(|error| Trouble::usage(error.to_string()))
 }
 
 pub(super) fn group(name: &str) -> Result<String, Trouble> {

@@ -8,6 +8,8 @@ use hyper::header::{
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Version};
 
+use crate::host::DOMAIN;
+
 pub(super) const REPLICA: HeaderName = HeaderName::from_static("dugnad-replica");
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
@@ -27,9 +29,6 @@ const HOP: [&str; 8] = [
     "upgrade",
     "expect",
 ];
-
-/// The host of services reached by name.
-const DOMAIN: &str = ".dugnad.internal";
 
 /// Why a request is not passed on: it could mean one thing here and another to the service.
 pub(super) fn ambiguous(parts: &Parts) -> Option<&'static str> {
@@ -76,13 +75,17 @@ pub(super) fn strip_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// A name of this machine itself: browsers and curl look no further (RFC 6761 6.3).
+const LOCAL: &str = ".localhost";
+
 /// The service a host name names.
 pub(super) fn service_of_host(parts: &Parts) -> Option<String> {
     let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
     let host = parts.uri.host().or(host)?.to_ascii_lowercase();
     let host = host.split(':').next().unwrap_or_default();
     // With its dot at the end a name is the same name.
-    let name = host.strip_suffix('.').unwrap_or(host).strip_suffix(DOMAIN)?;
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let name = host.strip_suffix(DOMAIN).or_else(|| host.strip_suffix(LOCAL))?;
     Some(name.to_owned())
 }
 
@@ -253,6 +256,8 @@ mod tests {
         assert_eq!(of("wiki.dugnad.internal.").as_deref(), Some("wiki"));
         assert_eq!(of("wiki.dugnad.internal.:80").as_deref(), Some("wiki"));
         assert_eq!(of("dugnad.internal"), None);
+        assert_eq!(of("wiki.localhost:7480").as_deref(), Some("wiki"));
+        assert_eq!(of("localhost:7480"), None);
         assert_eq!(of("[::1]:7480"), None);
     }
 

@@ -11,12 +11,13 @@
 //! | `DUGNAD_SOCKET` | store, groups: HTTP on a Unix socket of its own (`control/door.rs`) |
 //! | `DUGNAD_FENCE` | a number that grows with every replica, if only one may run |
 //! | `DUGNAD_NAMESPACES` | namespaces of the store it uses beside its own |
+//! | `DUGNAD_USES` | services it finds as `NAME.dugnad.internal`, where it has a view of its own |
 //! | `PATH` | the usual folders of programs |
 //!
 //! `LISTEN_FDS` is not passed: the agent would have to hold `PORT` open itself, and an ordinary
 //! server that binds `PORT` would find it in use.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use dugnad_kernel::map::Map;
@@ -27,6 +28,10 @@ use super::HostConfig;
 /// The variable with the namespaces of the store that a service uses beside its own, with spaces
 /// between them: `[store] namespaces` of its file.
 pub(crate) const NAMESPACES: &str = "DUGNAD_NAMESPACES";
+/// The variable of services it finds by name: what its file asks for.
+pub(crate) const USES: &str = "DUGNAD_USES";
+/// What names of services end in, for the gateway and for the services themselves.
+pub(crate) const DOMAIN: &str = ".dugnad.internal";
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -67,10 +72,17 @@ pub(super) fn environment(
         ("DUGNAD_SOCKET", text(socket)),
     ];
     env.extend(contract.map(|(name, value)| (name.to_owned(), value)));
-    if let Some(url) = &config.url {
-        env.insert("DUGNAD_URL".to_owned(), url.clone());
+    if let Some(gateway) = config.gateway {
+        env.insert("DUGNAD_URL".to_owned(), format!("http://{gateway}"));
     }
     env
+}
+
+/// The names of this machine, and those of the services that are used: all are at the gateway.
+pub(super) fn hosts(machine: &str, gateway: IpAddr, uses: &str) -> String {
+    let names: Vec<String> =
+        uses.split_whitespace().map(|name| format!("{name}{DOMAIN}")).collect();
+    format!("{}\n{gateway} {}\n", machine.trim_end(), names.join(" "))
 }
 
 /// `$NAME` and `${NAME}` replaced from `env`, `$$` by `$`. What `env` does not have stays as it

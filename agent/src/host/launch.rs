@@ -35,6 +35,8 @@ const OOM_SCORE: u16 = 500;
 const FILES: u64 = 8192;
 /// Bytes of a private /tmp. Its pages count as the service's memory.
 const SCRATCH: u64 = 16 << 20;
+/// Where names are looked up first.
+const HOSTS: &str = "/etc/hosts";
 
 /// Why a replica did not start.
 pub(super) enum Fail {
@@ -195,7 +197,18 @@ fn view(shared: &Shared, run: &Run, folder: &Folder) -> io::Result<View> {
             binds.push(Bind { path: dir.to_path_buf(), writable: false });
         }
     }
-    View::plan(&shared.config.dir, &passable, &binds, SCRATCH)
+    let mut view = View::plan(&shared.config.dir, &passable, &binds, SCRATCH)?;
+    if hosts(shared, run).is_some() {
+        view.show_instead(&folder.hosts(), Path::new(HOSTS))?;
+    }
+    Ok(view)
+}
+
+/// What the service sees as `/etc/hosts`, if its file names services it uses.
+fn hosts(shared: &Shared, run: &Run) -> Option<String> {
+    let (_, uses) = run.spec.env.iter().find(|(name, _)| name == contract::USES)?;
+    let machine = fs::read_to_string(HOSTS).ok()?;
+    Some(contract::hosts(&machine, shared.config.gateway?.ip(), uses))
 }
 
 /// Starts the replica. `unpacked` is the package that is already in its folder.
@@ -222,10 +235,14 @@ pub(super) async fn start(
         check_passable(&folder).map_err(Fail::Final)?;
     }
     let (group, tmp) = (limits(run), prepared.view.is_none());
+    let hosts = prepared.view.as_ref().and_then(|_| hosts(shared, run));
     let group = {
         let (parent, folder) = (shared.parent.borrow().clone(), folder.clone());
         smol::unblock(move || -> io::Result<_> {
             prepare_folders(&folder, user, tmp)?;
+            if let Some(hosts) = hosts {
+                fs::write(folder.hosts(), hosts)?;
+            }
             // What an agent that died in the middle may have left.
             parent.existing(folder.name()).kill(PATIENCE)?;
             parent.group(folder.name(), &group)

@@ -40,6 +40,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -58,7 +59,7 @@ use smol::{LocalExecutor, Task};
 
 use crate::notify::Changed;
 pub(crate) use crate::stream::Endpoint;
-pub(crate) use contract::NAMESPACES;
+pub(crate) use contract::{DOMAIN, NAMESPACES, USES};
 pub(crate) use keeper::keeper_main;
 pub(crate) use lease::{AskLease, LeaseNews};
 pub(crate) use logs::LogLine;
@@ -92,8 +93,8 @@ pub(crate) struct HostConfig {
     pub(crate) dir: PathBuf,
     pub(crate) node_id: NodeId,
     pub(crate) node_name: String,
-    /// What services get as `DUGNAD_URL`: where this node answers for all services.
-    pub(crate) url: Option<String>,
+    /// Where this node answers for all services, as services on it reach it.
+    pub(crate) gateway: Option<SocketAddr>,
     pub(crate) arch: Arch,
     /// The owner's ceilings on the sum of all services.
     pub(crate) ceilings: Ceilings,

@@ -92,6 +92,11 @@ impl Folder {
         self.0.join("state")
     }
 
+    /// What it sees in the place of `/etc/hosts`.
+    pub(super) fn hosts(&self) -> PathBuf {
+        self.0.join("hosts")
+    }
+
     /// Scratch space where the box has no private /tmp.
     pub(super) fn tmp(&self) -> PathBuf {
         self.0.join("tmp")

@@ -73,7 +73,7 @@ fn open_with(
         // Groups are named after the node: one a test.
         node_id: Id::of_name("test", dir.as_os_str().as_encoded_bytes()),
         node_name: "kitchen".to_owned(),
-        url: Some("http://127.0.0.1:7480".to_owned()),
+        gateway: Some(([127, 0, 0, 1], 7480).into()),
         arch: ARCH,
         ceilings: Ceilings {
             amounts: Amounts { memory: 512 << 20, cpu: 2000, disk: 0, processes: 200 },

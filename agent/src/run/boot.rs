@@ -185,13 +185,13 @@ impl Kept {
 }
 
 /// Where services on this node find the gateway.
-fn url(gateway: SocketAddr) -> String {
+fn near(gateway: SocketAddr) -> SocketAddr {
     let ip = match gateway.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         ip => ip,
     };
-    format!("http://{}", SocketAddr::new(ip, gateway.port()))
+    SocketAddr::new(ip, gateway.port())
 }
 
 fn host_config(
@@ -208,7 +208,7 @@ fn host_config(
         dir: state.to_owned(),
         node_id: id,
         node_name: config.name.clone(),
-        url: config.gateway.map(url),
+        gateway: config.gateway.map(near),
         arch: own_arch()?,
         ceilings: config.ceilings(),
         socket: service_socket(state)?,
@@ -314,6 +314,9 @@ impl Agent {
         // Tasks that are still there hold the host: its own drop would come too late.
         self.host.tidy();
         self.remembered.borrow_mut().save_now()?;
+        if !self.disk.finish(CLOSE_LIMIT) {
+            log::warn!("the disk is slow: what was said last is not written");
+        }
         smol::future::or(self.links.close(), async {
             smol::Timer::after(CLOSE_LIMIT).await;
         })

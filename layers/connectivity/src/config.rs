@@ -164,6 +164,8 @@ pub const GROUP_MESH_MAX: usize = 64;
 pub const GROUP_WATCHED: usize = 2;
 /// Bytes of one message (PROTOCOL.md 4.8).
 pub const GROUP_BODY_MAX: usize = 16 * 1024;
+/// Bytes that say what one member must be to take a message.
+pub const GROUP_THAT_MAX: usize = 1024;
 /// Messages remembered against duplicates, a group.
 pub const GROUP_SEEN: usize = 1_024;
 /// Messages of outsiders one member passes on, a second.

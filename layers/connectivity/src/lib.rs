@@ -80,6 +80,12 @@ pub enum Event {
         call: u32,
         answer: group::Answer,
     },
+    /// Whether this node is what a message to one member of a group is for:
+    /// [`group::Command::Judged`] follows.
+    Judge {
+        gid: group::GroupId,
+        token: group::Token,
+    },
     /// Somebody said something in a group.
     Deliver {
         name: alloc::string::String,
@@ -316,6 +322,7 @@ impl Connectivity {
                 E::Directory { call, key, ask } => cx.emit(Event::Directory { call, key, ask }),
                 E::Answer { call, answer } => cx.emit(Event::Answer { call, answer }),
                 E::Deliver { name, from, body } => cx.emit(Event::Deliver { name, from, body }),
+                E::Judge { gid, token } => cx.emit(Event::Judge { gid, token }),
                 E::Watch(set) => {
                     self.of_groups = set;
                     self.count_on(queue);

@@ -9,6 +9,8 @@ use dugnad_connectivity as connectivity;
 use dugnad_connectivity::config::GROUPS_MAX;
 use dugnad_connectivity::group;
 use dugnad_kernel::{Cx, Duration};
+use dugnad_resource::condition::Condition;
+use dugnad_resource::describe;
 use dugnad_resource::spec::valid_name;
 
 use crate::asked::Writer;
@@ -102,6 +104,22 @@ impl Node {
                 self.tell_groups(asked, command, cx);
             }
         }
+    }
+
+    /// Whether this node is what a message to one member is for.
+    pub(crate) fn judge(
+        &mut self,
+        gid: group::GroupId,
+        token: group::Token,
+        cx: &mut Cx<'_, Self>,
+    ) {
+        let condition = postcard::from_bytes(&token.that).ok().filter(Condition::fits);
+        let fits = condition.is_some_and(|condition| {
+            let node = self.description(&[], &describe::programs(&condition), cx);
+            condition.matches(node.attributes().as_slice())
+        });
+        let command = group::Command::Judged { gid, token, fits };
+        self.connect(connectivity::Command::Group(command), cx);
     }
 
     fn tell_groups(
@@ -220,7 +238,11 @@ fn to_answer(answer: group::Answer, name: &str) -> Answer {
         A::Unknown => {
             alloc::format!("there is no group {name}; create it: dugnad group create {name}")
         }
-        A::Nobody => alloc::format!("no other member of {name} was free to take it"),
+        A::Nobody => {
+            alloc::format!(
+                "no other member of {name} was free to take it and is what was asked for"
+            )
+        }
         A::NotMember => alloc::format!("only members of {name} may do that"),
         A::Full => alloc::format!("this node is in {GROUPS_MAX} groups, as many as it can be"),
         A::TooLarge => {

@@ -302,6 +302,7 @@ impl Node {
             }
             Command::Leave => {
                 self.saw_self("node.leave", cx);
+                self.note_end(cx);
                 self.host(executor::Command::Ending, cx);
                 self.community(collective::Command::Ending, cx);
                 self.connect(connectivity::Command::Leave, cx);
@@ -421,6 +422,7 @@ impl Node {
                     self.community(collective::Command::Directory { call, key, ask }, cx);
                 }
                 E::Answer { call, answer } => self.on_group_answer(call, answer, cx),
+                E::Judge { gid, token } => self.judge(gid, token, cx),
                 E::Deliver { name, from, body } => {
                     let from_name = self.name_of(from);
                     cx.emit(Event::GroupMessage { group: name, from, from_name, body });

@@ -1,8 +1,10 @@
 //! How much of the time this node is up (PROTOCOL.md 10.3).
 //!
-//! It writes down that it lives after a quarter of an hour, half an hour, and so on up to once a
-//! day. So a node that does nothing writes next to nothing; but after a crash it knows only that
-//! it lived at least so long. Who was linked with it knows better, and tells it when it is back.
+//! It writes down that it lives after a quarter of an hour, half an hour, and so on, up to an
+//! eighth of the time it mostly runs, and when it is ended. So a node that does nothing writes next
+//! to nothing; but after its power failed it knows only that it lived at least so long. Who was
+//! linked with it knows better, and tells it when it is back; where all went off together, nobody
+//! can.
 
 use alloc::vec::Vec;
 
@@ -14,8 +16,11 @@ use crate::asked::Writer;
 use crate::disk::DiskKey;
 use crate::{Msg, Node, Timer};
 
-/// The first note of a run is written after this; each next one after twice as long.
+/// The first note of a run is written after this; each next one after twice as long, but not longer
+/// than this part of the time between two ends: so much of a night is lost to a node that is
+/// switched off every night.
 const FIRST: u64 = 15 * 60_000;
+const PART: u64 = 8;
 const MOST: u64 = 24 * 3_600_000;
 /// So long others have to tell a node that is back since when it was away.
 const SETTLE: u64 = 120_000;
@@ -29,7 +34,8 @@ const LOST_MAX: usize = 64;
 pub struct Noted {
     /// Up to `alive`.
     pub history: History,
-    /// When the run began, and until when it surely lasted: milliseconds since 1970.
+    /// When the run began, and until when it surely lasted: milliseconds since 1970. The same
+    /// where it was ended in order, which is in the history.
     pub began: u64,
     pub alive: u64,
 }
@@ -98,10 +104,23 @@ impl Life {
         self.history = before.history;
         let alive = self.seen.take().unwrap_or(before.alive);
         self.history.saw(before.alive, alive, true);
-        // As long again as it was surely up it may have been: that stretch counts neither way.
-        let unsure = if alive > before.alive { 0 } else { alive.saturating_sub(before.began) };
-        self.history.saw(alive.saturating_add(unsure.min(MOST)), began, false);
-        self.history.ended(alive.saturating_sub(before.began));
+        let run = alive.saturating_sub(before.began);
+        let in_order = before.alive <= before.began;
+        // Until the next note was due it may have been up: that stretch counts neither way.
+        let unsure =
+            if in_order || alive > before.alive { 0 } else { until_next(&self.history, run) };
+        self.history.saw(alive.saturating_add(unsure), began, false);
+        if !in_order {
+            self.history.ended(run);
+        }
+    }
+
+    /// It is ended now; what is to be written down, if it is known how the run before ended.
+    fn end(&mut self, now: u64) -> Option<Noted> {
+        let (began, _) = self.run.filter(|_| self.before.is_none())?;
+        self.count(now);
+        self.history.ended(now.saturating_sub(began));
+        Some(Noted { history: self.history.clone(), began: now, alive: now })
     }
 
     /// The clock was set. Far ahead: the machine slept, or was off and had kept the time of its
@@ -140,6 +159,12 @@ impl Life {
         history.saw(counted, now, true);
         history.availability(now.saturating_sub(began))
     }
+}
+
+/// How long after a note the next is written, in a run that lasts so long.
+fn until_next(history: &History, run: u64) -> u64 {
+    let session = u64::from(history.availability(run).session).saturating_mul(1_000);
+    run.min(session / PART).clamp(FIRST, MOST)
 }
 
 fn millis(span: Duration) -> u64 {
@@ -181,12 +206,26 @@ impl Node {
         self.life.settle();
         self.life.count(now);
         let noted = Noted { history: self.life.history.clone(), began, alive: now };
+        self.write_noted(&noted, cx);
+        self.note_later(until_next(&noted.history, now.saturating_sub(began)), cx);
+    }
+
+    /// The agent is ended in order: from now on this node is down.
+    pub(crate) fn note_end(&mut self, cx: &mut Cx<'_, Self>) {
+        let now = self.life.now(cx.now);
+        if let Some(noted) = now.and_then(|now| self.life.end(now)) {
+            self.write_noted(&noted, cx);
+            // No note of a run that goes on after this one.
+            self.life.run = None;
+        }
+    }
+
+    fn write_noted(&mut self, noted: &Noted, cx: &mut Cx<'_, Self>) {
         // Plain data into memory cannot fail.
-        if let Ok(value) = postcard::to_allocvec(&noted) {
+        if let Ok(value) = postcard::to_allocvec(noted) {
             let writes = Vec::from([(DiskKey::Life, Some(value))]);
             self.write(Writer::Nobody, writes, cx);
         }
-        self.note_later(now.saturating_sub(began).clamp(FIRST, MOST), cx);
     }
 
     pub(crate) fn life_lost(&mut self, id: NodeId, now: Time) {
@@ -204,6 +243,7 @@ impl Node {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use dugnad_kernel::Id;
@@ -233,13 +273,44 @@ mod tests {
         expected.saw(START + 10 * HOUR, START + 20 * HOUR, false);
         expected.ended(10 * HOUR);
         assert_eq!(told.history, expected);
-        // Nobody saw it: half of the gap it may have been up.
+        // Nobody saw it: until the next note was due it may have been up.
         let alone = after(noted(8 * HOUR), START + 20 * HOUR, None);
         let mut expected = History::default();
         expected.saw(START + 8 * HOUR, START + 8 * HOUR, true);
-        expected.saw(START + 16 * HOUR, START + 20 * HOUR, false);
+        expected.saw(START + 10 * HOUR, START + 20 * HOUR, false);
         expected.ended(8 * HOUR);
         assert_eq!(alone.history, expected);
+    }
+
+    #[test]
+    fn a_gap_counts_from_an_end_in_order() {
+        let mut life = Life { clock: Some((START, Time(0))), ..Life::default() };
+        life.run = Some((START, START));
+        let noted = life.end(START + 3 * HOUR).unwrap();
+        let back = after(noted, START + 20 * HOUR, None);
+        let mut expected = History::default();
+        expected.saw(START, START + 3 * HOUR, true);
+        expected.ended(3 * HOUR);
+        expected.saw(START + 3 * HOUR, START + 20 * HOUR, false);
+        assert_eq!(back.history, expected);
+        let mut again = after(super::tests::noted(HOUR), START + 2 * HOUR, None);
+        again.before = Some(super::tests::noted(HOUR));
+        assert_eq!(again.end(START + HOUR), None, "how the run before ended is not known yet");
+    }
+
+    #[test]
+    fn notes_come_seldom_where_a_node_mostly_runs() {
+        let mut often = History::default();
+        (0..20).for_each(|_| often.ended(16 * HOUR));
+        for (run, after) in [(0, 15), (20, 20), (60, 60), (16 * 60, 122), (48 * 60, 134)] {
+            let minutes = until_next(&often, run * 60_000) / 60_000;
+            assert_eq!(minutes, after, "{run} minutes");
+        }
+        let (mut run, mut notes) = (FIRST, 1);
+        while run < 30 * 24 * HOUR {
+            (run, notes) = (run + until_next(&History::default(), run), notes + 1);
+        }
+        assert!(notes <= 64, "{notes} notes in 30 days");
     }
 
     #[test]

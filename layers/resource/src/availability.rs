@@ -16,6 +16,9 @@ pub const PRIOR_UP: u32 = 700_000;
 pub const HOURS: usize = 48;
 /// How much what stands in counts, of one hour of the week and of all, in milliseconds.
 const PRIOR_MS: u64 = 5 * HOUR;
+/// An hour in which it was down is believed sooner: nodes that are off at the same hours would else
+/// each be taken for up at some of them, and together for up at most.
+const PRIOR_DOWN: u64 = HOUR / 4;
 const PRIOR_ALL: u64 = DAY;
 /// A node nobody has seen end runs so long between two ends.
 const PRIOR_SESSION: u64 = 8 * HOUR;
@@ -95,11 +98,12 @@ impl History {
         let (up, seen) = (all(|hour| hour.0), all(|hour| hour.1));
         // Of five hours, the part that stands in for what was not seen.
         let prior = PRIOR_ALL * u64::from(PRIOR_UP) / 1_000_000;
-        let mean = (up + prior).saturating_mul(PRIOR_MS) / (seen + PRIOR_ALL);
+        let mean = |strength| (up + prior).saturating_mul(strength) / (seen + PRIOR_ALL);
         let share = |(up, seen): &(u64, u64)| {
             let (up, seen) = ((*up).min(BACK * 64), (*seen).min(BACK * 64));
             // In steps of 1/250.
-            u8::try_from((up + mean) * 250 / (seen + PRIOR_MS)).unwrap_or(250).min(250)
+            let with = |strength| (up + mean(strength)) * 250 / (seen + strength);
+            u8::try_from(with(PRIOR_MS).min(with(PRIOR_DOWN))).unwrap_or(250).min(250)
         };
         let session = (self.run + running + PRIOR_SESSION) * 1_000 / (self.ends + 1_000);
         Availability {
@@ -195,9 +199,11 @@ mod tests {
         let learnt = history.availability(0);
         for hour in 0..HOURS {
             let truth: i64 = if (8..18).contains(&hour) { 950_000 } else { 30_000 };
-            // Ten hours of weekdays were seen, four of weekends, and the mean stands in for five.
-            let weight = if hour < 24 { 10 } else { 4 };
-            let prior = (303_000 - truth) * 5 / (5 + weight);
+            // Ten hours of weekdays were seen, four of weekends; the mean stands in for five of
+            // them, or for a quarter where the node was down.
+            let weight = if hour < 24 { 40 } else { 16 };
+            let quarters = if truth > 303_000 { 20 } else { 1 };
+            let prior = (303_000 - truth) * quarters / (quarters + weight);
             let at = i64::from(learnt.at(hour));
             assert!((at - truth - prior).abs() < 120_000, "{hour}: {at} of {truth}");
         }

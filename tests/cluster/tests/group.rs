@@ -89,6 +89,14 @@ fn people_and_services_tell_a_group() {
     community.ok(0, &["group", "send", "choir", "and once", "--reliable"]);
     one.hears(&["from outside", "in order", "and once"]);
     two.hears(&["from outside", "in order", "and once"]);
+    community.ok(3, &["group", "send", "choir", "to n2", "--one", "--where", "name=n2"]);
+    two.hears(&["from outside", "in order", "and once", "to n2"]);
+    let large = ["group", "send", "choir", "x", "--one", "--where", "memory>=900G"];
+    let nobody = community.cli(3, &large);
+    assert_eq!(nobody.code, 1, "{}", nobody.all());
+    assert!(nobody.err.contains("is what was asked for"), "{}", nobody.err);
+    let wrong = community.cli(3, &["group", "send", "choir", "x", "--one", "--where", "memry>1"]);
+    assert_eq!(wrong.code, 2, "{}", wrong.all());
     say(start, "told from inside and outside");
 
     // Who only listens is a member as long as it does.

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use dugnad_cluster::http::{self, Connection};
 use dugnad_cluster::{
-    Community, PATIENCE, holds, installed, processes_of, say, skip, slim_program, until, write,
+    Community, PATIENCE, holds, installed, processes_of, root, run, say, skip, slim_program, until,
+    write,
 };
 
 const NEEDS: &str = "[needs]\nmemory = \"64M\"\ncpu = \"5%\"\ndisk = \"8M\"\nprocesses = 16\n";
@@ -54,6 +55,33 @@ fn host_servers(community: &Community) {
         everywhere(community, &format!("/{name}/"), page);
         community.ok(2, &["rm", name]);
     }
+}
+
+/// A service reaches another by its name, wherever that runs.
+fn by_name(community: &Community) {
+    let (busybox, curl) = ("/usr/bin/busybox", "/usr/bin/curl");
+    if !root() || installed(&[busybox]).is_none() || installed(&[curl]).is_none() {
+        return skip("services by name", "needs root, busybox and curl");
+    }
+    let page = "found by its name";
+    write(&community.folder("files-named/pkg").join("index.html"), page);
+    let named = "name = \"named\"\nkind = \"static\"\nreplicas = 1\n[artifacts]\nany = \"pkg/\"\n";
+    community.deploy(0, &community.service_file("named", named));
+    let asker = format!(
+        "name = \"asker\"\nreplicas = 3\nuses = [\"named\"]\n\
+         command = [\"/bin/sh\", \"-c\", \"{curl} -sSf http://named.dugnad.internal:7480/ \
+         > index.html && exec {busybox} httpd -f -p 127.0.0.1:$PORT\"]\n\
+         [port]\nhttp = true\n{NEEDS}"
+    );
+    community.deploy(1, &community.service_file("asker", &asker));
+    everywhere(community, "/asker/", page);
+    // The same page as a browser on the node would find it.
+    let url = format!("http://named.localhost:{}/", community.nodes[0].gateway.port());
+    let to = format!("named.localhost:{}:{}", 7480, community.nodes[0].gateway.ip());
+    let seen = run(&[curl, "-sSf", "--resolve", &to, &url]);
+    assert!(String::from_utf8_lossy(&seen.stdout).contains(page));
+    community.ok(2, &["rm", "asker"]);
+    community.ok(2, &["rm", "named"]);
 }
 
 /// A server of the distribution, brought along as a package of its own.
@@ -125,6 +153,7 @@ fn own_server(community: &Community) {
 fn servers_of_every_kind_run() {
     let community = Community::new("servers", 3);
     host_servers(&community);
+    by_name(&community);
     packaged_server(&community);
     own_server(&community);
 }

@@ -455,7 +455,11 @@ impl Storm {
             3 => GroupQuestion::Leave { name, keep },
             _ => {
                 let body = vec![1; self.rng.usize(0..20_000)];
-                let manner = if keep { GroupManner::Reliable } else { GroupManner::ToOne };
+                let manner = if keep {
+                    GroupManner::Reliable
+                } else {
+                    GroupManner::ToOne { that: Vec::new() }
+                };
                 GroupQuestion::Send { name, body, manner }
             }
         }

@@ -126,7 +126,8 @@ fn ups_and_downs_are_measured() {
         let (always, daily) = (known(&mut world, steady), known(&mut world, off));
         println!("{size}: always {} daily {}, {} s", always.up(), daily.up(), daily.session);
         assert!(always.up() > 900_000, "{}", always.up());
-        assert!((500_000..700_000).contains(&daily.up()), "{}", daily.up());
+        // Hours in which it was down are believed sooner than those in which it was up.
+        assert!((430_000..600_000).contains(&daily.up()), "{}", daily.up());
         let session = daily.session;
         assert!((10 * 3_600..16 * 3_600).contains(&session), "{session}");
         assert!(always.session > 90 * 3_600, "{}", always.session);

@@ -23,6 +23,19 @@ fn what_was_promised_is_kept() {
     }
 }
 
+/// Where all machines lose power at the same hours, nobody is there to see it: they find out by
+/// what they wrote down before. (They were promised 98.6 % and got 77 % when that was seldom.)
+#[test]
+fn hours_in_which_all_are_off_are_learned() {
+    let (nodes, before, days, seed) = (5, 7, 14, 3);
+    let changes = churn(Churn::Home, nodes, before + days, seed);
+    let kept = run(&Plan { nodes, seed, before, days, changes }, &goals(1), |_| {}).unwrap();
+    let (up, measured) = (kept[0].promised.unwrap().up, kept[0].measured);
+    println!("promised {up}, got {measured} millionths");
+    assert!(measured < 850_000, "somebody was up: the test says nothing");
+    assert!(up < measured + 80_000, "promised {up}, got {measured}");
+}
+
 #[test]
 fn a_trace_says_which_line_is_wrong() {
     let changes = parse("node,seconds,state\n# ours\n1,60,down\n0,5,down\n\n1,90,up\n", 2).unwrap();

@@ -1,10 +1,10 @@
 //! To one member, whichever has time (PROTOCOL.md 4.6).
 //!
 //! A token walks: through members the sender knows or the record names, at most sixteen. The first
-//! that is free takes it, says so to the sender, and is reserved for ten seconds; the message
-//! itself goes to that one alone. A sender that hears of nobody sends another token; who took the
-//! first one is never handed anything, and its reservation ends. So exactly one member gets the
-//! message.
+//! that is free, and is what the sender asks for if it asks for something, takes it, says so to the
+//! sender, and is reserved for ten seconds; the message itself goes to that one alone. A sender
+//! that hears of nobody sends another token; who took the first one is never handed anything, and
+//! its reservation ends. So exactly one member gets the message.
 
 use alloc::vec::Vec;
 
@@ -20,8 +20,14 @@ use crate::config::{
 };
 
 impl Groups {
-    /// A token came: mine to take, or to pass on.
-    pub(super) fn on_token(&mut self, gid: GroupId, mut token: Token, cx: &mut Cx<'_, Self>) {
+    /// A token came: mine to take if I fit, or to pass on.
+    pub(super) fn on_token(
+        &mut self,
+        gid: GroupId,
+        mut token: Token,
+        fits: bool,
+        cx: &mut Cx<'_, Self>,
+    ) {
         let me = self.me.id;
         let origin = token.id.origin;
         token.visited.truncate(GROUP_ANYCAST_VISITS);
@@ -30,7 +36,7 @@ impl Groups {
             return;
         };
         let free = group.reserved.is_none_or(|(id, until)| id == token.id || until <= cx.now);
-        if free && origin != me && !group.seen.contains(token.id) {
+        if fits && free && origin != me && !group.seen.contains(token.id) {
             group.reserved = Some((token.id, cx.now + GROUP_RESERVED));
             cx.send(origin, Msg::Taken { id: token.id, by: self.me.clone() });
             return;
@@ -84,14 +90,21 @@ pub(super) async fn send_to_one(
     asker: Asker,
     who: Who,
     packet: Packet,
+    that: Vec<u8>,
     known: Vec<Peer>,
     ask: u32,
 ) -> Outcome {
-    let answer = try_send(&asker, &who, packet, known).await;
+    let answer = try_send(&asker, &who, packet, that, known).await;
     Outcome::Answer { ask, answer }
 }
 
-async fn try_send(asker: &Asker, who: &Who, packet: Packet, mut known: Vec<Peer>) -> Answer {
+async fn try_send(
+    asker: &Asker,
+    who: &Who,
+    packet: Packet,
+    that: Vec<u8>,
+    mut known: Vec<Peer>,
+) -> Answer {
     let mut rng = fastrand::Rng::with_seed(who.seed);
     if known.is_empty() {
         match get(asker, who.gid).await {
@@ -107,7 +120,7 @@ async fn try_send(asker: &Asker, who: &Who, packet: Packet, mut known: Vec<Peer>
     rng.shuffle(&mut known);
     known.truncate(GROUP_SAMPLE);
     for to in known.iter().cycle().take(GROUP_ANYCAST_TRIES.min(known.len() * 2)) {
-        let token = Token { id: packet.id, visited: Vec::new() };
+        let token = Token { id: packet.id, visited: Vec::new(), that: that.clone() };
         let ask = Ask::Token { to: to.clone(), gid: who.gid, token };
         if let Reply::Taken(Some(by)) = asker.ask(ask).await {
             let request = Request::Hand { packet: packet.clone() };

@@ -45,14 +45,17 @@ pub struct Packet {
 }
 
 /// How a message is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Manner {
     /// To all members, once, as well as it goes.
     BestEffort,
     /// To all, in order for each sender and exactly once, also if messages are lost.
     Reliable,
     /// To one other member, whichever is free.
-    ToOne,
+    ToOne {
+        /// What it must be, for whoever is above a member to judge; nothing: any member.
+        that: Vec<u8>,
+    },
 }
 
 /// Looks for a member that takes a message (PROTOCOL.md 4.6).
@@ -60,8 +63,10 @@ pub enum Manner {
 pub struct Token {
     /// Of the message that will follow.
     pub id: MsgId,
-    /// Who had no time, at most [`crate::config::GROUP_ANYCAST_VISITS`].
+    /// Who did not take it, at most [`crate::config::GROUP_ANYCAST_VISITS`].
     pub visited: Vec<NodeId>,
+    /// What whoever takes it must be, at most [`crate::config::GROUP_THAT_MAX`] bytes.
+    pub that: Vec<u8>,
 }
 
 /// What goes to every member, directly in a mesh or as a broadcast of the group's ring.
@@ -206,6 +211,12 @@ pub enum Command {
         call: CallId,
         answer: DirectoryAnswer,
     },
+    /// Whether this node is what the token of [`Event::Judge`] is for.
+    Judged {
+        gid: GroupId,
+        token: Token,
+        fits: bool,
+    },
     LinkUp(Peer),
     LinkDown(NodeId),
     /// The detector is sure.
@@ -231,6 +242,11 @@ pub enum Event {
         from: NodeId,
         body: Vec<u8>,
     },
+    /// A token came for a member that is something: [`Command::Judged`] follows.
+    Judge {
+        gid: GroupId,
+        token: Token,
+    },
     /// Watch these nodes: groups count on them.
     Watch(Set<NodeId>),
     Contact(Peer),
@@ -251,7 +267,7 @@ pub enum Answer {
     TooLarge,
     /// Try again later; of a reliable message: others are on their way still.
     Busy,
-    /// No member was free to take it.
+    /// No member was free to take it, or is what was asked for.
     Nobody,
     /// Neither the directory nor a member answered.
     Unreachable,

@@ -29,7 +29,7 @@ use dugnad_kernel::ops::CallId;
 use dugnad_kernel::peer::Addrs;
 use dugnad_kernel::{Component, Counters, Cx, Input, NodeId, Peer, Time};
 
-use crate::config::{GROUP_ASKS, GROUPS_MAX, LIFE_BITS};
+use crate::config::{GROUP_ASKS, GROUP_THAT_MAX, GROUPS_MAX, LIFE_BITS};
 use crate::overlay::{self, Overlay};
 use directory::{GroupRecord, Mode, Policy, group_id};
 use enter::{Entry, How, Who};
@@ -231,6 +231,7 @@ impl Groups {
             Command::Directory { call, answer } => {
                 self.answer(call, Reply::Directory(answer), cx);
             }
+            Command::Judged { gid, token, fits } => self.on_token(gid, token, fits, cx),
             Command::LinkUp(peer) => self.on_link_up(&peer, cx),
             Command::LinkDown(id) => self.on_link_down(id, cx),
             Command::Dead(id) => self.on_dead(id, cx),
@@ -261,7 +262,13 @@ impl Groups {
                     self.on_direct_cast(gid, from, cast, cx);
                 }
             }
-            Msg::Token { gid, token } => self.on_token(gid, token, cx),
+            Msg::Token { gid, token } if token.that.is_empty() => {
+                self.on_token(gid, token, true, cx);
+            }
+            Msg::Token { token, .. } if token.that.len() > GROUP_THAT_MAX => {
+                self.count("token_too_large");
+            }
+            Msg::Token { gid, token } => cx.emit(Event::Judge { gid, token }),
             Msg::Taken { id, by } if by.id == from => self.on_token_over(id, Some(by), cx),
             Msg::Taken { .. } => self.count("group_taken_for_another"),
             Msg::NotTaken { id } => self.on_token_over(id, None, cx),

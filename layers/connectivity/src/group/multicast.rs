@@ -15,6 +15,7 @@ use super::{Groups, Phase, anycast, enter};
 use crate::config::{
     GROUP_BODY_MAX, GROUP_CHECK, GROUP_CHECK_EVERY, GROUP_CHECK_TRIES, GROUP_NACK,
     GROUP_NACK_AGAIN, GROUP_NACK_JITTER, GROUP_NACK_TRIES, GROUP_OPS_MAX, GROUP_RATE, GROUP_SHRINK,
+    GROUP_THAT_MAX,
 };
 use crate::overlay::tree::feedback::Feedback;
 
@@ -30,16 +31,20 @@ impl Groups {
         self.messages = self.messages.wrapping_add(1);
         let id = MsgId { origin: self.me.id, number: self.messages };
         let too_large = body.len() > GROUP_BODY_MAX;
+        let reliable = manner == Manner::Reliable;
+        let to_one = match manner {
+            Manner::ToOne { that } if self.calls.len() < GROUP_OPS_MAX => Some(that),
+            _ => None,
+        };
         let (packet, gid) = (Packet { id, place: None, body }, group_id(name));
         let member = self.groups.get(&gid).is_some_and(|group| group.phase != Phase::Entering);
-        let reliable = manner == Manner::Reliable;
-        let answer = if too_large {
+        let answer = if too_large || to_one.as_ref().is_some_and(|t| t.len() > GROUP_THAT_MAX) {
             Answer::TooLarge
-        } else if manner == Manner::ToOne && self.calls.len() < GROUP_OPS_MAX {
+        } else if let Some(that) = to_one {
             let me = self.me.id;
             let known = self.groups.get(&gid).filter(|_| member).map(|group| group.known(me));
             let (who, known) = (self.who(gid, cx), known.unwrap_or_default());
-            let op = |asker| anycast::send_to_one(asker, who, packet, known, call);
+            let op = |asker| anycast::send_to_one(asker, who, packet, that, known, call);
             self.start("send to one of a group", op, cx);
             return;
         } else if member && self.multicast(gid, packet.clone(), reliable, cx) {

@@ -409,7 +409,7 @@ fn an_anycast_reaches_exactly_one() {
         for number in 0..100u8 {
             let from = ids[usize::from(number) % (count + 1)];
             let (name, body) = (NAME.to_owned(), vec![77, number]);
-            let manner = Manner::ToOne;
+            let manner = Manner::ToOne { that: Vec::new() };
             let call = world.ask(from, |call| Command::Send { call, name, body, manner });
             world.run(SECOND * 20);
             let heard =
@@ -428,6 +428,34 @@ fn an_anycast_reaches_exactly_one() {
     }
 }
 
+/// Only a member that is what the sender asks for takes a message; where none is, nobody does, and
+/// the sender is told so.
+#[test]
+fn only_a_member_that_fits_takes_it() {
+    for (seed, count) in [(7, 1), (8, 2), (9, 3), (10, 12), (11, 40)] {
+        let mut world = group_of(seed, count, count + 1);
+        let ids = world.ids();
+        let mut taken = 0;
+        for kind in 0..4u8 {
+            let (from, name, body) = (ids[count], NAME.to_owned(), vec![78, kind]);
+            let manner = Manner::ToOne { that: vec![kind] };
+            let call = world.ask(from, |call| Command::Send { call, name, body, manner });
+            world.run(SECOND * 60);
+            let heard = |id: &&NodeId| world.heard(**id).iter().any(|(_, b)| *b == [78, kind]);
+            let took: Vec<NodeId> = ids.iter().filter(heard).copied().collect();
+            let fit = ids[..count].iter().filter(|id| id.0 as u8 & 3 == kind).count();
+            let answer = world.around.answers[&call];
+            match took[..] {
+                [one] => assert!(one.0 as u8 & 3 == kind && answer == Answer::Done),
+                [] => assert!(answer == Answer::Nobody && (fit == 0 || count > 16), "{answer:?}"),
+                _ => panic!("{count} members: {took:?} all took it"),
+            }
+            taken += took.len();
+        }
+        assert!(taken > 0, "{count} members: nobody took anything");
+    }
+}
+
 /// Who is reserved for one message takes no other; the next member does.
 #[test]
 fn a_reserved_member_passes_the_token_on() {
@@ -435,7 +463,7 @@ fn a_reserved_member_passes_the_token_on() {
     let ids = world.ids();
     for number in 0..8u8 {
         let (name, body) = (NAME.to_owned(), vec![number]);
-        let manner = Manner::ToOne;
+        let manner = Manner::ToOne { that: Vec::new() };
         world.ask(ids[0], |call| Command::Send { call, name, body, manner });
     }
     world.run(SECOND * 5);

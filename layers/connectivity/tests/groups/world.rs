@@ -55,6 +55,12 @@ impl Around<Groups> for Choir {
                 }
                 world.around.watch.insert(at, set);
             }
+            // A member is what is asked for if its id ends in that byte, but for the last two bits.
+            Event::Judge { gid, token } => {
+                let fits = at.0 as u8 & 3 == token.that[0] & 3;
+                let after = Duration::from_millis(1);
+                world.command_after(after, at, Command::Judged { gid, token, fits });
+            }
             Event::Contact(_) | Event::Doubt(_) => {}
         }
     }

@@ -349,7 +349,10 @@ fn group_messages() -> Vec<group::Msg> {
         M::Outside { gid },
         cast(GroupCast::Packet(packet())),
         request(Request::Hand { packet: packet() }),
-        M::Token { gid, token: group::Token { id: packet().id, visited: vec![id(1)] } },
+        M::Token {
+            gid,
+            token: group::Token { id: packet().id, visited: vec![id(1)], that: vec![5] },
+        },
         M::Taken { id: packet().id, by: peer(1) },
         M::NotTaken { id: packet().id },
         cast(GroupCast::Count),

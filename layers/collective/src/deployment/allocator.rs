@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt;
 use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{Hash, NodeId};
@@ -152,6 +153,76 @@ fn score(spec: &Spec, node: &Description) -> (i64, String) {
     (score, why.join(", "))
 }
 
+/// Points a replica must gain by a move: as much as three other replicas on its node, or half of
+/// the memory, make it worse. A package that is not there yet counts against it, too.
+const GAIN: i64 = 10;
+
+/// A replica that would be better off elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Better {
+    pub(crate) number: u32,
+    pub(crate) from: (NodeId, String),
+    pub(crate) to: (NodeId, String),
+    /// How it is there, and how it is where it is.
+    pub(crate) why: String,
+}
+
+impl fmt::Display for Better {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { number, from: (_, from), to: (_, to), why } = self;
+        write!(f, "replica {number} moves from {from}, best to {to}: {why}")
+    }
+}
+
+/// The nodes as they are after a move.
+pub(crate) fn moved(spec: &Spec, nodes: &mut [Description], better: &Better) {
+    for node in nodes {
+        if node.peer.id == better.from.0 {
+            node.replicas = node.replicas.saturating_sub(1);
+        } else if node.peer.id == better.to.0 {
+            node.replicas = node.replicas.saturating_add(1);
+            node.free.memory = node.free.memory.saturating_sub(spec.needs.memory);
+        }
+    }
+}
+
+/// Which of the replicas (number, node) gains most by a move, if one gains enough.
+pub(crate) fn better(
+    spec: &Spec,
+    nodes: &[Description],
+    slots: &[(u32, NodeId)],
+    avoid: &Set<NodeId>,
+) -> Option<Better> {
+    let taken: Set<NodeId> = slots.iter().map(|(_, node)| *node).collect();
+    let of = |id: &NodeId| nodes.iter().find(|node| node.peer.id == *id);
+    let mut best: Option<(i64, Better)> = None;
+    for (number, at) in slots {
+        let Some(here) = of(at) else { continue };
+        // As its node would be without it.
+        let mut without = here.clone();
+        without.replicas = without.replicas.saturating_sub(1);
+        without.free.memory = without.free.memory.saturating_add(spec.needs.memory);
+        let others = || slots.iter().filter(|(other, _)| other != number);
+        let beside = |home: u32| {
+            let same = others().filter(|(_, id)| of(id).is_some_and(|n| n.profile.home == home));
+            40 * i64::try_from(same.count()).unwrap_or(i64::MAX / 64)
+        };
+        let (now, why_now) = score(spec, &without);
+        let now = now - beside(here.profile.home);
+        for there in nodes.iter().filter(|node| obstacle(spec, node, &taken, avoid).is_none()) {
+            let (then, why) = score(spec, there);
+            let gain = then - beside(there.profile.home) - now;
+            if gain >= GAIN && best.as_ref().is_none_or(|(most, _)| gain > *most) {
+                let named = |node: &Description| (node.peer.id, node.profile.name.clone());
+                let (from, to) = (named(here), named(there));
+                let why = format!("{why}; it had {why_now}");
+                best = Some((gain, Better { number: *number, from, to, why }));
+            }
+        }
+    }
+    best.map(|(_, better)| better)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,6 +281,31 @@ mod tests {
             .collect();
         assert_eq!(homes.len(), 3);
         assert_eq!(choice.candidates.len(), 4, "a used home is worse, not forbidden");
+    }
+
+    #[test]
+    fn a_replica_moves_only_where_it_pays() {
+        let (mut full, mut empty) = (node(1, 1), node(2, 2));
+        full.holds.push(Hash::of(b"x"));
+        let better = |nodes: &[Description], slots: &[(u32, NodeId)]| {
+            better(&spec(), nodes, slots, &Set::new()).map(|better| (better.number, better.to.1))
+        };
+        let slots = [(4, Id(1))];
+        full.replicas = 3;
+        full.free.memory = 500;
+        assert_eq!(better(&[full.clone(), empty.clone()], &slots), None, "the package costs, too");
+        full.replicas = 6;
+        assert_eq!(better(&[full.clone(), empty.clone()], &slots), Some((4, "n2".into())));
+        // Nothing is gained by what it takes itself, nor where there is no room.
+        empty.free.memory = 10;
+        assert_eq!(better(&[full.clone(), empty], &slots), None);
+        // Two in one home: one of them goes to another.
+        let (one, two, other) = (node(1, 7), node(2, 7), node(3, 8));
+        let both = [(0, Id(1)), (1, Id(2))];
+        let moved = better(&[one.clone(), two.clone(), other.clone()], &both);
+        assert_eq!(moved.map(|(_, to)| to), Some("n3".into()));
+        // And stays there.
+        assert_eq!(better(&[one, two, other], &[(0, Id(1)), (1, Id(3))]), None);
     }
 
     #[test]

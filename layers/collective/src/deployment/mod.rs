@@ -86,6 +86,8 @@ pub enum Timer {
     Stop { key: Key, tries: u32 },
     /// Look again how many replicas a goal takes.
     Review { key: Key, review: u32 },
+    /// Look whether replicas would be better off elsewhere.
+    Improve,
     /// Look at what was reported of a service's load.
     Tune { key: Key },
     /// A manager's answer to a waiting query is due, changed or not.
@@ -187,6 +189,8 @@ pub struct Deployment {
     pub(crate) recalling: Set<Key>,
     /// Names looks at the nodes apart.
     reviews: u32,
+    /// Whether a look for better places is appointed.
+    improving: bool,
     /// Whether this life of the node was ever in a ring with others.
     pub(crate) met_others: bool,
     pub(crate) ending: bool,
@@ -214,6 +218,7 @@ impl Component for Deployment {
             },
             Input::Timer(Timer::Expire { call }) => self.give_up(call, cx),
             Input::Timer(Timer::Review { key, review }) => self.on_review(key, review, cx),
+            Input::Timer(Timer::Improve) => self.on_improve(cx),
             Input::Timer(Timer::Service { key, round }) => self.on_service_timer(key, round, cx),
             Input::Timer(Timer::Tune { key }) => self.on_tune(key, cx),
             Input::Timer(Timer::Stop { key, tries }) => self.on_stop_due(key, tries, cx),
@@ -234,6 +239,7 @@ impl Deployment {
             managers: Map::new(),
             recalling: Set::new(),
             reviews: 0,
+            improving: false,
             met_others: false,
             ending: false,
             dead: Map::new(),

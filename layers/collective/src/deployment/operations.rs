@@ -8,6 +8,7 @@ use dugnad_kernel::map::Set;
 use dugnad_kernel::calls::{self, AnsweredOf, AskerOf, CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
 use dugnad_kernel::{Cx, Duration, Id, Key, NodeId};
+use dugnad_resource::describe::Description;
 use dugnad_resource::execute::ToHost;
 use dugnad_resource::spec::Want;
 
@@ -52,6 +53,11 @@ pub enum Outcome {
         reply: ServiceAnswer,
     },
     Placed(manager::Placed),
+    /// All nodes as they are now; none if some did not answer.
+    Looked {
+        keys: Vec<Key>,
+        nodes: Vec<Description>,
+    },
     /// How many replicas a goal takes now; `None` if not all nodes answered.
     Reviewed {
         service: Key,
@@ -150,6 +156,7 @@ impl Operates for Deployment {
             Outcome::Nothing => {}
             Outcome::Answer { ask, reply } => cx.emit(Event::Answer { ask, reply }),
             Outcome::Placed(placed) => self.on_placed(placed, cx),
+            Outcome::Looked { keys, nodes } => self.on_looked(keys, nodes, cx),
             Outcome::Reviewed { service, review, sum } => {
                 self.on_reviewed(service, review, sum, cx);
             }

@@ -17,6 +17,7 @@ use dugnad_resource::spec::{REPLICAS_MAX, Want};
 use serde::Deserialize;
 
 mod hosts;
+mod improve;
 mod queries;
 pub(crate) mod reconcile;
 pub(crate) mod review;
@@ -97,6 +98,8 @@ pub struct Manager {
     extra: Set<u32>,
     /// Hosts that are about to leave.
     leaving: Set<NodeId>,
+    /// The replica that moves to a better place.
+    moving: Option<u32>,
     /// Whether hosts are to be told again to stop what is on its way out.
     stopping: bool,
     /// Replicas that have all they need, and may wait for the one before to end.
@@ -149,6 +152,7 @@ impl Manager {
             avoid: Map::new(),
             extra: Set::new(),
             leaving: Set::new(),
+            moving: None,
             stopping: false,
             arrived: Set::new(),
             in_place: Set::new(),
@@ -181,9 +185,14 @@ impl Manager {
         self.plan.slots.iter().any(|slot| slot.state == ReplicaState::Draining)
     }
 
-    /// Live, and not on a node that is about to leave.
+    /// Live, and neither on a node that is about to leave nor on its way to a better one.
     fn staying(&self) -> impl Iterator<Item = &Slot> {
-        self.live().filter(|slot| !self.leaving.contains(&slot.node))
+        self.live().filter(|slot| !self.goes(slot))
+    }
+
+    /// Whether a replica is to end when another serves in its place.
+    fn goes(&self, slot: &Slot) -> bool {
+        self.leaving.contains(&slot.node) || self.moving == Some(slot.number)
     }
 
     /// Whether a successor has all it needs and begins when the one before has ended.

@@ -63,6 +63,8 @@ impl Deployment {
         // Who left and comes again is a host like any other.
         let hosts: Set<NodeId> = manager.live().map(|slot| slot.node).collect();
         manager.leaving.retain(|node| hosts.contains(node));
+        let moves = manager.moving.filter(|number| manager.live().any(|s| s.number == *number));
+        manager.moving = moves;
         if !manager.placing {
             let epoch = manager.plan.epoch;
             for node in core::mem::take(&mut manager.returned) {
@@ -75,6 +77,7 @@ impl Deployment {
         }
         self.review_later(key, cx);
         self.tune_later(key, cx);
+        self.improve_later(cx);
         let Some(manager) = self.managers.get_mut(&key) else { return };
         let (live, want) = (manager.staying().count(), usize::from(manager.sum.count));
         let restarted = self.hold_until.is_some_and(|until| until > cx.now);
@@ -186,6 +189,11 @@ impl Deployment {
             }
         }
         let found = placed.slots.len();
+        if found == 0 && manager.moving.take().is_some() {
+            // The better place is gone: it stays.
+            self.reconcile(key, cx);
+            return;
+        }
         if let (Some(number), 0) = (placed.beside, found) {
             // No room for both: better a short gap than no update.
             self.replace_in_place(key, number, cx);

@@ -56,8 +56,7 @@ impl Deployment {
             {
                 // Who leaves waits for as many as are wanted, or for as many as there is room for;
                 // but where only one may run, the next waits for it.
-                let leaves = |slot: &&Slot| manager.leaving.contains(&slot.node);
-                number = manager.live().find(leaves).map(|slot| slot.number);
+                number = manager.live().find(|slot| manager.goes(slot)).map(|slot| slot.number);
             }
             let Some(out) = number.and_then(|number| manager.drain(number)) else { break };
             stopped.push(out);

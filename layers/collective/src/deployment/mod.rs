@@ -86,6 +86,8 @@ pub enum Timer {
     Stop { key: Key, tries: u32 },
     /// Look again how many replicas a goal takes.
     Review { key: Key, review: u32 },
+    /// Hosts had the time to say what they run.
+    Confirm { key: Key },
     /// Look whether replicas would be better off elsewhere.
     Improve,
     /// Look at what was reported of a service's load.
@@ -218,6 +220,7 @@ impl Component for Deployment {
             },
             Input::Timer(Timer::Expire { call }) => self.give_up(call, cx),
             Input::Timer(Timer::Review { key, review }) => self.on_review(key, review, cx),
+            Input::Timer(Timer::Confirm { key }) => self.on_confirm(key, cx),
             Input::Timer(Timer::Improve) => self.on_improve(cx),
             Input::Timer(Timer::Service { key, round }) => self.on_service_timer(key, round, cx),
             Input::Timer(Timer::Tune { key }) => self.on_tune(key, cx),

@@ -188,6 +188,9 @@ impl Deployment {
         let epoch = manager.plan.epoch;
         manager.taking_over.remove(&from);
         let known = manager.slot(id.number).is_some_and(|slot| slot.node == from);
+        if known && state != HostState::Reserved {
+            manager.unsaid.remove(&id.number);
+        }
         let runs = matches!(
             state,
             HostState::Fetching | HostState::Starting | HostState::Ready | HostState::Unready

@@ -89,6 +89,8 @@ pub struct Manager {
     placing: bool,
     /// Replicas of an earlier term whose state is not news when they report it again.
     known_before: Set<u32>,
+    /// Replicas the plan names as starting, and whose hosts have not said so.
+    unsaid: Set<u32>,
     /// Hosts whose replica came back while a place was being looked for.
     returned: Set<NodeId>,
     blocked: Vec<String>,
@@ -146,6 +148,7 @@ impl Manager {
             probe_again: false,
             placing: false,
             known_before: Set::new(),
+            unsaid: Set::new(),
             returned: Set::new(),
             blocked: Vec::new(),
             blocked_times: 0,
@@ -178,6 +181,15 @@ impl Manager {
                 ReplicaState::Reserved | ReplicaState::Starting | ReplicaState::Ready
             )
         })
+    }
+
+    /// What the plan names as starting, and nobody has confirmed: a manager that died may have
+    /// written it down and never told the host.
+    fn doubt_starts(&mut self) {
+        let starts = |slot: &&Slot| slot.state == ReplicaState::Starting;
+        let sources = &self.sources;
+        let doubted = self.plan.slots.iter().filter(starts).map(|slot| slot.number);
+        self.unsaid.extend(doubted.filter(|number| !sources.contains_key(number)));
     }
 
     /// Whether some replica has not been said to have ended.

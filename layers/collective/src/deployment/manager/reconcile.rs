@@ -144,8 +144,13 @@ impl Deployment {
         }
         manager.placing = true;
         manager.avoid.retain(|_, (_, until)| *until + AVOID > now);
+        // Beside the old one is the best place for the new one, unless there is a new one: that has
+        // taken the place of another, which is gone.
+        let generation = manager.service.generation;
         let elsewhere = |slot: &&Slot| {
-            slot.state != ReplicaState::Lost && beside.is_none_or(|(_, node)| node != slot.node)
+            slot.state != ReplicaState::Lost
+                && (beside.is_none_or(|(_, node)| node != slot.node)
+                    || slot.generation == generation)
         };
         let search = Search {
             key,

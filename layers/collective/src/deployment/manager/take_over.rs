@@ -21,6 +21,8 @@ use crate::persistence::record::{DEGREE, Record, class};
 /// How long the other holders have to be found, and as long again to answer: the same order as
 /// the check of a closed connection, because services wait meanwhile when a manager died.
 const RECALL: Duration = Duration::from_millis(500);
+/// How long hosts have to say what they run: much longer than they need.
+const CONFIRM: Duration = Duration::from_secs(10);
 /// Records of one service that one answer carries at most, in bytes.
 const RECALL_BYTES: usize = 48 * 1024;
 
@@ -110,6 +112,7 @@ impl Deployment {
             }
         }
         manager.known_before = manager.plan.slots.iter().map(|slot| slot.number).collect();
+        manager.doubt_starts();
         let epoch = manager.plan.epoch;
         for node in &manager.taking_over {
             cx.emit(Event::ToHost { to: *node, msg: ToHost::Probe { service: key, epoch } });
@@ -120,6 +123,7 @@ impl Deployment {
         let new = manager.plan.slots.is_empty() && manager.service.desired == Desired::Running;
         let waits = !manager.taking_over.is_empty();
         self.managers.insert(key, manager);
+        self.confirm_later(key, cx);
         self.stop_again(key, cx);
         self.watch_hosts(cx);
         self.announce_change(key, cx);
@@ -132,6 +136,37 @@ impl Deployment {
             self.reconcile(key, cx);
         }
         self.touch(key, cx);
+    }
+
+    /// Appoints a look at what is doubted.
+    pub(super) fn confirm_later(&self, key: Key, cx: &mut Cx<'_, Self>) {
+        if self.managers.get(&key).is_some_and(|manager| !manager.unsaid.is_empty()) {
+            cx.after(CONFIRM, Timer::Confirm { key });
+        }
+    }
+
+    /// Hosts that have said what they run, and not that they start what the plan names, are told to
+    /// stop it: then they say that there is nothing, and another place is looked for.
+    pub(crate) fn on_confirm(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
+        let Some(manager) = self.managers.get_mut(&key) else { return };
+        let (unsaid, epoch) = (core::mem::take(&mut manager.unsaid), manager.plan.epoch);
+        for slot in &mut manager.plan.slots {
+            if slot.state != ReplicaState::Starting || !unsaid.contains(&slot.number) {
+                continue;
+            }
+            if manager.taking_over.contains(&slot.node) || manager.unheard.contains(&slot.node) {
+                manager.unsaid.insert(slot.number);
+                continue;
+            }
+            slot.state = ReplicaState::Draining;
+            let id = ReplicaId { service: key, number: slot.number };
+            cx.emit(Event::ToHost {
+                to: slot.node,
+                msg: ToHost::Stop { id, epoch, forget: false },
+            });
+        }
+        self.confirm_later(key, cx);
+        self.reconcile(key, cx);
     }
 
     /// What an earlier manager stopped, and whose end it may not have heard of.
@@ -175,6 +210,8 @@ impl Deployment {
             {
                 slot.state = ReplicaState::Starting;
             }
+            manager.doubt_starts();
+            self.confirm_later(key, cx);
             self.speak_above(key, plan.epoch, mine, cx);
             self.watch_hosts(cx);
             return;

@@ -102,8 +102,10 @@ impl Deployment {
         let Some(slot) = manager.slot(number) else { return };
         let older = slot.generation < generation;
         let (node, name) = (slot.node, slot.node_name.clone());
-        if !older {
+        let sibling = manager.staying().any(|s| s.node == node && s.generation == generation);
+        if !older || sibling {
             // Back to an earlier version: hosts do not go back, so it is stopped and placed anew.
+            // So it is where the new version runs already, and there is no room elsewhere.
             let stopped = manager.drain(number);
             let epoch = manager.plan.epoch;
             if stopped.is_some() {
@@ -114,6 +116,7 @@ impl Deployment {
             self.store_plan(key, cx);
             return;
         }
+        let Some(slot) = manager.slot(number) else { return };
         slot.generation = generation;
         slot.state = ReplicaState::Starting;
         manager.in_place.insert(number);

@@ -1,6 +1,8 @@
 //! Commands about objects: `put`, `get`, `ls`, `rm`, `watch`, `store`, `namespace`.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek as _};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -215,6 +217,13 @@ pub(super) fn cas(args: Cas, cx: &mut Cx<'_>) -> Outcome {
     send(&args.key, &path, &[headers], Some(args.value), cx)
 }
 
+/// How much there is to read, if stdin is a file.
+fn length_of_stdin() -> Option<u64> {
+    let mut file = File::from(io::stdin().as_fd().try_clone_to_owned().ok()?);
+    let meta = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    Some(meta.len().saturating_sub(file.stream_position().ok()?))
+}
+
 /// Writes a value: what was typed, or what comes from stdin.
 fn send(
     key: &str,
@@ -224,6 +233,12 @@ fn send(
     cx: &mut Cx<'_>,
 ) -> Outcome {
     let client = cx.client()?;
+    let typed = value.as_deref().filter(|value| *value != setup::STDIN);
+    let length = typed.map_or_else(length_of_stdin, |value| Some(value.len() as u64));
+    let length = length.map(|length| length.to_string());
+    // What does not fit is refused before it is sent.
+    let mut headers = headers.to_vec();
+    headers.extend(length.as_deref().map(|length| ("content-length", length)));
     let (blocks, from) = bounded(4);
     let sent = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&sent);
@@ -236,7 +251,7 @@ fn send(
         io::Write::flush(&mut out)
     });
     let written = smol::block_on(within(VALUE_LIMIT, async {
-        let writing = client.write(path, headers, Some(from));
+        let writing = client.write(path, &headers, Some(from));
         let both = futures_util::future::join(reading, writing);
         let telling = async {
             loop {

@@ -46,15 +46,17 @@ impl Agent {
         let known = self.room.borrow().clone().filter(|(at, _)| at.elapsed() < ROOM_FOR);
         let room = match known {
             Some((_, room)) => room,
-            None => match Rc::clone(self).ask(ObjectQuestion::Sums).await {
-                Answer::Object(ObjectAnswer::Sums { nodes, complete: true }) => {
-                    let room = Room::new(nodes);
-                    self.room.replace(Some((Instant::now(), room.clone())));
-                    room
-                }
-                // The usual places do as well.
-                _ => return None,
-            },
+            None => {
+                let room = match Rc::clone(self).ask(ObjectQuestion::Sums).await {
+                    Answer::Object(ObjectAnswer::Sums { nodes, complete: true }) => {
+                        Room::new(nodes)
+                    }
+                    // The usual places do as well; nobody waits for who does not answer again.
+                    _ => Room::default(),
+                };
+                self.room.replace(Some((Instant::now(), room.clone())));
+                room
+            }
         };
         room.has_choice().then_some(room)
     }

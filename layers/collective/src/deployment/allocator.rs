@@ -156,6 +156,9 @@ fn score(spec: &Spec, node: &Description) -> (i64, String) {
 /// Points a replica must gain by a move: as much as three other replicas on its node, or half of
 /// the memory, make it worse. A package that is not there yet counts against it, too.
 const GAIN: i64 = 10;
+/// How much less of the time, in millionths, the better node may be up: a machine that comes every
+/// morning, empty, and goes in the evening is no better place.
+const LESS_UP: u32 = 100_000;
 
 /// A replica that would be better off elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,7 +212,10 @@ pub(crate) fn better(
         };
         let (now, why_now) = score(spec, &without);
         let now = now - beside(here.profile.home);
-        for there in nodes.iter().filter(|node| obstacle(spec, node, &taken, avoid).is_none()) {
+        let up = here.availability.up();
+        let stays = |node: &&Description| node.availability.up() + LESS_UP >= up;
+        let free = |node: &&Description| obstacle(spec, node, &taken, avoid).is_none();
+        for there in nodes.iter().filter(free).filter(stays) {
             let (then, why) = score(spec, there);
             let gain = then - beside(there.profile.home) - now;
             if gain >= GAIN && best.as_ref().is_none_or(|(most, _)| gain > *most) {
@@ -228,6 +234,7 @@ mod tests {
     use super::*;
     use dugnad_fabric::Amounts;
     use dugnad_kernel::{Hash, Id, Peer};
+    use dugnad_resource::availability::History;
     use dugnad_resource::describe::Profile;
     use dugnad_resource::spec::{Arch, Check, Health, Keep, Port, Tree, Want};
 
@@ -299,6 +306,11 @@ mod tests {
         // Nothing is gained by what it takes itself, nor where there is no room.
         empty.free.memory = 10;
         assert_eq!(better(&[full.clone(), empty], &slots), None);
+        // Nor on a machine that is seldom up.
+        let (mut seldom, mut history) = (node(2, 2), History::default());
+        history.saw(0, 14 * 24 * 3_600_000, false);
+        seldom.availability = history.availability(0);
+        assert_eq!(better(&[full.clone(), seldom], &slots), None);
         // Two in one home: one of them goes to another.
         let (one, two, other) = (node(1, 7), node(2, 7), node(3, 8));
         let both = [(0, Id(1)), (1, Id(2))];

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dugnad_cluster::history::{Request, Told, What, check};
+use dugnad_cluster::power::Dice;
 use dugnad_cluster::{Community, PATIENCE, holds, say, until};
 use serde_json::Value;
 
@@ -19,17 +20,6 @@ const CLIENTS: usize = 4;
 const KEYS: usize = 4;
 /// Bytes of a long value: it is kept as chunks.
 const LONG: usize = 400_000;
-
-/// Always the same, so that every run kills at the same moments, as far as clocks allow.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % bound
-    }
-}
 
 /// What a client of its own keys was told last: nobody else writes them.
 #[derive(Default)]

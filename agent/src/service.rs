@@ -106,6 +106,8 @@ struct RawNeeds {
 struct RawPort {
     http: Option<bool>,
     tcp: Option<u16>,
+    udp: Option<u16>,
+    reliable: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -252,7 +254,7 @@ impl Checker<'_> {
             kind,
             want: self.want(raw)?,
             command: raw.command.clone(),
-            env: self.env(&raw.env, &raw.store, &raw.uses, raw.needs.place.as_deref())?,
+            env: self.env(raw, port)?,
             artifacts: Vec::new(),
             needs: Amounts {
                 memory: raw.needs.memory.map_or(64 << 20, |size| size.0),
@@ -320,13 +322,8 @@ impl Checker<'_> {
         }
     }
 
-    fn env(
-        &self,
-        env: &BTreeMap<Spanned<String>, String>,
-        store: &RawStore,
-        uses: &[String],
-        place: Option<&str>,
-    ) -> Result<Vec<(String, String)>, Error> {
+    fn env(&self, raw: &Raw, port: Port) -> Result<Vec<(String, String)>, Error> {
+        let Raw { env, store, uses, needs, .. } = raw;
         if let Some(bad) = uses.iter().find(|name| spec::valid_name(name).is_err()) {
             return Err(self.wrong("uses", &format!("\"{bad}\" is no name of a service")));
         }
@@ -358,22 +355,35 @@ impl Checker<'_> {
         if !store.namespaces.is_empty() {
             all.push((NAMESPACES.to_owned(), store.namespaces.join(" ")));
         }
-        if let Some(place) = place {
+        if raw.port.reliable == Some(true) {
+            if port != Port::Http || raw.command.is_empty() {
+                let why =
+                    "is for programs that are asked by HTTP: say http = true, or leave it out";
+                return Err(self.wrong("port.reliable", why));
+            }
+            all.push((spec::RELIABLE.to_owned(), "1".to_owned()));
+        }
+        if let Some(place) = &needs.place {
             let wrong = |error: ParseError| self.wrong("needs.where", &error.to_string());
             Condition::parse(place, &NODE).map_err(wrong)?;
-            all.push((spec::WHERE.to_owned(), place.to_owned()));
+            all.push((spec::WHERE.to_owned(), place.clone()));
         }
         Ok(all)
     }
 
     fn port(&self, kind: Kind, raw: &RawPort) -> Result<Port, Error> {
-        match (raw.http, raw.tcp) {
-            (Some(true), Some(_)) => Err(self.wrong("port", "say http = true or tcp, not both")),
-            (_, Some(0)) => Err(self.wrong("port.tcp", "0 is no port; say one of 1 to 65535")),
-            (_, Some(port)) => Ok(Port::Tcp(port)),
-            (Some(true), None) => Ok(Port::Http),
-            (None, None) if kind == Kind::Static => Ok(Port::Http),
-            (Some(false) | None, None) => Ok(Port::None),
+        let zero = |key| Err(self.wrong(key, "0 is no port; say one of 1 to 65535"));
+        match (raw.http.unwrap_or(false), raw.tcp, raw.udp) {
+            (true, Some(_), _) | (true, _, Some(_)) | (_, Some(_), Some(_)) => {
+                Err(self.wrong("port", "say one of http = true, tcp and udp"))
+            }
+            (_, Some(0), _) => zero("port.tcp"),
+            (_, _, Some(0)) => zero("port.udp"),
+            (_, Some(port), None) => Ok(Port::Tcp(port)),
+            (_, None, Some(port)) => Ok(Port::Udp(port)),
+            (true, None, None) => Ok(Port::Http),
+            (false, None, None) if kind == Kind::Static && raw.http.is_none() => Ok(Port::Http),
+            (false, None, None) => Ok(Port::None),
         }
     }
 
@@ -382,8 +392,8 @@ impl Checker<'_> {
             (Some(_), Some(_)) => {
                 return Err(self.wrong("health", "say http or exec, not both"));
             }
-            (Some(_), None) if port == Port::None => {
-                let why = "the service has no port: add [port] http = true";
+            (Some(_), None) if matches!(port, Port::None | Port::Udp(_)) => {
+                let why = "the service has no port for it: say [port] http = true, or exec";
                 return Err(self.wrong("health.http", why));
             }
             (Some(path), None) if !path.starts_with('/') || path.contains([' ', '\r', '\n']) => {

@@ -39,6 +39,8 @@ pub(crate) type OpenStream = Rc<dyn Fn(NodeId) -> Later<io::Result<Stream>>>;
 pub(crate) enum Endpoint {
     /// A process that listens there.
     Port(SocketAddr),
+    /// A process that takes datagrams there.
+    Datagrams(SocketAddr),
     /// A folder the agent itself serves.
     Static(Tree),
 }
@@ -55,6 +57,8 @@ pub(crate) enum StreamHead {
     /// A 0 comes back every 4 s while the replica runs on the accepting node, and a 1 when it does
     /// not any more.
     Ended { id: ReplicaId },
+    /// Requests by HTTP for a replica on the accepting node, each to be done at most once.
+    Once { id: ReplicaId },
 }
 
 /// Says what a fresh stream is for: one byte of length, then the head. Flushes.
@@ -123,6 +127,7 @@ mod tests {
             StreamHead::Chunks,
             StreamHead::Service { id: ReplicaId { service: Key::of_name("svc", b"w"), number: 9 } },
             StreamHead::Logs { service: Key::of_name("svc", b"w"), tail: u32::MAX, follow: true },
+            StreamHead::Once { id: ReplicaId { service: Key::of_name("svc", b"w"), number: 9 } },
         ];
         for head in heads {
             let mut wire = Cursor::new(Vec::new());

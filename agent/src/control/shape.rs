@@ -197,6 +197,7 @@ pub(crate) fn service(view: &ServiceView) -> Value {
             Port::None => Value::Null,
             Port::Http => json!("http"),
             Port::Tcp(port) => json!(port),
+            Port::Udp(port) => json!(format!("{port}/udp")),
         },
         "manager": view.manager.to_string(),
         "because": view.because,

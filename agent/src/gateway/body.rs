@@ -1,5 +1,6 @@
 //! The bodies that pass through the gateway. None is ever held whole.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::error::Error;
 use std::io;
@@ -8,10 +9,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
 
 use super::PIECE;
 use super::hot::{Hot, Piece};
-use super::upstream::Lease;
 use crate::blobs::{Blobs, CHUNK, Catalog, Held};
 
 pub(super) enum Body {
@@ -21,6 +23,12 @@ pub(super) enum Body {
     Lent(Rc<Lent>),
     /// A replica's answer, and the connection it comes on.
     Answer(Answer),
+    /// An answer of which the first part was read already, and what it comes on.
+    Long {
+        first: Option<Bytes>,
+        rest: Incoming,
+        _conn: Box<dyn Any>,
+    },
     File(FileBody),
 }
 
@@ -50,14 +58,14 @@ impl Lent {
 
 pub(super) struct Answer {
     pub(super) body: Incoming,
-    /// Given back for the next request when the body has been read to its end.
-    pub(super) lease: Option<Box<Lease>>,
+    /// Gives its connection back for the next request, once the body has been read to its end.
+    pub(super) give_back: Option<Box<dyn FnOnce()>>,
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if let (true, Some(lease)) = (self.body.is_end_stream(), self.lease.take()) {
-            lease.give_back();
+        if let (true, Some(give_back)) = (self.body.is_end_stream(), self.give_back.take()) {
+            give_back();
         }
     }
 }
@@ -143,11 +151,15 @@ impl hyper::body::Body for Body {
                 lent.begun.set(lent.begun.get() || frame.is_some());
                 frame
             }
+            Self::Long { first, rest, .. } => match first.take() {
+                Some(first) => return Poll::Ready(Some(Ok(Frame::data(first)))),
+                None => ready!(Pin::new(rest).poll_frame(cx)),
+            },
             Self::Answer(answer) => {
                 let frame = ready!(Pin::new(&mut answer.body).poll_frame(cx));
-                match (&frame, answer.lease.take()) {
-                    (None, Some(lease)) => lease.give_back(),
-                    (Some(Ok(_)), lease) => answer.lease = lease,
+                match (&frame, answer.give_back.take()) {
+                    (None, Some(give_back)) => give_back(),
+                    (Some(Ok(_)), give_back) => answer.give_back = give_back,
                     // A broken connection is not used again.
                     (None | Some(Err(_)), _) => {}
                 }
@@ -163,6 +175,7 @@ impl hyper::body::Body for Body {
             Self::File(file) => file.left == 0,
             Self::Lent(lent) => lent.body.borrow().is_end_stream(),
             Self::Answer(answer) => answer.body.is_end_stream(),
+            Self::Long { first, rest, .. } => first.is_none() && rest.is_end_stream(),
         }
     }
 
@@ -174,6 +187,17 @@ impl hyper::body::Body for Body {
             Self::File(file) => SizeHint::with_exact(file.left),
             Self::Lent(lent) => lent.body.borrow().size_hint(),
             Self::Answer(answer) => answer.body.size_hint(),
+            // Told by its end.
+            Self::Long { .. } => SizeHint::default(),
         }
     }
+}
+
+/// An answer of the gateway's own.
+pub(super) fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    let mut answer = Response::new(Body::text(text));
+    *answer.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, plain);
+    answer
 }

@@ -1,6 +1,5 @@
 //! Connections from clients, and the streams of other nodes that ask for a folder here.
 
-use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -10,19 +9,19 @@ use std::task::Poll;
 use std::time::Duration;
 
 use dugnad_resource::execute::ReplicaId;
+use hyper::Request;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1::{Builder, Connection};
 use hyper::service::{HttpService, service_fn};
-use hyper::{Request, Response, StatusCode};
 use smol::io::AsyncWriteExt as _;
 use smol::{Async, Timer};
 
 use super::body::Body;
 use super::calm::Calm;
 use super::clock::{Clock, Heard, clocked};
+use super::proxy::JoinTo;
 use super::splice::splice;
-use super::upstream::Upgraded;
-use super::{BUFFER, Shared, count, proxy, statics};
+use super::{BUFFER, Shared, count, once, proxy, statics, upstream};
 use crate::http_io::HttpIo;
 use crate::places::source;
 use crate::stream::{Endpoint, Stream};
@@ -30,15 +29,6 @@ use crate::stream::{Endpoint, Stream};
 /// After accept failed (no file descriptor is left), how long until the next try: nothing tells
 /// when one is free again.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
-
-/// The other side of a connection that is to become a plain pipe, and what keeps it counted.
-pub(super) struct Joined {
-    pub(super) upgraded: Upgraded,
-    pub(super) _busy: super::pick::Busy,
-}
-
-/// Where the answer of a request leaves what its connection is joined to afterwards.
-pub(super) type JoinTo = Rc<RefCell<Option<Joined>>>;
 
 /// What a visitor is told for whom there is no place.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
@@ -153,7 +143,33 @@ pub(super) async fn folder(shared: Rc<Shared>, id: ReplicaId, stream: Stream) {
             statics::answer(&shared, tree, &parts).await
         })
     });
-    let conn = builder(clock).serve_connection(HttpIo::new(heard), service);
+    carry(builder(clock).serve_connection(HttpIo::new(heard), service)).await;
+}
+
+/// Does requests of another node's gateway for a replica here, each at most once.
+pub(super) async fn once(shared: Rc<Shared>, id: ReplicaId, stream: Stream) {
+    let (heard, clock) = clocked(stream);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let shared = Rc::clone(&shared);
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let answer = match once::whole(body).await {
+                Ok(body) => once::answer(&shared, id, parts, body).await,
+                Err(refused) => refused,
+            };
+            Ok::<_, Infallible>(answer)
+        })
+    });
+    carry(builder(clock).serve_connection(HttpIo::new(heard), service)).await;
+}
+
+/// Serves a stream of another node until it ends.
+async fn carry<S>(conn: Connection<HttpIo<Heard>, S>)
+where
+    S: HttpService<Incoming, ResBody = Body> + Unpin,
+    S::Future: Unpin,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let ended = match drive(conn).await {
         Ok((stream, _)) => close(stream).await.map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
@@ -178,11 +194,47 @@ async fn close(mut stream: Stream) -> io::Result<()> {
     stream.close().await
 }
 
-/// An answer of the gateway's own.
-pub(super) fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
-    let mut answer = Response::new(Body::text(text));
-    *answer.status_mut() = status;
-    let plain = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
-    answer.headers_mut().insert(hyper::header::CONTENT_TYPE, plain);
-    answer
+/// The far end of [`upstream::connect`]: joins a stream from another node to a replica here.
+pub(super) async fn serve(shared: Rc<Shared>, id: ReplicaId, mut stream: Stream) {
+    let served = match shared.backend.local(id) {
+        Some(at @ (Endpoint::Port(_) | Endpoint::Datagrams(_))) => {
+            match upstream::local(at).await {
+                Ok(replica) => match admit(&mut stream).await {
+                    Ok(()) => splice(stream, Bytes::new(), replica, Bytes::new()).await,
+                    Err(error) => Err(error),
+                },
+                Err(error) => {
+                    count(&shared.counters.streams_refused);
+                    refuse(&mut stream, &format!("its port does not answer: {error}")).await
+                }
+            }
+        }
+        Some(Endpoint::Static(_)) => match admit(&mut stream).await {
+            Ok(()) => {
+                folder(shared, id, stream).await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        },
+        None => {
+            count(&shared.counters.streams_refused);
+            refuse(&mut stream, &format!("replica {} is not on this node", id.number)).await
+        }
+    };
+    if let Err(error) = served {
+        log::debug!("stream to replica {}: {error}", id.number);
+    }
+}
+
+async fn admit(stream: &mut Stream) -> io::Result<()> {
+    stream.write_all(&[0]).await?;
+    stream.flush().await
+}
+
+async fn refuse(stream: &mut Stream, why: &str) -> io::Result<()> {
+    let why = &why.as_bytes()[..why.len().min(usize::from(u8::MAX))];
+    let mut bytes = vec![u8::try_from(why.len()).unwrap_or(u8::MAX)];
+    bytes.extend(why);
+    stream.write_all(&bytes).await?;
+    stream.close().await
 }

@@ -8,8 +8,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 use serde_json::json;
 
-use super::body::Body;
-use super::connection::text;
+use super::body::{Body, text};
 use super::{Listed, Listing};
 
 const HEAD: &str = "<!doctype html><meta charset=\"utf-8\">\
@@ -46,7 +45,7 @@ fn state(service: &Listed) -> String {
         return "stopped".to_owned();
     }
     let at = match service.port {
-        Port::Tcp(port) => format!(", on TCP port {port}"),
+        Port::Tcp(_) | Port::Udp(_) => format!(", on {}", service.port),
         Port::None => ", without a port".to_owned(),
         Port::Http => String::new(),
     };
@@ -66,7 +65,7 @@ fn page(listing: &Listing) -> String {
         let name = escaped(&service.name);
         let link = match service.port {
             Port::Http if !service.stopped => format!("<a href=\"/{name}/\">{name}</a>"),
-            Port::Http | Port::Tcp(_) | Port::None => name,
+            _ => name,
         };
         // Writing to a string cannot fail.
         _ = writeln!(page, "<tr><td>{link}<td>{}", state(service));
@@ -94,7 +93,11 @@ fn json(listing: &Listing) -> serde_json::Value {
             "path": matches!(service.port, Port::Http).then(|| format!("/{}/", service.name)),
             "tcp_port": match service.port {
                 Port::Tcp(port) => Some(port),
-                Port::Http | Port::None => None,
+                _ => None,
+            },
+            "udp_port": match service.port {
+                Port::Udp(port) => Some(port),
+                _ => None,
             },
             "ready": service.ready,
             "want": service.want,

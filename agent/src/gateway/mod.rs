@@ -1,13 +1,13 @@
-//! The way in: `http://any-node:7480/SERVICE/` (or `Host: SERVICE.dugnad.internal`), and TCP ports.
+//! The way in: `http://any-node:7480/SERVICE/` (or `Host: SERVICE.dugnad.internal`), and ports.
 //!
 //! How to use it: implement [`Backend`], then [`Gateway::start`]. Call [`Gateway::set_ports`] with
 //! the whole list whenever the node emits `Event::Ports`, and hand every accepted stream whose head
-//! is `StreamHead::Service` to [`Gateway::serve_stream`]. [`Gateway::counters`] and
-//! [`Gateway::problems`] are for `status` and `/metrics`.
+//! is `StreamHead::Service` or `StreamHead::Once` to [`Gateway::serve_stream`].
+//! [`Gateway::counters`] and [`Gateway::problems`] are for `status` and `/metrics`.
 //!
 //! The way of a request: `connection.rs` (one client) → `proxy.rs` (which service, which replica,
-//! again if one fails) → `upstream.rs` (a process, here or behind a link) or `statics.rs` (a folder
-//! on this node, straight from its chunks). Bodies stream in both directions and are never held
+//! again if one fails; `reliable.rs` for one that is to be done once) → `upstream.rs` (a process,
+//! here or behind a link) or `statics.rs` (a folder on this node, straight from its chunks). Bodies stream in both directions and are never held
 //! whole. Everything has a bound: connections as [`Limits`] says, [`BUFFER`] or [`PIECE`] bytes a
 //! buffer, four buffers a connection, a megabyte of small files (`hot.rs`). HTTP, each TCP port and
 //! other nodes have places apart, and one client has half of them at most: nobody keeps the others
@@ -22,13 +22,17 @@ mod calm;
 mod clock;
 mod compress;
 mod connection;
+mod datagrams;
 mod front;
+mod goal;
 mod headers;
 mod hot;
 mod meter;
+mod once;
 mod pick;
 mod ports;
 mod proxy;
+mod reliable;
 mod splice;
 mod statics;
 #[cfg(test)]
@@ -66,6 +70,8 @@ const PIECE: usize = 32 * 1024;
 pub(crate) struct Route {
     pub(crate) port: Port,
     pub(crate) is_static: bool,
+    /// Its requests that may not be repeated are done at most once, and sent until answered.
+    pub(crate) reliable: bool,
     /// What of its load is to be reported.
     pub(crate) metered: Option<Metered>,
     /// Ready ones only; the node (this one for local ones) and its name.
@@ -136,6 +142,9 @@ struct Counters {
     unknown: Cell<u64>,
     unavailable: Cell<u64>,
     tcp: Cell<u64>,
+    datagrams: Cell<u64>,
+    datagrams_dropped: Cell<u64>,
+    replayed: Cell<u64>,
     streams: Cell<u64>,
     streams_refused: Cell<u64>,
     full: Cell<u64>,
@@ -158,16 +167,18 @@ struct Shared {
     compressed: compress::Compressed,
     hot: Rc<hot::Hot>,
     checked: which::Checked,
+    once: once::Once,
     limits: Limits,
     /// Visitors by HTTP, by address.
     http: Rc<Places<IpAddr>>,
-    /// Connections to TCP ports, by service; each port counts its clients beside.
+    /// Connections to TCP ports and flows to UDP ports, by service; each port counts its clients
+    /// beside.
     tcp: Rc<Places<String>>,
     /// Streams to replicas here, by the node that opened them.
     streams: Rc<Places<NodeId>>,
 }
 
-/// The HTTP entry and the TCP ports of this node. Dropped, it accepts no more.
+/// The HTTP entry and the ports of this node. Dropped, it accepts no more.
 pub(crate) struct Gateway {
     shared: Rc<Shared>,
     ports: Rc<ports::Ports>,
@@ -205,6 +216,7 @@ impl Gateway {
             compressed: compress::Compressed::default(),
             hot: Rc::default(),
             checked: which::Checked::default(),
+            once: once::Once::default(),
             limits,
             http: Places::new(limits.http, limits.http / 2),
             tcp: Places::new(limits.tcp, limits.tcp_service),
@@ -222,9 +234,9 @@ impl Gateway {
         self.shared.listen
     }
 
-    /// Listens on exactly these TCP ports, each for a service. What cannot be is a problem, not an
+    /// Listens on exactly these ports, each for a service. What cannot be is a problem, not an
     /// error, and is tried again now and then.
-    pub(crate) fn set_ports(&self, wanted: Vec<(String, u16)>) {
+    pub(crate) fn set_ports(&self, wanted: Vec<(String, Port)>) {
         self.ports.set(&self.shared, wanted);
     }
 
@@ -234,12 +246,13 @@ impl Gateway {
         self.ports.problems()
     }
 
-    /// Serves a stream another node opened. Anything but `StreamHead::Service` is counted and
-    /// dropped. Returns at once.
+    /// Serves a stream another node opened. What is for neither a replica
+    /// nor requests to one is counted and dropped. Returns at once.
     pub(crate) fn serve_stream(&self, from: NodeId, head: StreamHead, stream: Stream) {
-        let StreamHead::Service { id } = head else {
-            count(&self.shared.counters.streams_refused);
-            return;
+        let (id, once) = match head {
+            StreamHead::Service { id } => (id, false),
+            StreamHead::Once { id } => (id, true),
+            _ => return count(&self.shared.counters.streams_refused),
         };
         let Some(place) = self.shared.streams.take(from) else {
             count(&self.shared.counters.streams_refused);
@@ -249,7 +262,13 @@ impl Gateway {
         let shared = Rc::clone(&self.shared);
         let work = async move {
             let stream = place.watch(stream);
-            smol::future::or(upstream::serve(shared, id, stream), place.gives_way()).await;
+            let served = async {
+                match once {
+                    true => connection::once(shared, id, stream).await,
+                    false => connection::serve(shared, id, stream).await,
+                }
+            };
+            smol::future::or(served, place.gives_way()).await;
         };
         self.shared.ex.spawn(work).detach();
     }
@@ -264,7 +283,14 @@ impl Gateway {
         which: Which,
     ) -> impl Future<Output = Result<(Stream, Busy), String>> + 'static {
         let shared = Rc::clone(&self.shared);
-        async move { ports::reach(&shared, &service, &which).await }
+        async move {
+            if let Known::At(Route { port: port @ Port::Udp(_), .. }) =
+                shared.backend.resolve(&service).await
+            {
+                return Err(format!("{service} takes datagrams: send them to {port} of any node"));
+            }
+            ports::reach(&shared, &service, &which).await
+        }
     }
 
     /// How full each kind of place is: what, per whom, and how many.
@@ -291,6 +317,9 @@ impl Gateway {
             ("gateway_unknown_service", counters.unknown.get()),
             ("gateway_unavailable", counters.unavailable.get()),
             ("gateway_tcp_connections", counters.tcp.get()),
+            ("gateway_datagrams", counters.datagrams.get()),
+            ("gateway_datagrams_dropped", counters.datagrams_dropped.get()),
+            ("gateway_replayed", counters.replayed.get()),
             ("gateway_streams", counters.streams.get()),
             ("gateway_streams_refused", counters.streams_refused.get()),
             ("gateway_full", counters.full.get()),

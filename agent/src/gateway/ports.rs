@@ -1,19 +1,23 @@
-//! TCP ports of services: every connection goes to one replica, byte for byte.
+//! Ports of services: every TCP connection goes to one replica, byte for byte, and so do the
+//! datagrams of one client to a UDP port.
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::rc::Rc;
 use std::time::Duration;
 
 use dugnad_kernel::map::Map;
+use dugnad_resource::spec::Port;
 use hyper::body::Bytes;
+use smol::channel::{Sender, TrySendError, bounded};
 use smol::{Async, Task, Timer};
 
+use super::goal::ready;
 use super::pick::{Busy, pick};
 use super::splice::splice;
 use super::which::{self, Which};
-use super::{Known, Shared, connection, count, proxy, upstream};
+use super::{Known, Shared, connection, count, datagrams, upstream};
 use crate::places::{Places, source};
 use crate::stream::Stream;
 
@@ -27,7 +31,7 @@ const AGAIN_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 pub(super) struct Ports {
-    open: RefCell<Map<u16, Open>>,
+    open: RefCell<Map<Port, Open>>,
     problems: RefCell<Vec<String>>,
     /// Tries again while some wanted port is not open; replaced when others are wanted.
     again: RefCell<Option<Task<()>>>,
@@ -44,7 +48,7 @@ impl Ports {
         self.problems.borrow().clone()
     }
 
-    pub(super) fn set(self: &Rc<Self>, shared: &Rc<Shared>, wanted: Vec<(String, u16)>) {
+    pub(super) fn set(self: &Rc<Self>, shared: &Rc<Shared>, wanted: Vec<(String, Port)>) {
         let missing = self.open_all(shared, wanted.clone());
         let task = missing.then(|| {
             let (shared, ports) = (Rc::clone(shared), Rc::downgrade(self));
@@ -64,19 +68,19 @@ impl Ports {
     }
 
     /// Whether one of them could not be opened and may be later.
-    fn open_all(&self, shared: &Rc<Shared>, wanted: Vec<(String, u16)>) -> bool {
+    fn open_all(&self, shared: &Rc<Shared>, wanted: Vec<(String, Port)>) -> bool {
         let mut missing = false;
         let mut problems = Vec::new();
-        let mut owner: Map<u16, String> = Map::new();
+        let mut owner: Map<Port, String> = Map::new();
         for (service, port) in wanted {
             if owner.len() >= PORTS_MAX {
                 problems.push(format!(
-                    "{service}: port {port} is not open: {PORTS_MAX} ports are open already"
+                    "{service}: {port} is not open: {PORTS_MAX} ports are open already"
                 ));
             } else if let Some(first) = owner.get(&port).filter(|first| **first != service) {
                 problems.push(format!(
-                    "{service}: port {port} belongs to {first}; give it another tcp port and \
-                     deploy it again"
+                    "{service}: {port} belongs to {first}; give it another in [port] and deploy it \
+                     again"
                 ));
             } else {
                 owner.insert(port, service);
@@ -108,9 +112,9 @@ impl Ports {
     }
 }
 
-fn listen(shared: &Rc<Shared>, service: &str, port: u16) -> Result<Task<()>, String> {
-    let addr = SocketAddr::new(shared.listen.ip(), port);
-    let socket = TcpListener::bind(addr).and_then(Async::new).map_err(|error| {
+fn listen(shared: &Rc<Shared>, service: &str, port: Port) -> Result<Task<()>, String> {
+    let at = |number| SocketAddr::new(shared.listen.ip(), number);
+    let why = |error: io::Error| {
         let todo = match error.kind() {
             io::ErrorKind::AddrInUse => {
                 "it is opened as soon as what uses it here gives it back; or give the service \
@@ -121,9 +125,21 @@ fn listen(shared: &Rc<Shared>, service: &str, port: u16) -> Result<Task<()>, Str
             }
             _ => "give the service another port",
         };
-        format!("{service}: port {port} is not open on this node: {addr}: {error}; {todo}")
-    })?;
-    Ok(shared.ex.spawn(accept(Rc::clone(shared), service.to_owned(), socket)))
+        let addr = shared.listen.ip();
+        format!("{service}: {port} is not open on this node: {addr}: {error}; {todo}")
+    };
+    let (on, service) = (Rc::clone(shared), service.to_owned());
+    match port {
+        Port::Tcp(number) => {
+            let socket = TcpListener::bind(at(number)).and_then(Async::new).map_err(why)?;
+            Ok(shared.ex.spawn(accept(on, service, socket)))
+        }
+        Port::Udp(number) => {
+            let socket = UdpSocket::bind(at(number)).and_then(Async::new).map_err(why)?;
+            Ok(shared.ex.spawn(flows(on, service, socket)))
+        }
+        Port::None | Port::Http => Err(format!("{service} has no port of its own")),
+    }
 }
 
 async fn accept(shared: Rc<Shared>, service: String, socket: Async<TcpListener>) {
@@ -154,6 +170,70 @@ async fn accept(shared: Rc<Shared>, service: String, socket: Async<TcpListener>)
     }
 }
 
+/// Datagrams of one client that wait for their replica.
+const WAIT_MAX: usize = 64;
+
+/// Serves a UDP port: who has not sent for a minute is another client when it sends again, and may
+/// get another replica.
+async fn flows(shared: Rc<Shared>, service: String, socket: Async<UdpSocket>) {
+    let socket = Rc::new(socket);
+    let most = shared.limits.tcp_service;
+    let clients = Places::new(most, most / 2);
+    let mut flows: Map<SocketAddr, Sender<Vec<u8>>> = Map::new();
+    let mut buffer = vec![0; datagrams::LONGEST];
+    loop {
+        let (length, peer) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            // What an answer to somebody who is gone brings.
+            Err(error) => {
+                log::debug!("{service}: a datagram: {error}");
+                continue;
+            }
+        };
+        count(&shared.counters.datagrams);
+        let datagram = buffer[..length].to_vec();
+        let Err(closed) = send(&shared, flows.get(&peer), datagram) else { continue };
+        flows.retain(|_, flow| !flow.is_closed());
+        let client = clients.take(source(peer.ip()));
+        let place = client.and_then(|client| Some((client, shared.tcp.take(service.clone())?)));
+        let Some((client, place)) = place else {
+            count(&shared.counters.datagrams_dropped);
+            continue;
+        };
+        let (to, from) = bounded(WAIT_MAX);
+        // It is empty.
+        _ = to.try_send(closed);
+        flows.insert(peer, to);
+        let stream = datagrams::client(from, Rc::clone(&socket), peer);
+        let (on, service) = (Rc::clone(&shared), service.clone());
+        let work = async move {
+            let stream = place.watch(client.watch(stream));
+            let gives_way = async {
+                smol::future::or(client.gives_way(), place.gives_way()).await;
+                Err("it was idle longest, and gave way to another".to_owned())
+            };
+            let served = connection(&on, &service, stream);
+            if let Err(why) = smol::future::or(served, gives_way).await {
+                log::debug!("{service}: datagrams of {peer}: {why}");
+            }
+        };
+        shared.ex.spawn(work).detach();
+    }
+}
+
+/// Gives a datagram to the flow of its client, if there is one; otherwise gives it back.
+fn send(shared: &Shared, flow: Option<&Sender<Vec<u8>>>, datagram: Vec<u8>) -> Result<(), Vec<u8>> {
+    let Some(flow) = flow else { return Err(datagram) };
+    match flow.try_send(datagram) {
+        Ok(()) => Ok(()),
+        Err(TrySendError::Closed(datagram)) => Err(datagram),
+        Err(TrySendError::Full(_)) => {
+            count(&shared.counters.datagrams_dropped);
+            Ok(())
+        }
+    }
+}
+
 /// Joins a client to a replica.
 async fn connection(shared: &Rc<Shared>, service: &str, client: Stream) -> Result<(), String> {
     let (replica, _busy) = reach(shared, service, &Which::Any).await?;
@@ -170,7 +250,7 @@ pub(super) async fn reach(
     let mut tried = Vec::new();
     let mut said = Vec::new();
     let mut asked_anew = false;
-    let Known::At(mut route) = proxy::ready(shared, service).await else {
+    let Known::At(mut route) = ready(shared, service).await else {
         return Err(format!("no service {service} runs now; see `dugnad ps`"));
     };
     shared.meter.count(route.metered, Duration::ZERO);

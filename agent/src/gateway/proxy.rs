@@ -1,5 +1,6 @@
 //! One request: which service it is for, which replica gets it, and what happens when one fails.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -7,26 +8,31 @@ use std::time::{Duration, Instant};
 
 use dugnad_resource::spec::{Port, valid_name};
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue, LOCATION, RETRY_AFTER, UPGRADE};
+use hyper::header::{CONNECTION, HeaderValue, LOCATION, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
-use smol::Timer;
 
-use super::body::{Answer, Body, Lent};
-use super::connection::{JoinTo, Joined, text};
+use super::body::{Answer, Body, Lent, text};
+use super::goal::{Goal, ready, unavailable};
 use super::headers::{self, REPLICA};
-use super::pick::{Target, pick};
-use super::upstream::{self, Conn, Lease};
+use super::pick::{Busy, Target, pick};
+use super::upstream::{self, Conn, Lease, Upgraded, describe};
 use super::which::{self, Which};
-use super::{Known, Route, Shared, count, front, statics};
+use super::{Known, Route, Shared, count, front, once, reliable, statics};
 use crate::stream::{Endpoint, within};
 use crate::text::percent_decode;
 
-/// How long a request waits for a replica of a service that has none ready.
-const READY_WITHIN: Duration = Duration::from_secs(5);
-const READY_FIRST: Duration = Duration::from_millis(100);
 /// How long a replica that agreed to an upgrade may take to hand its bytes over.
 const UPGRADE_WITHIN: Duration = Duration::from_secs(5);
+
+/// The other side of a connection that is to become a plain pipe, and what keeps it counted.
+pub(super) struct Joined {
+    pub(super) upgraded: Upgraded,
+    pub(super) _busy: Busy,
+}
+
+/// Where the answer of a request leaves what its connection is joined to afterwards.
+pub(super) type JoinTo = Rc<RefCell<Option<Joined>>>;
 
 /// Answers a request; what goes wrong is an answer, too.
 pub(super) async fn answer(
@@ -48,51 +54,81 @@ pub(super) async fn answer(
         count(&shared.counters.bad_requests);
         return text(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not for services\n");
     }
-    let Asked { service, which, prefix } = match service_of(&parts) {
+    let (goal, route, prefix) = match find(shared, &parts).await {
         Ok(found) => found,
-        Err(Elsewhere::Status) => return front::answer(&shared.backend.listing().await, &parts),
-        Err(Elsewhere::AddSlash) => return add_slash(&parts),
-        Err(Elsewhere::NoName(name)) => {
-            count(&shared.counters.unknown);
-            return text(StatusCode::NOT_FOUND, format!("no service is called {name:?}\n"));
-        }
+        Err(answer) => return answer,
     };
-    let which = match which_of(&parts, which) {
-        Ok(which) => which,
+    let once = match once::key(&parts, route.reliable) {
+        Ok(key) => key.filter(|_| !route.is_static),
         Err(why) => {
             count(&shared.counters.bad_requests);
             return text(StatusCode::BAD_REQUEST, format!("{why}\n"));
+        }
+    };
+    let (metered, begun) = (route.metered, Instant::now());
+    let parts = prepare(parts, peer, shared.listen, &prefix);
+    let answer = match once {
+        Some(key) => reliable::run(&goal, route, (parts, key), body).await,
+        None => Trial { goal, join, body: Lent::new(body) }.run(route, parts).await,
+    };
+    shared.meter.count(metered, begun.elapsed());
+    answer
+}
+
+/// Which service a request is for, where that runs, and what of the path names it; or the answer.
+async fn find<'a>(
+    shared: &'a Rc<Shared>,
+    parts: &Parts,
+) -> Result<(Goal<'a>, Route, String), Response<Body>> {
+    let Asked { service, which, prefix } = match service_of(parts) {
+        Ok(found) => found,
+        Err(Elsewhere::Status) => {
+            return Err(front::answer(&shared.backend.listing().await, parts));
+        }
+        Err(Elsewhere::AddSlash) => return Err(add_slash(parts)),
+        Err(Elsewhere::NoName(name)) => {
+            count(&shared.counters.unknown);
+            return Err(text(StatusCode::NOT_FOUND, format!("no service is called {name:?}\n")));
+        }
+    };
+    let which = match which_of(parts, which) {
+        Ok(which) => which,
+        Err(why) => {
+            count(&shared.counters.bad_requests);
+            return Err(text(StatusCode::BAD_REQUEST, format!("{why}\n")));
         }
     };
     let route = match ready(shared, &service).await {
         Known::At(route) => route,
         Known::Unknown => {
             count(&shared.counters.unknown);
-            return text(StatusCode::NOT_FOUND, format!("no service is called {service:?} here\n"));
+            return Err(text(
+                StatusCode::NOT_FOUND,
+                format!("no service is called {service:?} here\n"),
+            ));
         }
         Known::Stopped => {
             let note = format!("{service} is stopped; `dugnad deploy` starts it again\n");
-            return unavailable(shared, note, "60");
+            return Err(unavailable(shared, note, "60"));
         }
         Known::NotYet => {
             let note = "this node has just started, or has lost the others: it does not know yet \
                         which services there are\n";
-            return unavailable(shared, note.to_owned(), "5");
+            return Err(unavailable(shared, note.to_owned(), "5"));
         }
     };
     match route.port {
         Port::Http => {}
-        Port::Tcp(port) => {
-            let note = format!("{service} is not a web service: it is on TCP port {port}\n");
-            return text(StatusCode::NOT_FOUND, note);
+        Port::Tcp(_) | Port::Udp(_) => {
+            let note = format!("{service} is not a web service: it is on {}\n", route.port);
+            return Err(text(StatusCode::NOT_FOUND, note));
         }
-        Port::None => return text(StatusCode::NOT_FOUND, format!("{service} has no port\n")),
+        Port::None => {
+            let note = format!("{service} has no port\n");
+            return Err(text(StatusCode::NOT_FOUND, note));
+        }
     }
-    let trial = Trial { shared, service, which, join, body: Lent::new(body) };
-    let (metered, begun) = (route.metered, Instant::now());
-    let answer = trial.run(route, prepare(parts, peer, shared.listen, &prefix)).await;
-    shared.meter.count(metered, begun.elapsed());
-    answer
+    Ok((Goal { shared, service, which }, route, prefix))
 }
 
 /// Requests that are for the gateway itself.
@@ -173,35 +209,6 @@ fn prepare(mut parts: Parts, peer: SocketAddr, here: SocketAddr, prefix: &str) -
     parts
 }
 
-/// Where a service is, waiting a while for a replica to be ready, or for this node to know.
-pub(super) async fn ready(shared: &Shared, service: &str) -> Known {
-    let mut known = shared.backend.resolve(service).await;
-    let (mut waited, mut wait) = (Duration::ZERO, READY_FIRST);
-    // The core tells nobody when a replica elsewhere gets ready; asking less and less often
-    // costs a few messages and only while somebody waits.
-    let may_change = |known: &Known| match known {
-        Known::At(route) => route.replicas.is_empty() && route.port != Port::None,
-        Known::NotYet => true,
-        Known::Stopped | Known::Unknown => false,
-    };
-    while may_change(&known) && waited < READY_WITHIN {
-        let pause = wait.min(READY_WITHIN - waited);
-        Timer::after(pause).await;
-        waited += pause;
-        wait *= 2;
-        known = shared.backend.resolve_fresh(service).await;
-    }
-    known
-}
-
-/// 503, and when to come again.
-fn unavailable(shared: &Shared, note: String, secs: &'static str) -> Response<Body> {
-    count(&shared.counters.unavailable);
-    let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, note);
-    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(secs));
-    answer
-}
-
 /// How one attempt failed.
 enum Failed {
     /// The replica has not seen the request.
@@ -212,36 +219,35 @@ enum Failed {
 
 /// A request on its way from replica to replica.
 struct Trial<'a> {
-    shared: &'a Rc<Shared>,
-    service: String,
-    which: Which,
+    goal: Goal<'a>,
     join: &'a JoinTo,
     body: Rc<Lent>,
 }
 
 impl Trial<'_> {
     async fn run(&self, mut route: Route, parts: Parts) -> Response<Body> {
-        let (shared, mut tried, mut said) = (self.shared, Vec::new(), Vec::new());
+        let (goal, shared) = (&self.goal, self.goal.shared);
+        let (mut tried, mut said) = (Vec::new(), Vec::new());
         let (mut asked_anew, mut repeated) = (false, false);
         let mut there = route.replicas.len();
-        route = match which::narrow(shared, &self.which, route).await {
+        route = match which::narrow(shared, &goal.which, route).await {
             Ok(route) => route,
-            Err(why) => return self.cannot_tell(&why),
+            Err(why) => return goal.cannot_tell(&why),
         };
         loop {
             let next = pick(&route, &*shared.backend, &shared.load, &tried);
             let Some(target) = next else {
                 if asked_anew {
-                    return self.give_up(there, &said);
+                    return goal.give_up(there, &said);
                 }
                 asked_anew = true;
-                let Known::At(fresh) = shared.backend.resolve_fresh(&self.service).await else {
-                    return self.give_up(there, &said);
+                let Known::At(fresh) = shared.backend.resolve_fresh(&goal.service).await else {
+                    return goal.give_up(there, &said);
                 };
                 there = fresh.replicas.len();
-                route = match which::narrow(shared, &self.which, fresh).await {
+                route = match which::narrow(shared, &goal.which, fresh).await {
                     Ok(route) => route,
-                    Err(why) => return self.cannot_tell(&why),
+                    Err(why) => return goal.cannot_tell(&why),
                 };
                 continue;
             };
@@ -262,7 +268,7 @@ impl Trial<'_> {
                     said.push(format!("{name}: {why}"));
                     let again = headers::idempotent(&parts.method) && !self.body.begun.get();
                     if repeated || !again {
-                        return self.give_up(there, &said);
+                        return goal.give_up(there, &said);
                     }
                     repeated = true;
                 }
@@ -270,52 +276,24 @@ impl Trial<'_> {
         }
     }
 
-    fn cannot_tell(&self, why: &str) -> Response<Body> {
-        let note = format!("which replicas of {} are meant cannot be told: {why}\n", self.service);
-        unavailable(self.shared, note, "1")
-    }
-
-    /// `there`: ready replicas there are in all.
-    fn give_up(&self, there: usize, said: &[String]) -> Response<Body> {
-        let name = &self.service;
-        if said.is_empty() {
-            let none = match &self.which {
-                Which::Number(number) => Some(format!("{name} has no ready replica {number}\n")),
-                Which::Where(_, typed) => {
-                    Some(format!("{name} has no ready replica on a node with {typed}\n"))
-                }
-                Which::Any => None,
-            };
-            if let Some(note) = none.filter(|_| there > 0) {
-                return text(StatusCode::NOT_FOUND, note);
-            }
-            let note = format!("{name} has no ready replica now; `dugnad why {name}` tells why\n");
-            return unavailable(self.shared, note, "5");
-        }
-        count(&self.shared.counters.unavailable);
-        log::debug!("{name}: {}", said.join("; "));
-        let note = format!("{name} did not answer; tried:\n  {}\n", said.join("\n  "));
-        text(StatusCode::BAD_GATEWAY, note)
-    }
-
     async fn attempt(&self, target: &Target, parts: &Parts) -> Result<Response<Body>, Failed> {
         let not_sent = |error: io::Error| Failed::NotSent(error.to_string());
-        if let Some(Endpoint::Static(tree)) = self.shared.backend.local(target.id) {
-            return statics::answer(self.shared, tree, parts).await.map_err(not_sent);
+        if let Some(Endpoint::Static(tree)) = self.goal.shared.backend.local(target.id) {
+            return statics::answer(self.goal.shared, tree, parts).await.map_err(not_sent);
         }
         let key = (target.id, target.node);
         // A kept connection may be closing just now; only what can be sent twice may risk it.
         if headers::idempotent(&parts.method) && self.body.empty {
-            if let Some(conn) = self.shared.pool.take(key).await {
+            if let Some(conn) = self.goal.shared.pool.take(key).await {
                 match self.exchange(target, parts, conn).await {
                     // The others are as old: a fresh one tells whether the replica lives.
-                    Err(_) => self.shared.pool.clear(key),
+                    Err(_) => self.goal.shared.pool.clear(key),
                     done => return done,
                 }
             }
         }
-        let stream = upstream::connect(self.shared, target).await.map_err(not_sent)?;
-        let conn = upstream::handshake(&self.shared.ex, stream).await.map_err(not_sent)?;
+        let stream = upstream::connect(self.goal.shared, target).await.map_err(not_sent)?;
+        let conn = upstream::handshake(&self.goal.shared.ex, stream).await.map_err(not_sent)?;
         self.exchange(target, parts, conn).await
     }
 
@@ -325,7 +303,7 @@ impl Trial<'_> {
         parts: &Parts,
         mut conn: Conn,
     ) -> Result<Response<Body>, Failed> {
-        let busy = self.shared.load.begin(target.id);
+        let busy = self.goal.shared.load.begin(target.id);
         let body = if self.body.empty { Body::EMPTY } else { Body::Lent(Rc::clone(&self.body)) };
         let asked = &parts.headers;
         let request = Request::from_parts(parts.clone(), body);
@@ -353,16 +331,9 @@ impl Trial<'_> {
             return Ok(Response::from_parts(parts, Body::EMPTY));
         }
         let key = (target.id, target.node);
-        let lease = Lease { shared: Rc::clone(self.shared), key, conn, _busy: busy };
-        let body = Body::Answer(Answer { body, lease: Some(Box::new(lease)) });
+        let lease = Lease { shared: Rc::clone(self.goal.shared), key, conn, _busy: busy };
+        let give_back = Some(Box::new(|| lease.give_back()) as Box<dyn FnOnce()>);
+        let body = Body::Answer(Answer { body, give_back });
         Ok(Response::from_parts(parts, body))
-    }
-}
-
-/// What hyper says, with its cause.
-fn describe(error: &hyper::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }

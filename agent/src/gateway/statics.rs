@@ -12,8 +12,7 @@ use hyper::header::{
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Response, StatusCode};
 
-use super::body::{Body, FileBody};
-use super::connection::text;
+use super::body::{Body, FileBody, text};
 use super::hot::Hot;
 use super::{Shared, compress};
 use crate::blobs::{Blobs, Catalog, Found, Held};

@@ -1,5 +1,4 @@
-//! Connections to replicas: to a port on this node, or through a stream to another node; and the
-//! far end of such a stream.
+//! Connections to replicas: to a port on this node, or through a stream to another node.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -14,14 +13,13 @@ use dugnad_resource::execute::ReplicaId;
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use smol::channel::{Receiver, bounded};
-use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use smol::io::AsyncReadExt as _;
 use smol::{Async, LocalExecutor, Task, Timer};
 
 use super::body::Body;
 use super::calm::Calm;
 use super::pick::{Busy, Target};
-use super::splice::splice;
-use super::{PIECE, Shared, connection, count};
+use super::{PIECE, Shared, datagrams};
 use crate::http_io::HttpIo;
 use crate::stream::{Endpoint, Stream, StreamHead, within, write_head};
 
@@ -153,10 +151,7 @@ impl Lease {
 /// Bytes to a replica and back, before anything was said on them.
 pub(super) async fn connect(shared: &Shared, target: &Target) -> io::Result<Stream> {
     match shared.backend.local(target.id) {
-        Some(Endpoint::Port(addr)) => local(addr).await,
-        Some(Endpoint::Static(_)) => {
-            Err(io::Error::other("a folder on this node is not reached over a connection"))
-        }
+        Some(at) => local(at).await,
         None => {
             let open = shared.backend.open(target.node);
             let remote = async {
@@ -176,7 +171,15 @@ pub(super) async fn connect(shared: &Shared, target: &Target) -> io::Result<Stre
     }
 }
 
-async fn local(addr: std::net::SocketAddr) -> io::Result<Stream> {
+pub(super) async fn local(at: Endpoint) -> io::Result<Stream> {
+    let addr = match at {
+        Endpoint::Port(addr) => addr,
+        Endpoint::Datagrams(addr) => return datagrams::replica(addr),
+        Endpoint::Static(_) => {
+            let why = "a folder on this node is not reached over a connection";
+            return Err(io::Error::other(why));
+        }
+    };
     let connect = Async::<TcpStream>::connect(addr);
     let stream = within(CONNECT_WITHIN, "no connection", connect).await?;
     stream.get_ref().set_nodelay(true)?;
@@ -207,45 +210,17 @@ async fn drive(mut conn: Connection<HttpIo<Stream>, Body>) -> hyper::Result<Upgr
     Ok((parts.io.into_inner(), parts.read_buf))
 }
 
-/// The far end of [`connect`]: joins a stream from another node to a replica here.
-pub(super) async fn serve(shared: Rc<Shared>, id: ReplicaId, mut stream: Stream) {
-    let served = match shared.backend.local(id) {
-        Some(Endpoint::Port(addr)) => match local(addr).await {
-            Ok(replica) => match accept(&mut stream).await {
-                Ok(()) => splice(stream, Bytes::new(), replica, Bytes::new()).await,
-                Err(error) => Err(error),
-            },
-            Err(error) => {
-                count(&shared.counters.streams_refused);
-                refuse(&mut stream, &format!("its port does not answer: {error}")).await
-            }
-        },
-        Some(Endpoint::Static(_)) => match accept(&mut stream).await {
-            Ok(()) => {
-                connection::folder(shared, id, stream).await;
-                Ok(())
-            }
-            Err(error) => Err(error),
-        },
-        None => {
-            count(&shared.counters.streams_refused);
-            refuse(&mut stream, &format!("replica {} is not on this node", id.number)).await
-        }
-    };
-    if let Err(error) = served {
-        log::debug!("stream to replica {}: {error}", id.number);
+/// A connection to the process of a replica here.
+pub(super) async fn fresh(shared: &Shared, id: ReplicaId) -> io::Result<Conn> {
+    let missing = || io::Error::other(format!("replica {} is not on this node", id.number));
+    let stream = local(shared.backend.local(id).ok_or_else(missing)?).await?;
+    handshake(&shared.ex, stream).await
+}
+
+/// What hyper says, with its cause.
+pub(super) fn describe(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
-}
-
-async fn accept(stream: &mut Stream) -> io::Result<()> {
-    stream.write_all(&[0]).await?;
-    stream.flush().await
-}
-
-async fn refuse(stream: &mut Stream, why: &str) -> io::Result<()> {
-    let why = &why.as_bytes()[..why.len().min(usize::from(u8::MAX))];
-    let mut bytes = vec![u8::try_from(why.len()).unwrap_or(u8::MAX)];
-    bytes.extend(why);
-    stream.write_all(&bytes).await?;
-    stream.close().await
 }

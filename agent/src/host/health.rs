@@ -1,12 +1,13 @@
 //! Whether a service is ready: one check, and the watch that repeats it.
 
+use std::fs;
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use dugnad_resource::execute::Run;
-use dugnad_resource::spec::Check;
+use dugnad_resource::spec::{Check, Port};
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::{Request, header};
@@ -81,7 +82,7 @@ pub(super) async fn watch(
 }
 
 fn is_settled_check(run: &Run) -> bool {
-    run.spec.health.check == Check::Port && run.spec.port == dugnad_resource::spec::Port::None
+    run.spec.health.check == Check::Port && run.spec.port == Port::None
 }
 
 async fn check(run: &Run, running: &Running, prepared: &Prepared) -> Result<(), String> {
@@ -93,6 +94,7 @@ async fn check(run: &Run, running: &Running, prepared: &Prepared) -> Result<(), 
             Timer::after(SETTLED.saturating_sub(running.lived())).await;
             Ok(())
         }
+        (Check::Port, Some(port)) if matches!(run.spec.port, Port::Udp(_)) => bound(port.port()),
         (Check::Port, Some(port)) => within(limit, connect(port)).await.map(drop),
         (Check::Http(path), Some(port)) => within(limit, get(port, path)).await,
         (Check::Http(_), None) => Err("an http check needs [port]".to_owned()),
@@ -109,6 +111,27 @@ async fn within<T>(
         Err(format!("no answer within {} ms", limit.as_millis()))
     };
     smol::future::or(attempt, late).await
+}
+
+/// Whether somebody listens on this UDP port: the kernel knows, and nothing is sent to the service.
+fn bound(port: u16) -> Result<(), String> {
+    let tables = ["/proc/self/net/udp", "/proc/self/net/udp6"];
+    let listens =
+        |table: &&str| fs::read_to_string(table).is_ok_and(|table| has_local_port(&table, port));
+    match tables.iter().any(listens) {
+        true => Ok(()),
+        false => Err(format!("nobody listens on UDP port {port}")),
+    }
+}
+
+/// Whether a table of the kernel's sockets (`proc(5)`: `0: 0100007F:14E9 00000000:0000 ..`) has a
+/// line of this local port.
+fn has_local_port(table: &str, port: u16) -> bool {
+    let local = |line: &str| {
+        let (_, port) = line.split_whitespace().nth(1)?.rsplit_once(':')?;
+        u16::from_str_radix(port, 16).ok()
+    };
+    table.lines().skip(1).any(|line| local(line) == Some(port))
 }
 
 async fn connect(port: SocketAddr) -> Result<Async<TcpStream>, String> {
@@ -139,5 +162,19 @@ async fn get(port: SocketAddr, path: &str) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!("GET {path} answered {}", status.as_u16()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_says_who_listens() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue\n \
+             2098: 0100007F:14E9 00000000:0000 07 00000000:00000000 00:00000000 0\n";
+        assert!(has_local_port(table, 0x14E9));
+        assert!(!has_local_port(table, 0x14EA));
+        assert!(!has_local_port("", 1) && !has_local_port("sl\n x y\n", 1));
     }
 }

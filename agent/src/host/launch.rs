@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -228,7 +228,7 @@ pub(super) async fn start(
     }
     let port = match run.spec.port {
         Port::None => None,
-        Port::Http | Port::Tcp(_) => Some(shared.free_port()?),
+        Port::Http | Port::Tcp(_) | Port::Udp(_) => Some(shared.free_port()?),
     };
     let prepared = Prepared::new(shared, run, user, port)?;
     if user.is_some() && prepared.view.is_none() {
@@ -455,14 +455,14 @@ fn check_passable(folder: &Folder) -> Result<(), String> {
 }
 
 impl Shared {
-    /// A port nobody listens on and no other replica was given.
+    /// A port nobody listens on, by TCP or UDP, and no other replica was given.
     fn free_port(&self) -> io::Result<u16> {
         let explained = |e: io::Error| explain(&e, "no free port of 127.0.0.1 for the service");
         let mut held = Vec::new();
         loop {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(explained)?;
             let port = listener.local_addr().map_err(explained)?.port();
-            if !self.has_port(port) {
+            if !self.has_port(port) && UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
                 return Ok(port);
             }
             // Held, so that the kernel offers another one.

@@ -261,7 +261,7 @@ impl Host {
         self.shared.entries.borrow_mut().insert(id, entry);
         if let Some((run, running)) = &adopted {
             self.shared.begin(run);
-            self.shared.set_process(id, running);
+            self.shared.set_process(run, running);
         }
         let replica = Replica::new(Rc::clone(&self.shared), id, orders);
         let task = self.shared.ex.spawn(replica.live(adopted));

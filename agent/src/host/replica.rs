@@ -176,12 +176,12 @@ impl Replica {
             None => {
                 self.shared.set_state(self.id, State::Starting, "");
                 let started = launch::start(&self.shared, run, &mut self.unpacked).await?;
-                self.shared.set_process(self.id, &started.0);
+                self.shared.set_process(run, &started.0);
                 self.report(Report::Started { id: self.id }).await;
                 started
             }
         };
-        self.shared.set_process(self.id, &running);
+        self.shared.set_process(run, &running);
         let ended = {
             let order = async { Ended::Order(Box::new(self.superseding(run).await)) };
             let exit = async { Ended::Exit(running.ended().await) };

@@ -15,6 +15,7 @@ use dugnad_platform::cgroup::{Group, Parent};
 use dugnad_platform::probe::Probe;
 use dugnad_platform::process::Process;
 use dugnad_resource::execute::{Order, ReplicaId, Report, Run};
+use dugnad_resource::spec::Port;
 use smol::channel::Sender;
 use smol::{Async, LocalExecutor};
 
@@ -220,8 +221,15 @@ impl Shared {
         self.with(id, |entry| entry.endpoint = Some(endpoint));
     }
 
-    pub(super) fn set_process(&self, id: ReplicaId, running: &Running) {
-        let at = |port| Endpoint::Port(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    pub(super) fn set_process(&self, run: &Run, running: &Running) {
+        let id = run.id;
+        let at = |port| {
+            let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            match run.spec.port {
+                Port::Udp(_) => Endpoint::Datagrams(addr),
+                Port::None | Port::Http | Port::Tcp(_) => Endpoint::Port(addr),
+            }
+        };
         self.with(id, |entry| {
             entry.process = Some(running.process);
             entry.group = running.group.clone();

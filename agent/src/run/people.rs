@@ -197,7 +197,7 @@ fn running(view: &RunningView) -> Value {
         "processes": view.processes,
         "restarts": view.restarts,
         "at": match view.endpoint {
-            Some(Endpoint::Port(addr)) => Some(addr.to_string()),
+            Some(Endpoint::Port(addr) | Endpoint::Datagrams(addr)) => Some(addr.to_string()),
             Some(Endpoint::Static(_)) | None => None,
         },
     })

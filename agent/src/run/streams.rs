@@ -99,7 +99,7 @@ impl Agent {
         };
         let done = match head {
             StreamHead::Chunks => self.blobs.serve(stream).await.map(drop),
-            StreamHead::Service { .. } => {
+            StreamHead::Service { .. } | StreamHead::Once { .. } => {
                 if let Some(gateway) = self.gateway.borrow().as_ref() {
                     gateway.serve_stream(from, head, stream);
                 }
@@ -193,7 +193,7 @@ impl Agent {
                     on: scale.on,
                 });
                 let (port, replicas) = (view.port, replicas.collect());
-                let route = Route { port, is_static, metered, replicas };
+                let route = Route { port, is_static, reliable: view.reliable, metered, replicas };
                 self.routes.put(name, route.clone());
                 Known::At(route)
             }
@@ -282,7 +282,8 @@ impl Agent {
             .collect();
         let is_static = here.iter().any(|(_, _, at)| matches!(at, Endpoint::Static(_)));
         let port = dugnad_resource::spec::Port::Http;
-        (!ready.is_empty()).then_some(Route { port, is_static, metered: None, replicas: ready })
+        let route = Route { port, is_static, reliable: false, metered: None, replicas: ready };
+        (!route.replicas.is_empty()).then_some(route)
     }
 }
 
@@ -356,7 +357,8 @@ mod tests {
     fn a_route_that_is_doubted_is_still_the_last_that_was_known() {
         let routes = Routes::default();
         let port = dugnad_resource::spec::Port::Http;
-        let route = Route { port, is_static: true, metered: None, replicas: Vec::new() };
+        let route =
+            Route { port, is_static: true, reliable: false, metered: None, replicas: Vec::new() };
         routes.put("wiki".to_owned(), route.clone());
         routes.doubt(Some("other"));
         routes.doubt(None);

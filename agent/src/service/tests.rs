@@ -211,7 +211,11 @@ fn contradictions_are_refused() {
     has("replicas = 0\n", "s.toml:3:1: replicas must be at least 1");
     has("replicas = 99\n", "replicas must be at most 15");
     has("availability = \"100%\"\n", "s.toml:3:1: availability must be between");
-    has("[port]\nhttp = true\ntcp = 5\n", "port: say http = true or tcp, not both");
+    has("[port]\nhttp = true\ntcp = 5\n", "port: say one of http = true, tcp and udp");
+    has("[port]\nudp = 5\ntcp = 5\n", "port: say one of http = true, tcp and udp");
+    has("[port]\nudp = 0\n", "port.udp: 0 is no port");
+    has("[port]\ntcp = 5\nreliable = true\n", "port.reliable: is for programs that are asked");
+    has("[port]\nudp = 5\n[health]\nhttp = \"/\"\n", "health.http: the service has no port");
     has("[port]\ntcp = 0\n", "port.tcp: 0 is no port");
     has("[health]\nhttp = \"/\"\n", "health.http: the service has no port");
     has("[health]\ninterval = \"1ms\"\n", "health.interval: must be between 100ms and 24h");

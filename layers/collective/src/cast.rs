@@ -21,7 +21,7 @@ pub enum CastBody {
     Describe { trees: Vec<Hash>, programs: Vec<String> },
     /// Say what you manage.
     Services,
-    /// Which services have a TCP port of their own?
+    /// Which services have a port of their own on every node?
     Ports,
     /// A service came, changed or went.
     Changed { name: String, port: Port, removed: bool },
@@ -44,7 +44,7 @@ pub enum CastBody {
 pub enum CastPart {
     Node(Box<Description>),
     Services(Vec<ServiceView>),
-    Ports(Vec<(String, u16)>),
+    Ports(Vec<(String, Port)>),
     Objects(Box<NodeSums>),
     /// It was not true of this node.
     NotMeant,

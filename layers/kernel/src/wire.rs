@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The version of every message a node of this build sends and understands.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 /// Bytes before the body.
 pub const HEADER: usize = 3;
 /// The longest body, in bytes.

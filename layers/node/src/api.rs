@@ -27,7 +27,7 @@ pub use dugnad_resource::describe::Brief;
 use dugnad_resource::describe::{Labels, Profile};
 use dugnad_resource::execute::{Order, ReplicaId, Report};
 pub use dugnad_resource::spec::state_mark;
-use dugnad_resource::spec::{Load, Tree};
+use dugnad_resource::spec::{Load, Port, Tree};
 use serde::{Deserialize, Serialize};
 
 /// Names a question of a person; the answer carries it back.
@@ -101,7 +101,7 @@ pub enum Event {
     /// Something people may want to read about.
     Happened(Happened),
     /// TCP ports of services, whole list, when it changed.
-    Ports(Vec<(String, u16)>),
+    Ports(Vec<(String, Port)>),
     /// Somebody said something in a group this node is in.
     GroupMessage {
         group: String,

@@ -222,22 +222,17 @@ impl Node {
         folders.iter().any(|folder| known(&[folder, program].concat()))
     }
 
-    fn managed_ports(&self) -> Vec<(String, u16)> {
+    fn managed_ports(&self) -> Vec<(String, Port)> {
         let views = self.collective.views().into_iter();
         views
-            .filter_map(|view| match view.port {
-                Port::Tcp(port) if view.want > 0 => Some((view.name, port)),
-                Port::Tcp(_) | Port::Http | Port::None => None,
-            })
+            .filter(|view| view.want > 0)
+            .filter_map(|view| Some((view.name, view.port.of_every_node()?)))
             .collect()
     }
 
     fn on_changed(&mut self, name: String, port: Port, removed: bool, cx: &mut Cx<'_, Self>) {
         let before = self.ports.get(&name).copied();
-        let after = match port {
-            Port::Tcp(port) if !removed => Some(port),
-            Port::Tcp(_) | Port::Http | Port::None => None,
-        };
+        let after = port.of_every_node().filter(|_| !removed);
         if before == after {
             return;
         }

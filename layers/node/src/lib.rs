@@ -38,7 +38,7 @@ use dugnad_kernel::{Arc, Component, Cx, Duration, Effect, Hash, Input, NodeId, P
 use dugnad_resource::describe::{Profile, clip_name};
 use dugnad_resource::execute::{Order, Run, ToHost, ToManager};
 use dugnad_resource::executor::{self, Executor};
-use dugnad_resource::spec::valid_name;
+use dugnad_resource::spec::{Port, valid_name};
 use serde::{Deserialize, Serialize};
 
 use asked::{Asked, Why, Writer};
@@ -104,7 +104,7 @@ pub struct Node {
     range: Option<Arc>,
     deferred: Deferred,
     asked: Asked,
-    ports: Map<String, u16>,
+    ports: Map<String, Port>,
     names: Map<NodeId, String>,
     malformed_records: u64,
     kept_state: Set<Hash>,
@@ -582,7 +582,7 @@ impl Node {
     }
 
     /// `None` forgets the port of a service.
-    fn remember_port(&mut self, name: String, port: Option<u16>) {
+    fn remember_port(&mut self, name: String, port: Option<Port>) {
         let known = self.ports.contains_key(&name);
         match port {
             Some(port) if known || (self.ports.len() < PORTS_MAX && valid_name(&name).is_ok()) => {

@@ -14,6 +14,10 @@ use crate::condition::{Condition, ParseError};
 /// The variable of a service's environment that carries its condition on nodes.
 pub const WHERE: &str = "DUGNAD_WHERE";
 
+/// The variable that says that requests which may not be repeated are done at most once, and sent
+/// again until they are answered.
+pub const RELIABLE: &str = "DUGNAD_RELIABLE";
+
 /// How a node says that it has state of a service: a hash as those of packages.
 #[must_use]
 pub fn state_mark(service: &str) -> Hash {
@@ -205,7 +209,7 @@ pub enum Keep {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Port {
     /// No port: it only computes.
     None,
@@ -213,6 +217,27 @@ pub enum Port {
     Http,
     /// Reached on this TCP port of every node.
     Tcp(u16),
+    /// Reached on this UDP port of every node.
+    Udp(u16),
+}
+
+impl Port {
+    /// The port every node keeps for the service, if there is one.
+    #[must_use]
+    pub fn of_every_node(self) -> Option<Self> {
+        matches!(self, Self::Tcp(_) | Self::Udp(_)).then_some(self)
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("no port"),
+            Self::Http => f.write_str("HTTP"),
+            Self::Tcp(port) => write!(f, "TCP port {port}"),
+            Self::Udp(port) => write!(f, "UDP port {port}"),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -304,6 +329,12 @@ impl Spec {
     pub fn place(&self) -> Result<Condition, ParseError> {
         let said = self.env.iter().find(|(name, _)| name == WHERE);
         Condition::parse(said.map_or("", |(_, typed)| typed), &NODE)
+    }
+
+    /// Whether the gateways see to it that each request is done at most once.
+    #[must_use]
+    pub fn reliable(&self) -> bool {
+        self.env.iter().any(|(name, _)| name == RELIABLE)
     }
 
     fn hook(&self) -> &[String] {

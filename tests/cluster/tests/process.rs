@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -84,6 +84,39 @@ fn by_name(community: &Community) {
     community.ok(2, &["rm", "named"]);
 }
 
+/// The clock of `configs/services`, asked by UDP through every node.
+fn datagrams(community: &Community) {
+    let python = "/usr/bin/python3";
+    if installed(&[python]).is_none() {
+        return skip("clock by UDP", "no /usr/bin/python3");
+    }
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/services/");
+    let port = free_udp_port();
+    let written = fs::read_to_string(format!("{folder}clock.toml")).unwrap();
+    let file = community.service_file("clock", &written.replace("7013", &port.to_string()));
+    let package = community.folder("files-clock/clock");
+    fs::copy(format!("{folder}clock/clock.py"), package.join("clock.py")).unwrap();
+    community.deploy(0, &file);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    for node in &community.nodes {
+        until(&format!("the time through {}", node.name), Duration::from_secs(10), || {
+            let at = (node.gateway.ip(), port);
+            client.send_to(b"?", at).map_err(|error| error.to_string())?;
+            let mut got = [0; 100];
+            let (length, from) = client.recv_from(&mut got).map_err(|error| error.to_string())?;
+            let text = String::from_utf8_lossy(&got[..length]).into_owned();
+            holds(from == at.into() && text.contains("replica"), || text.clone())
+        });
+    }
+    say(community.start, "datagrams reach it through every node");
+    community.ok(2, &["rm", "clock"]);
+}
+
+fn free_udp_port() -> u16 {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// A server of the distribution, brought along as a package of its own.
 fn packaged_server(community: &Community) {
     let Some(lighttpd) = installed(&["/usr/sbin/lighttpd"]) else {
@@ -154,6 +187,7 @@ fn servers_of_every_kind_run() {
     let community = Community::new("servers", 3);
     host_servers(&community);
     by_name(&community);
+    datagrams(&community);
     packaged_server(&community);
     own_server(&community);
 }

@@ -24,6 +24,7 @@ pub(super) fn wiki(ready: u8) -> ServiceView {
         generation: 7,
         desired: Desired::Running,
         port: Port::Http,
+        reliable: false,
         kind: Kind::Process,
         want: 3,
         because: String::new(),

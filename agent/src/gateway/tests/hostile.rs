@@ -149,7 +149,10 @@ fn silent_connections_to_a_port_keep_nobody_out() {
             node.route(name, Port::Tcp(port), &[&node]);
             node.runs(name, number, Endpoint::Port(upstream(&node, tcp::echo).await));
         }
-        node.gateway.set_ports(vec![("one".to_owned(), first), ("two".to_owned(), second)]);
+        node.gateway.set_ports(vec![
+            ("one".to_owned(), Port::Tcp(first)),
+            ("two".to_owned(), Port::Tcp(second)),
+        ]);
         let limits = Limits::default();
         let mut idle = silent(first, limits.tcp_service).await;
         Timer::after(Duration::from_millis(1100)).await;

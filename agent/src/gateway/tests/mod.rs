@@ -3,9 +3,11 @@
 
 mod folder;
 mod hostile;
+mod once;
 mod pass;
 mod retry;
 mod tcp;
+mod udp;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -214,7 +216,9 @@ impl Node {
         let replicas = (1..)
             .zip(on)
             .map(|(number, node)| (replica(service, number), node.id, format!("node-{number}")));
-        let route = Route { port, is_static: false, metered: None, replicas: replicas.collect() };
+        let (is_static, reliable) = (false, false);
+        let route =
+            Route { port, is_static, reliable, metered: None, replicas: replicas.collect() };
         self.fake.routes.borrow_mut().insert(service.to_owned(), route);
     }
 

@@ -27,7 +27,7 @@ fn ports_lead_to_replicas() {
         // The one on this node refuses; nothing is lost.
         here.runs("db", 1, Endpoint::Port(nowhere()));
         there.runs("db", 2, Endpoint::Port(at));
-        here.gateway.set_ports(vec![("db".to_owned(), port)]);
+        here.gateway.set_ports(vec![("db".to_owned(), Port::Tcp(port))]);
         assert_eq!(here.gateway.problems(), Vec::<String>::new());
         for word in ["PING", "ECHO"] {
             assert_eq!(ask(port, word).await.unwrap(), word);
@@ -56,12 +56,12 @@ fn ports_that_cannot_be_opened_are_told() {
         let node = world.node(1).await;
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let wanted = vec![("db".to_owned(), port), ("other".to_owned(), port)];
-        node.gateway.set_ports(wanted.clone());
+        let wanted = [("db".to_owned(), Port::Tcp(port)), ("other".to_owned(), Port::Tcp(port))];
+        node.gateway.set_ports(wanted.to_vec());
         let problems = node.gateway.problems();
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(problems[0].contains("belongs to db"), "{problems:?}");
-        assert!(problems[1].contains(&format!("db: port {port} is not open")), "{problems:?}");
+        assert!(problems[1].contains(&format!("db: TCP port {port} is not open")), "{problems:?}");
         assert!(problems[1].contains("gives it back"), "{problems:?}");
         node.gateway.set_ports(wanted[..1].to_vec());
         assert_eq!(node.gateway.problems().len(), 1);
@@ -71,7 +71,7 @@ fn ports_that_cannot_be_opened_are_told() {
             smol::Timer::after(std::time::Duration::from_millis(20)).await;
         }
         assert!(std::net::TcpListener::bind(("127.0.0.1", port)).is_err(), "nobody has it");
-        node.gateway.set_ports(vec![("web".to_owned(), node.addr().port())]);
+        node.gateway.set_ports(vec![("web".to_owned(), Port::Tcp(node.addr().port()))]);
         assert_eq!(node.gateway.problems().len(), 1);
     });
 }

@@ -69,7 +69,7 @@ pub enum ServiceQuestion {
 #[derive(Clone, Debug)]
 pub enum ServiceAnswer {
     Nodes(Vec<Description>),
-    Ports(Vec<(String, u16)>),
+    Ports(Vec<(String, Port)>),
     Plan {
         want: u8,
         because: String,
@@ -384,9 +384,9 @@ fn conflict(name: &str, theirs: Option<&Service>) -> String {
     }
 }
 
-/// Which other service has the TCP port this one wants, if so.
+/// Which other service has the port this one wants, if so.
 async fn port_taken(asker: &Asker, spec: &Spec) -> Option<String> {
-    let Port::Tcp(port) = spec.port else { return None };
+    let port = spec.port.of_every_node()?;
     let (parts, _) = cast(asker, CastBody::Ports).await;
     let ports = parts.into_iter().filter_map(|part| match part {
         CastPart::Ports(ports) => Some(ports),
@@ -394,7 +394,7 @@ async fn port_taken(asker: &Asker, spec: &Spec) -> Option<String> {
     });
     let (holder, _) = ports.flatten().find(|(name, taken)| *taken == port && *name != spec.name)?;
     Some(format!(
-        "TCP port {port} belongs to the service {holder}; choose another [port] tcp, or end that \
+        "{port} belongs to the service {holder}; choose another in [port], or end that \
          one: dugnad stop {holder}"
     ))
 }

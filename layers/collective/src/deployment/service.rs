@@ -91,6 +91,8 @@ pub struct ServiceView {
     pub generation: u64,
     pub desired: Desired,
     pub port: Port,
+    /// Whether the gateways see to it that each request is done at most once.
+    pub reliable: bool,
     pub kind: Kind,
     pub want: u8,
     pub because: String,

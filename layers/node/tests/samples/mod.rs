@@ -114,7 +114,7 @@ variants!(Kind, "kind": Static, Process);
 variants!(Want, "want": Replicas, Availability, Single, Load);
 variants!(Measure, "measure": Requests, Cpu, Answer);
 variants!(Keep, "keep": Nothing, OnNode, Snapshots);
-variants!(Port, "port": None, Http, Tcp);
+variants!(Port, "port": None, Http, Tcp, Udp);
 variants!(Check, "check": Port, Http, Exec);
 variants!(Arch, "arch": X86_64, Aarch64, Armv7, Armv6, Mipsel, Riscv64);
 
@@ -251,6 +251,7 @@ fn view() -> ServiceView {
         generation: 2,
         desired: Desired::Running,
         port: Port::Http,
+        reliable: true,
         kind: Kind::Static,
         want: 3,
         because: "three".into(),
@@ -568,7 +569,7 @@ pub(crate) fn stored(lines: &mut Lines) {
     every(lines, "want", wants, |want| want);
     let snapshots = Keep::Snapshots { every_ms: 300_000, hook: vec!["./hook".into()] };
     every(lines, "keep", [Keep::Nothing, Keep::OnNode, snapshots], |keep| keep);
-    every(lines, "port", [Port::None, Port::Http, Port::Tcp(6379)], |port| port);
+    every(lines, "port", [Port::None, Port::Http, Port::Tcp(6379), Port::Udp(53)], |port| port);
     let checks = [Check::Port, Check::Http("/".into()), Check::Exec(vec!["./check".into()])];
     every(lines, "check", checks, |check| check);
     every(lines, "arch", Arch::ALL, |arch| arch);
@@ -619,7 +620,7 @@ fn casts(lines: &mut Lines) {
     let parts = [
         CastPart::Node(Box::new(prospect::description())),
         CastPart::Services(vec![view()]),
-        CastPart::Ports(vec![("wiki".into(), 6379)]),
+        CastPart::Ports(vec![("wiki".into(), Port::Tcp(6379))]),
         CastPart::Objects(Box::new(objects::sums())),
         CastPart::NotMeant,
         CastPart::Brief(Box::new(Brief::of(&prospect::description()))),

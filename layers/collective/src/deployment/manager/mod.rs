@@ -264,6 +264,7 @@ impl Manager {
             generation: self.service.generation,
             desired: self.service.desired,
             port: self.service.spec.port,
+            reliable: self.service.spec.reliable(),
             kind: self.service.spec.kind,
             want: if self.service.desired == Desired::Running { self.sum.count } else { 0 },
             because: self.sum.because.clone(),

@@ -19,7 +19,8 @@ use dugnad_kernel::Hash;
 use dugnad_resource::attributes::NODE;
 use dugnad_resource::condition::{Condition, ParseError};
 use dugnad_resource::spec::{
-    self, Arch, Check, Health, Keep, Kind, Measure, Port, SNAPSHOT_MS, Scale, Spec, Tree, Want,
+    self, Arch, Check, Health, Keep, Kind, Measure, Port, Reconcile, SNAPSHOT_MS, Scale, Spec,
+    Tree, Want,
 };
 use serde::Deserialize;
 use toml::Spanned;
@@ -60,6 +61,8 @@ struct Raw {
     state: RawState,
     #[serde(default)]
     store: RawStore,
+    #[serde(default)]
+    partition: RawPartition,
     #[serde(default)]
     uses: Vec<String>,
     stop_grace: Option<Span>,
@@ -126,6 +129,12 @@ struct RawState {
     keep: Option<bool>,
     snapshot: Option<Span>,
     hook: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawPartition {
+    reconcile: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -354,6 +363,16 @@ impl Checker<'_> {
         }
         if !store.namespaces.is_empty() {
             all.push((NAMESPACES.to_owned(), store.namespaces.join(" ")));
+        }
+        if let Some(word) = &raw.partition.reconcile {
+            if Reconcile::parse(word).is_none() {
+                let why = format!(
+                    "\"{word}\" is none of keep_replacement, keep_original, longest_running and \
+                     best_score"
+                );
+                return Err(self.wrong("partition.reconcile", &why));
+            }
+            all.push((spec::RECONCILE.to_owned(), word.clone()));
         }
         if raw.port.reliable == Some(true) {
             if port != Port::Http || raw.command.is_empty() {

@@ -7,11 +7,11 @@
 //!
 //! The way of a request: `connection.rs` (one client) → `proxy.rs` (which service, which replica,
 //! again if one fails; `reliable.rs` for one that is to be done once) → `upstream.rs` (a process,
-//! here or behind a link) or `statics.rs` (a folder on this node, straight from its chunks). Bodies stream in both directions and are never held
-//! whole. Everything has a bound: connections as [`Limits`] says, [`BUFFER`] or [`PIECE`] bytes a
-//! buffer, four buffers a connection, a megabyte of small files (`hot.rs`). HTTP, each TCP port and
-//! other nodes have places apart, and one client has half of them at most: nobody keeps the others
-//! out.
+//! here or behind a link) or `statics.rs` (a folder on this node, straight from its chunks).
+//! Bodies stream in both directions and are never held whole. Everything has a bound: connections
+//! as [`Limits`] says, [`BUFFER`] or [`PIECE`] bytes a buffer, four buffers a connection, a
+//! megabyte of small files (`hot.rs`). HTTP, each TCP port and other nodes have places apart, and
+//! one client has half of them at most: nobody keeps the others out.
 //!
 //! A stream to a replica on another node begins with `StreamHead::Service`; the other agent answers
 //! one byte: 0 and the stream is the replica's, or the length of a text that says why not. So a

@@ -18,6 +18,39 @@ pub const WHERE: &str = "DUGNAD_WHERE";
 /// again until they are answered.
 pub const RELIABLE: &str = "DUGNAD_RELIABLE";
 
+/// The variable that carries which replicas stay when there are too many.
+pub const RECONCILE: &str = "DUGNAD_RECONCILE";
+
+/// Which replicas stay when there are more than are wanted: the halves of a cut met, or a node that
+/// was replaced came back. Of what serves only; what does not goes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reconcile {
+    /// Those the plan names: their visitors are there.
+    #[default]
+    KeepReplacement,
+    /// Those that were replaced.
+    KeepOriginal,
+    /// Those that were started first.
+    LongestRunning,
+    /// Those on the better nodes (PROTOCOL.md 10.5).
+    BestScore,
+}
+
+impl Reconcile {
+    const NAMES: [(&str, Self); 4] = [
+        ("keep_replacement", Self::KeepReplacement),
+        ("keep_original", Self::KeepOriginal),
+        ("longest_running", Self::LongestRunning),
+        ("best_score", Self::BestScore),
+    ];
+
+    /// By the word of a service file.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::NAMES.into_iter().find(|(name, _)| *name == word).map(|(_, which)| which)
+    }
+}
+
 /// How a node says that it has state of a service: a hash as those of packages.
 #[must_use]
 pub fn state_mark(service: &str) -> Hash {
@@ -329,6 +362,13 @@ impl Spec {
     pub fn place(&self) -> Result<Condition, ParseError> {
         let said = self.env.iter().find(|(name, _)| name == WHERE);
         Condition::parse(said.map_or("", |(_, typed)| typed), &NODE)
+    }
+
+    /// Which replicas stay when there are too many.
+    #[must_use]
+    pub fn reconcile(&self) -> Reconcile {
+        let said = self.env.iter().find(|(name, _)| name == RECONCILE);
+        said.and_then(|(_, word)| Reconcile::parse(word)).unwrap_or_default()
     }
 
     /// Whether the gateways see to it that each request is done at most once.

@@ -10,10 +10,12 @@ mod events;
 mod gateway;
 mod idle;
 mod netns;
+mod nine;
 mod overlay;
 mod serf;
 mod speed;
 mod store;
+mod swarm;
 
 use std::fmt::Write as _;
 
@@ -81,6 +83,13 @@ fn main() {
     // Only on request: it wants caddy, nginx and wrk.
     if only.iter().any(|word| word == "gateway") {
         rows.extend(gateway::rows());
+    }
+    // Only on request: they take minutes, and want redis and Docker's engine.
+    if only.iter().any(|word| word == "nine") {
+        rows.extend(nine::rows());
+    }
+    if only.iter().any(|word| word == "swarm") {
+        rows.extend(swarm::rows());
     }
     // Only on request: it wants etcd, and builds a client for it.
     if only.iter().any(|word| word == "store") {

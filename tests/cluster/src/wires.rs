@@ -104,10 +104,16 @@ impl Wires {
         }
     }
 
+    /// The file of a node's namespace.
+    #[must_use]
+    pub fn namespace(&self, node: usize) -> String {
+        format!("/run/netns/{}", self.name(&node.to_string()))
+    }
+
+    /// What stands before a command to run it in a node's network.
     #[must_use]
     pub fn words(&self, node: usize) -> Vec<String> {
-        let net = format!("--net=/run/netns/{}", self.name(&node.to_string()));
-        vec!["nsenter".to_owned(), net]
+        vec!["nsenter".to_owned(), format!("--net={}", self.namespace(node))]
     }
 
     /// A page, asked from inside a node's network.

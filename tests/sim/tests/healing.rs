@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dugnad_kernel::{Duration, Key, NodeId};
+use dugnad_node::ServiceQuestion;
 use dugnad_resource::execute::ReplicaId;
-use dugnad_sim::report::{community, deploy};
+use dugnad_resource::spec::RECONCILE;
+use dugnad_sim::report::{community, deploy, site};
 use dugnad_sim::silence::silent;
 use dugnad_sim::world::Crash;
 use dugnad_sim::{Options, World, check};
@@ -76,6 +78,52 @@ fn what_runs_through_a_cut_is_not_restarted() {
         assert!(anew.is_empty(), "seed {seed}: started when the halves met: {anew:?}");
         assert!(running(&world).is_subset(&during), "seed {seed}");
         assert_eq!(silent(&mut world), Ok(()), "seed {seed}");
+    }
+}
+
+/// Which replicas stay when the halves of a cut meet says the service file; whichever stay have
+/// run all the time.
+#[test]
+fn who_stays_after_a_cut_is_as_the_service_says() {
+    for (word, originals) in [
+        ("keep_original", Some(true)),
+        ("longest_running", Some(true)),
+        ("keep_replacement", None),
+        ("best_score", None),
+    ] {
+        let mut kept = 0;
+        for seed in 0..8 {
+            let mut world = World::new(Options::seed(9_650 + seed));
+            let ids = community(&mut world, 7);
+            let mut spec = site("s", 2);
+            spec.env.push((RECONCILE.to_owned(), word.to_owned()));
+            world.give_tree(ids[0], spec.artifacts[0].1);
+            let wanted = BTreeMap::from([(spec.key(), 2)]);
+            world.ask(ids[0], ServiceQuestion::Deploy(spec));
+            heals(&mut world, &wanted, seed);
+            let before = running(&world);
+            // One replica on each side: both sides start another.
+            let (left, right) = (before.first().unwrap().0, before.last().unwrap().0);
+            let on_left = |n: usize, id: NodeId| id == left || (id != right && n % 2 == 0);
+            let side = ids.iter().enumerate().map(|(n, id)| (*id, u32::from(on_left(n, *id))));
+            world.partition(side.collect());
+            world.run_for(MINUTE * 5);
+            let during = running(&world);
+            assert!(during.len() > 2 && during.is_superset(&before), "{word}, seed {seed}");
+            let starts = world.starts.len();
+            world.partition(BTreeMap::new());
+            heals(&mut world, &wanted, seed);
+            let after = running(&world);
+            assert!(after.is_subset(&during), "{word}, seed {seed}");
+            assert_eq!(world.starts.len(), starts, "{word}, seed {seed}: started anew");
+            kept += usize::from(after == before);
+            if originals == Some(true) {
+                assert_eq!(after, before, "{word}, seed {seed}: of {during:?}");
+            }
+            assert_eq!(silent(&mut world), Ok(()), "{word}, seed {seed}");
+        }
+        println!("{word}: {kept} of 8 kept both originals");
+        assert!(originals.is_some() || word == "best_score" || kept < 8, "{word}");
     }
 }
 

@@ -7,8 +7,9 @@ use core::fmt;
 use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::{Hash, NodeId};
+use dugnad_resource::availability::{HOURS, weekly};
 use dugnad_resource::describe::{self, Description};
-use dugnad_resource::spec::{Kind, Spec, state_mark};
+use dugnad_resource::spec::{Kind, REPLICAS_MAX, Spec, state_mark};
 
 /// More than everything else together: a replica without its state is another service.
 const HAS_STATE: i64 = 1_000;
@@ -42,13 +43,13 @@ pub struct Choice {
     pub refused: Vec<(NodeId, String, String)>,
 }
 
-/// Orders the nodes that can run `spec`. `taken` run a replica already; `avoid` failed lately.
+/// Orders the nodes that can run `spec`. `taken` run a replica already; `avoid` failed lately. Who
+/// asks with the same nodes gets the same order, whoever it is.
 pub fn choose(
     spec: &Spec,
     nodes: &[Description],
     taken: &Set<NodeId>,
     avoid: &Set<NodeId>,
-    rng: &mut fastrand::Rng,
 ) -> Choice {
     let mut choice = Choice::default();
     let mut fit: Vec<(&Description, i64, String)> = Vec::new();
@@ -59,28 +60,124 @@ pub fn choose(
             }
             None => {
                 let (score, why) = score(spec, node);
-                // Equal nodes are taken at random, or all managers pick the same idle one.
-                fit.push((node, score * 16 + i64::from(rng.u8(0..16)), why));
+                fit.push((node, score * LOT + lot(spec, node.peer.id), why));
             }
         }
     }
-    // Homes of the replicas that stay count as used.
-    let mut homes: Map<u32, i64> = Map::new();
+    // The replicas that stay count.
+    let mut off = Off::default();
     for node in nodes.iter().filter(|node| taken.contains(&node.peer.id)) {
-        *homes.entry(node.profile.home).or_default() += 1;
+        off.add(node);
     }
     while !fit.is_empty() {
-        // A home that runs one already is a worse place, not a forbidden one (PROTOCOL.md 10.5).
+        // Whoever comes after as many as a service may have is in reserve.
+        let gains = choice.candidates.len() < usize::from(REPLICAS_MAX);
         let value = |(node, score, _): &(&Description, i64, String)| {
-            score - 16 * 40 * homes.get(&node.profile.home).copied().unwrap_or(0)
+            (score + if gains { LOT * off.gain(node) } else { 0 }, node.peer.id)
         };
         let best = (0..fit.len()).max_by_key(|place| value(&fit[*place])).unwrap_or(0);
         let (node, _, why) = fit.swap_remove(best);
-        *homes.entry(node.profile.home).or_default() += 1;
+        off.add(node);
         let name = node.profile.name.clone();
         choice.candidates.push(Candidate { node: node.peer.id, name, why });
     }
     choice
+}
+
+/// Parts of a point.
+const LOT: i64 = 1 << 16;
+/// Points that lots are worth at most.
+const LOTS: i64 = 4;
+
+/// Among nodes that are about as good each service draws others, or all managers would pick the
+/// same idle one; and the same ones each time, or two who are asked would plan differently.
+fn lot(spec: &Spec, node: NodeId) -> i64 {
+    let hash = Hash::of(&[spec.name.as_bytes(), &node.0.to_be_bytes()].concat()).0;
+    i64::from(u16::from_be_bytes([hash[0], hash[1]])) * LOTS
+}
+
+/// How much of the time the nodes with a replica are all off, by the hour of the week.
+struct Off {
+    /// Of each home, of all its nodes, in 2^32nds.
+    homes: Map<u32, [u32; HOURS]>,
+    /// Of all.
+    all: [u32; HOURS],
+    used: Map<u32, i64>,
+}
+
+/// Always.
+const ALWAYS: u32 = u32::MAX;
+/// So much of the time a home is off with all that is in it: nine hours a year.
+const HOME_OFF: u32 = ALWAYS / 1_000;
+/// Points for each halving of the time in which nothing is up.
+const HALVED: i64 = 10;
+/// A home that runs one already is a worse place, not a forbidden one.
+const SAME_HOME: i64 = 40;
+
+impl Default for Off {
+    fn default() -> Self {
+        Self { homes: Map::new(), all: [ALWAYS; HOURS], used: Map::new() }
+    }
+}
+
+/// The product of two shares.
+fn both(a: u32, b: u32) -> u32 {
+    u32::try_from((u64::from(a) * u64::from(b)) >> 32).unwrap_or(ALWAYS)
+}
+
+fn either(a: u32, b: u32) -> u32 {
+    a.saturating_add(both(ALWAYS - a, b))
+}
+
+impl Off {
+    /// What of all hours is left with this node beside.
+    fn with(&self, node: &Description) -> ([u32; HOURS], [u32; HOURS]) {
+        let (mut home, mut all) = ([0; HOURS], [0; HOURS]);
+        let before = self.homes.get(&node.profile.home);
+        for hour in 0..HOURS {
+            let up = u64::from(node.availability.at(hour).min(1_000_000));
+            let off = ALWAYS - u32::try_from((up << 32) / 1_000_000).unwrap_or(ALWAYS);
+            let was = before.map_or(ALWAYS, |home| home[hour]);
+            home[hour] = both(was, off);
+            let with = either(HOME_OFF, home[hour]);
+            all[hour] = match before {
+                None => both(self.all[hour], with),
+                // Of the others, and of this home with one more.
+                Some(_) => {
+                    let home_was = u64::from(either(HOME_OFF, was)).max(1);
+                    let others = u64::from(self.all[hour]) * u64::from(with) / home_was;
+                    u32::try_from(others).unwrap_or(ALWAYS)
+                }
+            };
+        }
+        (home, all)
+    }
+
+    fn add(&mut self, node: &Description) {
+        let (home, all) = self.with(node);
+        self.all = all;
+        self.homes.insert(node.profile.home, home);
+        *self.used.entry(node.profile.home).or_default() += 1;
+    }
+
+    /// Points for a replica on this node: how often the time in which nothing is up is halved.
+    fn gain(&self, node: &Description) -> i64 {
+        let week = |hours: &[u32; HOURS]| {
+            weekly(|hour| u64::from(hours.get(hour).copied().unwrap_or(0) >> 12))
+        };
+        let (before, after) = (week(&self.all), week(&self.with(node).1));
+        let halved = log2_hundredths(before) - log2_hundredths(after);
+        let beside = self.used.get(&node.profile.home).copied().unwrap_or(0);
+        halved * HALVED / 100 - SAME_HOME * beside
+    }
+}
+
+/// In hundredths, straight between the powers of two; that of 0 as that of 1.
+fn log2_hundredths(value: u32) -> i64 {
+    let value = value.max(1);
+    let whole = value.ilog2();
+    let rest = i64::from(value) - (1 << whole);
+    i64::from(whole) * 100 + ((rest * 100) >> whole)
 }
 
 /// Why a node cannot run it, if so.
@@ -145,12 +242,35 @@ fn score(spec: &Spec, node: &Description) -> (i64, String) {
     let share = left.saturating_mul(20) / node.gives.memory.max(1);
     score += i64::try_from(share.min(20)).unwrap_or(0);
     why.push(format!("{} memory free", dugnad_fabric::Bytes(node.free.memory)));
+    let idle = u64::from(node.free.cpu) * 10 / u64::from(node.gives.cpu.max(1));
+    score += i64::try_from(idle.min(10)).unwrap_or(0);
+    score += uplink(node);
+    if node.availability.seen > 0 {
+        why.push(format!("up {}%", node.availability.up() / 10_000));
+    }
     let load = i64::from(node.replicas.min(32));
     score -= 4 * load;
     if load > 0 {
         why.push(format!("runs {load} other"));
     }
     (score, why.join(", "))
+}
+
+/// Points for a faster line than the usual one, or against a slower one: five for each doubling.
+fn uplink(node: &Description) -> i64 {
+    let given = node.profile.labels.uplink.map_or(USUAL_UPLINK, |given| given.clamp(1, 1 << 31));
+    let hundredths = |bytes: u64| log2_hundredths(u32::try_from(bytes).unwrap_or(u32::MAX));
+    (5 * (hundredths(given) - hundredths(USUAL_UPLINK)) / 100).clamp(-15, 15)
+}
+
+/// Bytes a second that an owner gives who says nothing.
+const USUAL_UPLINK: u64 = 300_000;
+
+/// Points of each node as a place for one replica.
+pub(crate) fn scores(spec: &Spec, nodes: &[Description]) -> Map<NodeId, i64> {
+    let off = Off::default();
+    let points = |node: &Description| (node.peer.id, score(spec, node).0 + off.gain(node));
+    nodes.iter().map(points).collect()
 }
 
 /// Points a replica must gain by a move: as much as three other replicas on its node, or half of
@@ -208,7 +328,7 @@ pub(crate) fn better(
         let others = || slots.iter().filter(|(other, _)| other != number);
         let beside = |home: u32| {
             let same = others().filter(|(_, id)| of(id).is_some_and(|n| n.profile.home == home));
-            40 * i64::try_from(same.count()).unwrap_or(i64::MAX / 64)
+            SAME_HOME * i64::try_from(same.count()).unwrap_or(i64::MAX / 64)
         };
         let (now, why_now) = score(spec, &without);
         let now = now - beside(here.profile.home);
@@ -273,8 +393,7 @@ mod tests {
     }
 
     fn pick(nodes: &[Description]) -> Choice {
-        let mut rng = fastrand::Rng::with_seed(3);
-        choose(&spec(), nodes, &Set::new(), &Set::new(), &mut rng)
+        choose(&spec(), nodes, &Set::new(), &Set::new())
     }
 
     #[test]
@@ -288,6 +407,59 @@ mod tests {
             .collect();
         assert_eq!(homes.len(), 3);
         assert_eq!(choice.candidates.len(), 4, "a used home is worse, not forbidden");
+    }
+
+    /// Three weeks in which it was up in these hours of every day.
+    fn up(mut node: Description, hours: core::ops::Range<u64>) -> Description {
+        const HOUR: u64 = 3_600_000;
+        let (start, mut history) = (2_800 * 168 * HOUR, History::default());
+        for hour in 0..21 * 24 {
+            let from = start + hour * HOUR;
+            history.saw(from, from + HOUR, hours.contains(&(hour % 24)));
+        }
+        node.availability = history.availability(0);
+        node
+    }
+
+    #[test]
+    fn machines_that_are_up_come_first_and_those_that_make_each_other_good() {
+        let names = |nodes: &[Description]| -> Vec<String> {
+            pick(nodes).candidates.into_iter().map(|c| c.name).collect()
+        };
+        let nodes = [up(node(1, 1), 9..17), up(node(2, 2), 0..24), node(3, 3)];
+        assert_eq!(names(&nodes), ["n2", "n3", "n1"]);
+        // Who is up in the evening goes well with who is up by day, a second one of the day less.
+        let nodes = [up(node(1, 1), 6..18), up(node(2, 2), 7..18), up(node(3, 3), 18..24)];
+        assert_eq!(names(&nodes), ["n1", "n3", "n2"]);
+        // Not at any price: it is full.
+        let mut full = up(node(1, 1), 0..24);
+        (full.replicas, full.free.memory) = (24, 64);
+        assert_eq!(names(&[full, up(node(2, 2), 0..22)]), ["n2", "n1"]);
+        // A fast line is worth something.
+        let mut fast = node(1, 1);
+        fast.profile.labels.uplink = Some(10_000_000);
+        assert_eq!(names(&[node(2, 2), fast.clone(), node(3, 3)])[0], "n1");
+        let mut slow = node(1, 1);
+        slow.profile.labels.uplink = Some(30_000);
+        assert_eq!(names(&[slow, node(2, 2), node(3, 3)])[2], "n1");
+    }
+
+    #[test]
+    fn services_draw_different_ones_of_equal_nodes_and_always_the_same() {
+        let nodes: Vec<Description> = (0..8).map(|id| node(id.into(), id)).collect();
+        let mut back = nodes.clone();
+        back.reverse();
+        let mut first = Set::new();
+        for number in 0..64 {
+            let spec = Spec { name: std::format!("s{number}"), ..spec() };
+            let of = |nodes: &[Description]| {
+                let choice = choose(&spec, nodes, &Set::new(), &Set::new());
+                choice.candidates.iter().map(|c| c.node).collect::<Vec<_>>()
+            };
+            assert_eq!(of(&nodes), of(&back));
+            first.insert(of(&nodes)[0]);
+        }
+        assert_eq!(first.len(), 8, "each is the first of some");
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Deployment {
             cx.emit(Event::Answer { ask, reply: ServiceAnswer::Failed(text) });
             return;
         }
-        let (me, size, seed) = (self.me, self.position.size, cx.rng.u64(..));
+        let (me, size) = (self.me, self.position.size);
         let name = match &question {
             ServiceQuestion::Nodes => "nodes",
             ServiceQuestion::Ports => "ports",
@@ -124,20 +124,14 @@ impl Deployment {
             ServiceQuestion::Scale(..) => "scale",
         };
         let op = |asker| async move {
-            let reply = answer(asker, question, me, size, seed).await;
+            let reply = answer(asker, question, me, size).await;
             Outcome::Answer { ask, reply }
         };
         self.start(name, op, cx);
     }
 }
 
-async fn answer(
-    asker: Asker,
-    question: ServiceQuestion,
-    me: NodeId,
-    size: u64,
-    seed: u64,
-) -> ServiceAnswer {
+async fn answer(asker: Asker, question: ServiceQuestion, me: NodeId, size: u64) -> ServiceAnswer {
     match question {
         ServiceQuestion::Nodes => ServiceAnswer::Nodes(describe(&asker, None).await),
         ServiceQuestion::Ports => {
@@ -148,8 +142,8 @@ async fn answer(
             });
             ServiceAnswer::Ports(ports.flatten().collect())
         }
-        ServiceQuestion::Plan(spec) => plan(&asker, &spec, seed).await,
-        ServiceQuestion::Deploy(spec) => deploy(&asker, spec, me, size, seed).await,
+        ServiceQuestion::Plan(spec) => plan(&asker, &spec).await,
+        ServiceQuestion::Deploy(spec) => deploy(&asker, spec, me, size).await,
         ServiceQuestion::Ps => {
             let (parts, complete) = cast(&asker, CastBody::Services).await;
             let views = parts.into_iter().filter_map(|part| match part {
@@ -231,12 +225,11 @@ async fn manager(asker: &Asker, service: Key, request: Request) -> Option<Respon
     None
 }
 
-async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ServiceAnswer {
+async fn plan(asker: &Asker, spec: &Spec) -> ServiceAnswer {
     if let Some(taken) = port_taken(asker, spec).await {
         return ServiceAnswer::Unmet(Vec::from([taken]));
     }
     let nodes = describe(asker, Some(spec)).await;
-    let mut rng = fastrand::Rng::with_seed(seed);
     let none = Set::new();
     // What runs stays where it is, also through an update, if the new version can run there.
     let now = view_of(asker, spec.key(), 0).await;
@@ -256,7 +249,7 @@ async fn plan(asker: &Asker, spec: &Spec, seed: u64) -> ServiceAnswer {
     let want = sum.count;
     stay.truncate(usize::from(want));
     let taken: Set<NodeId> = stay.iter().map(|place| place.node).collect();
-    let mut choice = allocator::choose(spec, &nodes, &taken, &none, &mut rng);
+    let mut choice = allocator::choose(spec, &nodes, &taken, &none);
     choice.refused.retain(|(node, ..)| !taken.contains(node));
     stay.append(&mut choice.candidates);
     choice.candidates = stay;
@@ -294,7 +287,7 @@ fn places(view: Option<ServiceView>) -> Vec<Candidate> {
     .collect()
 }
 
-async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> ServiceAnswer {
+async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64) -> ServiceAnswer {
     let service = spec.key();
     let Ok(known) = asker.get((service, SPEC.to_vec())).await else {
         return ServiceAnswer::Failed(NOBODY.to_string());
@@ -309,7 +302,7 @@ async fn deploy(asker: &Asker, spec: Spec, me: NodeId, size: u64, seed: u64) -> 
         return ServiceAnswer::Unmet(Vec::from([taken]));
     }
     if running.is_none() {
-        if let Some(unmet) = impossible(asker, &spec, seed).await {
+        if let Some(unmet) = impossible(asker, &spec).await {
             return unmet;
         }
     }
@@ -432,11 +425,10 @@ fn decode(record: &Record) -> Option<Service> {
 }
 
 /// Where no node at all can run it, nothing is stored: one line a reason.
-async fn impossible(asker: &Asker, spec: &Spec, seed: u64) -> Option<ServiceAnswer> {
+async fn impossible(asker: &Asker, spec: &Spec) -> Option<ServiceAnswer> {
     let nodes = describe(asker, Some(spec)).await;
-    let mut rng = fastrand::Rng::with_seed(seed);
     let none = Set::new();
-    let choice = allocator::choose(spec, &nodes, &none, &none, &mut rng);
+    let choice = allocator::choose(spec, &nodes, &none, &none);
     if !choice.candidates.is_empty() {
         return None;
     }

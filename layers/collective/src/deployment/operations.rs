@@ -3,7 +3,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use dugnad_kernel::map::Set;
+use dugnad_kernel::map::{Map, Set};
 
 use dugnad_kernel::calls::{self, AnsweredOf, AskerOf, CallsOf, Operates};
 use dugnad_kernel::ops::CallId;
@@ -53,6 +53,11 @@ pub enum Outcome {
         reply: ServiceAnswer,
     },
     Placed(manager::Placed),
+    /// Points of all nodes as places for one replica of it.
+    Scored {
+        service: Key,
+        scores: Map<NodeId, i64>,
+    },
     /// All nodes as they are now; none if some did not answer.
     Looked {
         keys: Vec<Key>,
@@ -156,6 +161,7 @@ impl Operates for Deployment {
             Outcome::Nothing => {}
             Outcome::Answer { ask, reply } => cx.emit(Event::Answer { ask, reply }),
             Outcome::Placed(placed) => self.on_placed(placed, cx),
+            Outcome::Scored { service, scores } => self.on_scored(service, scores, cx),
             Outcome::Looked { keys, nodes } => self.on_looked(keys, nodes, cx),
             Outcome::Reviewed { service, review, sum } => {
                 self.on_reviewed(service, review, sum, cx);

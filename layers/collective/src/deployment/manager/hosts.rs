@@ -50,8 +50,9 @@ impl Deployment {
     /// A node given up too early is reached again: what it runs counts, if it runs.
     pub(crate) fn on_node_back(&mut self, node: NodeId, cx: &mut Cx<'_, Self>) {
         self.ask_again(node, |state| state == ReplicaState::Lost, cx);
-        for (key, manager) in &mut self.managers {
-            if manager.unheard.remove(&node) {
+        for (key, manager) in &self.managers {
+            // Until it answers it has not said what it runs.
+            if manager.unheard.contains(&node) {
                 let msg = ToHost::Probe { service: *key, epoch: manager.plan.epoch };
                 cx.emit(Event::ToHost { to: node, msg });
             }
@@ -169,6 +170,7 @@ impl Deployment {
     fn on_nothing(&mut self, from: NodeId, key: Key, cx: &mut Cx<'_, Self>) {
         let Some(manager) = self.managers.get_mut(&key) else { return };
         manager.taking_over.remove(&from);
+        manager.unheard.remove(&from);
         manager.plan.slots.retain(|slot| slot.node != from);
         self.reconcile(key, cx);
         self.touch(key, cx);
@@ -187,6 +189,7 @@ impl Deployment {
         };
         let epoch = manager.plan.epoch;
         manager.taking_over.remove(&from);
+        manager.unheard.remove(&from);
         let known = manager.slot(id.number).is_some_and(|slot| slot.node == from);
         if known && state != HostState::Reserved {
             manager.unsaid.remove(&id.number);
@@ -337,6 +340,8 @@ impl Deployment {
         let serving = manager.live().filter(|slot| slot.state == ReplicaState::Ready).count();
         let serves = state == HostState::Ready && serving < usize::from(manager.sum.count);
         let wanted = serves || manager.live().count() < usize::from(manager.sum.count);
+        // Who stays is then decided among all of them.
+        let wanted = wanted || (state == HostState::Ready && manager.may_stay(generation));
         let undecided =
             !manager.taking_over.is_empty() || (wanted && !here && !taken && manager.placing);
         if running && undecided {

@@ -21,6 +21,7 @@ mod improve;
 mod queries;
 pub(crate) mod reconcile;
 pub(crate) mod review;
+mod surplus;
 mod take_over;
 mod tune;
 mod update;
@@ -98,6 +99,8 @@ pub struct Manager {
     avoid: Map<NodeId, (u32, Time)>,
     /// Replicas that came back by themselves: the first to go if there are too many.
     extra: Set<u32>,
+    /// Points of its nodes, while it is to be decided by them who goes.
+    scores: Option<Map<NodeId, i64>>,
     /// Hosts that are about to leave.
     leaving: Set<NodeId>,
     /// The replica that moves to a better place.
@@ -154,6 +157,7 @@ impl Manager {
             blocked_times: 0,
             avoid: Map::new(),
             extra: Set::new(),
+            scores: None,
             leaving: Set::new(),
             moving: None,
             stopping: false,

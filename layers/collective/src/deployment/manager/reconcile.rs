@@ -169,7 +169,6 @@ impl Deployment {
                 .filter(|(_, (_, until))| *until > now)
                 .map(|(node, _)| *node)
                 .collect(),
-            seed: cx.rng.u64(..),
         };
         self.start("place", |asker| place(asker, search), cx);
     }
@@ -323,7 +322,6 @@ struct Search {
     /// The replica it comes for, and its node.
     beside: Option<(u32, NodeId)>,
     avoid: Set<NodeId>,
-    seed: u64,
 }
 
 /// How many replicas a goal takes with these nodes, which must be all there are; without a goal
@@ -347,8 +345,7 @@ async fn place(asker: Asker, search: Search) -> Outcome {
         }
         _ => search.need,
     };
-    let mut rng = fastrand::Rng::with_seed(search.seed);
-    let choice = allocator::choose(&search.spec, &nodes, &search.taken, &search.avoid, &mut rng);
+    let choice = allocator::choose(&search.spec, &nodes, &search.taken, &search.avoid);
     let mut blocked: Vec<String> = choice
         .refused
         .iter()

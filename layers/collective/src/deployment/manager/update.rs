@@ -8,6 +8,7 @@ use dugnad_kernel::calls::Operates;
 use dugnad_kernel::{Cx, Key, NodeId};
 use dugnad_resource::execute::{ReplicaId, ToHost};
 use dugnad_resource::executor::{clip_log, clip_note};
+use dugnad_resource::spec::Reconcile;
 
 use crate::deployment::client::forget_packages;
 use crate::deployment::service::{
@@ -36,10 +37,10 @@ impl Deployment {
             // A successor that is not ready yet stands beside the one it comes for.
             let room = want + usize::from(old && pending);
             // The one that serves least goes: not ready before ready, another version before the
-            // wanted one, what came back by itself before what was planned, one beside its
-            // successor before one that has none yet, young before old.
+            // wanted one, then as the service says (by itself: what came back before what was
+            // planned), one beside its successor before one that has none yet, young before old.
             let rank = |slot: &&&Slot| {
-                let planned = !manager.extra.contains(&slot.number);
+                let planned = manager.preference(slot);
                 let (serves, current) =
                     (slot.state == ReplicaState::Ready, slot.generation == generation);
                 let on_its_node =
@@ -48,6 +49,14 @@ impl Deployment {
                 (serves, current, planned, alone, u32::MAX - slot.number)
             };
             let mut number = None;
+            if staying.len() > room && manager.service.spec.reconcile() == Reconcile::BestScore {
+                let known = |slot: &&Slot| {
+                    manager.scores.as_ref().is_some_and(|s| s.contains_key(&slot.node))
+                };
+                if ready > want && !staying.iter().copied().all(|slot| known(&slot)) {
+                    return self.score_nodes(key, cx);
+                }
+            }
             if staying.len() > room {
                 number = staying.iter().min_by_key(rank).map(|slot| slot.number);
             } else if ready >= want
@@ -61,6 +70,7 @@ impl Deployment {
             let Some(out) = number.and_then(|number| manager.drain(number)) else { break };
             stopped.push(out);
         }
+        manager.scores = None;
         if stopped.is_empty() {
             return;
         }

@@ -103,7 +103,8 @@ fn who_stays_after_a_cut_is_as_the_service_says() {
             heals(&mut world, &wanted, seed);
             let before = running(&world);
             // One replica on each side: both sides start another.
-            let (left, right) = (before.first().unwrap().0, before.last().unwrap().0);
+            let at: Vec<NodeId> = before.iter().map(|(at, _)| *at).collect();
+            let (left, right) = (at[0], at[1]);
             let on_left = |n: usize, id: NodeId| id == left || (id != right && n % 2 == 0);
             let side = ids.iter().enumerate().map(|(n, id)| (*id, u32::from(on_left(n, *id))));
             world.partition(side.collect());

@@ -198,6 +198,9 @@ pub(super) async fn answer(
     parts: Parts,
     body: Bytes,
 ) -> Response<Body> {
+    if !parts.headers.contains_key(&KEY) {
+        return text(StatusCode::BAD_REQUEST, "a request that is done once has a key\n");
+    }
     let (name, asked) = (name(id, &parts), asked(&parts, &body));
     let (seen, new) = match shared.once.begin(name, asked) {
         Ok(seen) => seen,

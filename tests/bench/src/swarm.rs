@@ -389,20 +389,13 @@ fn ours() -> Result<Times, String> {
             community.ok(0, &["rm", &name]);
         }
     }
-    for _ in 0..DEATHS {
+    for round in 0..DEATHS {
         for (cable, leads) in [(false, false), (true, false), (false, true)] {
-            // Two of three, so that there is a machine for the replacement.
-            community.deploy(0, &speed::server(&community, "web", 2));
-            let leader = community.manager(0, "web");
-            let on = community.ready_on(0, "web")?;
-            let victim = match leads {
-                true => leader,
-                false => on.into_iter().find(|node| *node != leader).unwrap_or(1),
-            };
+            let (name, victim) = deployed(&community, round, leads)?;
             let asked = (0..ENGINES).find(|node| *node != victim).unwrap_or(0);
             enter(&wires.namespace(asked)).map_err(|error| error.to_string())?;
             let pid = community.pid(victim);
-            let took = speed::heal(&community, asked, "web", LIMIT, || match cable {
+            let took = speed::heal(&community, asked, &name, LIMIT, || match cable {
                 true => wires.cable(victim, "out"),
                 false => {
                     // The process is ours and alive: the signal arrives.
@@ -421,8 +414,24 @@ fn ours() -> Result<Times, String> {
                 }
             }
             community.wait_whole();
-            community.ok(0, &["rm", "web"]);
+            community.ok(0, &["rm", &name]);
         }
     }
     Ok(times)
+}
+
+/// A service with two replicas, so that there is a third machine, and one machine that runs one of
+/// them: that of its manager, or another. Who manages a service its name decides.
+fn deployed(community: &Community, round: usize, leads: bool) -> Result<(String, usize), String> {
+    for number in 0..50 {
+        let name = format!("web-{round}-{number}");
+        community.deploy(0, &speed::server(community, &name, 2));
+        let leader = community.manager(0, &name);
+        let on = community.ready_on(0, &name)?;
+        if let Some(victim) = on.into_iter().find(|node| (*node == leader) == leads) {
+            return Ok((name, victim));
+        }
+        community.ok(0, &["rm", &name]);
+    }
+    Err("no service is managed where it runs".into())
 }

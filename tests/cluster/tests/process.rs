@@ -113,6 +113,57 @@ fn datagrams(community: &Community) {
     community.ok(2, &["rm", "clock"]);
 }
 
+/// Counts what it is asked to do, and answers with the number.
+const TILL: &str = "\
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+count = 0
+class Till(BaseHTTPRequestHandler):
+    def do_POST(self):
+        global count
+        count += 1
+        body = str(count).encode()
+        self.rfile.read(int(self.headers['Content-Length']))
+        self.send_response(201)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+HTTPServer((os.environ['HOST'], int(os.environ['PORT'])), Till).serve_forever()
+";
+
+/// A request with a key is done once, through whichever nodes it comes.
+fn at_most_once(community: &Community) {
+    let (python, curl) = ("/usr/bin/python3", "/usr/bin/curl");
+    if installed(&[python]).is_none() || installed(&[curl]).is_none() {
+        return skip("requests done once", "needs python3 and curl");
+    }
+    write(&community.folder("files-till/pkg").join("till.py"), TILL);
+    let file = community.service_file(
+        "till",
+        &format!(
+            "name = \"till\"\ncommand = [\"{python}\", \"till.py\"]\nstop_grace = \"1s\"\n\
+             [artifacts]\nany = \"pkg/\"\n[port]\nhttp = true\n{NEEDS}"
+        ),
+    );
+    community.deploy(0, &file);
+    let pay = |node: usize, key: &str| {
+        let url = format!("http://{}/till/", community.nodes[node].gateway);
+        let key = format!("Idempotency-Key: {key}");
+        let said = run(&[curl, "-sS", "-i", "-H", &key, "-d", "5 kr", &url]);
+        String::from_utf8_lossy(&said.stdout).into_owned()
+    };
+    for (number, key) in ["a", "b"].iter().enumerate() {
+        for node in 0..community.nodes.len() {
+            let answer = pay(node, key);
+            assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+            assert!(answer.ends_with(&format!("\r\n\r\n{}", number + 1)), "{answer}");
+            assert_eq!(answer.contains("idempotent-replayed: true"), node > 0, "{answer}");
+        }
+    }
+    say(community.start, "what has a key is done once, through every node");
+    community.ok(2, &["rm", "till"]);
+}
+
 fn free_udp_port() -> u16 {
     UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -188,6 +239,7 @@ fn servers_of_every_kind_run() {
     host_servers(&community);
     by_name(&community);
     datagrams(&community);
+    at_most_once(&community);
     packaged_server(&community);
     own_server(&community);
 }

@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 use dugnad_kernel::calls::{CallsOf, Operates};
 use dugnad_kernel::map::Map;
 use dugnad_kernel::ops::CallId;
-use dugnad_kernel::{Component, Counters, Cx, Duration, Input, Key, NodeId, Time};
+use dugnad_kernel::{Component, Counters, Cx, Duration, Id, Input, Key, NodeId, Time};
 use dugnad_resource::condition::{Condition, Value};
 use serde::{Deserialize, Serialize};
 
@@ -85,11 +85,29 @@ pub enum Msg {
     Request { call: CallId, request: Request },
     /// To the `Request` of this call.
     Response { call: CallId, response: Response },
-    /// From a rendezvous, over others of these nodes: events, and the place behind the last. By
-    /// node: the place up to which it was told before.
-    Events { name: String, events: Vec<(u64, Published)>, next: u64, to: Vec<(NodeId, u64)> },
+    /// From a rendezvous, over others of these nodes: events, and the place behind the last.
+    Events { name: String, events: Vec<(u64, Published)>, next: u64, to: Vec<Receiver> },
     /// A rendezvous that was: ask who it is now.
     Moved { name: String },
+}
+
+/// A node that is to hear of events, and the place up to which it was told before. Its id is bytes:
+/// a number of that length takes three more, and an event goes with hundreds of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receiver {
+    node: [u8; 16],
+    up_to: u64,
+}
+
+impl Receiver {
+    #[must_use]
+    pub fn new(node: NodeId, up_to: u64) -> Self {
+        Self { node: node.0.to_be_bytes(), up_to }
+    }
+
+    fn node(&self) -> NodeId {
+        Id(u128::from_be_bytes(self.node))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

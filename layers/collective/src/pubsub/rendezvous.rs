@@ -19,7 +19,8 @@ use super::log::{EVENT_BYTES, Log, Published};
 use super::operations::{Asker, AskerExt, Outcome, Served, load};
 use super::types::{self, Types, is_built_in, key_of};
 use super::{
-    FILTERS_BYTES, FILTERS_MAX, Msg, PubSub, Request, Response, Start, TYPES_HERE_MAX, publish,
+    FILTERS_BYTES, FILTERS_MAX, Msg, PubSub, Receiver, Request, Response, Start, TYPES_HERE_MAX,
+    publish,
 };
 use crate::linear::register::{Change, Done};
 use crate::linear::{Answer, Question};
@@ -31,7 +32,7 @@ const SUBSCRIBERS_MAX: usize = 1_024;
 /// Requests that wait at one rendezvous.
 const WAITING_MAX: usize = 256;
 /// Nodes that are told directly; each tells its share of the others.
-const FAN_OUT: usize = 3;
+const FAN_OUT: usize = 2;
 /// Bytes of events in one message.
 const PAGE_BYTES: usize = 24 * 1024;
 /// Times a log is written to before it is left for later: others append, too.
@@ -242,7 +243,7 @@ impl PubSub {
         }
         for (node, known) in meeting.subscribers.iter_mut() {
             if events.iter().any(|(place, event)| known.seen <= *place && known.wants(event)) {
-                to.push((*node, known.told));
+                to.push(Receiver::new(*node, known.told));
                 known.told = next;
             }
             known.seen = next;
@@ -250,7 +251,7 @@ impl PubSub {
         if bytes > PAGE_BYTES {
             // Too much at a time: they see a gap, and ask for what lies in it.
             events.clear();
-            to.iter_mut().for_each(|(_, told)| *told = next);
+            to.iter_mut().for_each(|told| told.up_to = next);
         }
         fan_out(name, &events, next, &to, cx);
     }
@@ -261,21 +262,21 @@ impl PubSub {
         name: &str,
         events: Vec<(u64, Published)>,
         next: u64,
-        to: &[(NodeId, u64)],
+        to: &[Receiver],
         cx: &mut Cx<'_, Self>,
     ) {
         if to.len() > SUBSCRIBERS_MAX || events.iter().any(|(_, e)| e.bytes() > EVENT_BYTES) {
             return self.count("events_unfit");
         }
-        let others: Vec<(NodeId, u64)> =
-            to.iter().filter(|(node, _)| *node != self.me).copied().collect();
+        let others: Vec<Receiver> =
+            to.iter().filter(|told| told.node() != self.me).copied().collect();
         if others.len() == to.len() {
             // Not meant for this node: nor is it to pass them on.
             return self.count("events_unfit");
         }
         fan_out(name, &events, next, &others, cx);
-        if let Some((_, told)) = to.iter().find(|(node, _)| *node == self.me) {
-            self.on_feed(name, events, *told, next, cx);
+        if let Some(told) = to.iter().find(|told| told.node() == self.me) {
+            self.on_feed(name, events, told.up_to, next, cx);
         }
     }
 
@@ -309,13 +310,13 @@ fn fan_out(
     name: &str,
     events: &[(u64, Published)],
     next: u64,
-    to: &[(NodeId, u64)],
+    to: &[Receiver],
     cx: &mut Cx<'_, PubSub>,
 ) {
     for share in to.chunks(to.len().div_ceil(FAN_OUT).max(1)) {
         let (name, events, to) = (name.to_string(), events.to_vec(), share.to_vec());
-        if let Some((node, _)) = share.first() {
-            cx.send(*node, Msg::Events { name, events, next, to });
+        if let Some(first) = share.first() {
+            cx.send(first.node(), Msg::Events { name, events, next, to });
         }
     }
 }

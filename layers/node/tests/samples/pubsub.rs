@@ -2,7 +2,7 @@
 
 use dugnad_collective::pubsub::log::{EventId, Published, Slot};
 use dugnad_collective::pubsub::types::EventType;
-use dugnad_collective::pubsub::{Msg, Request, Response, Start};
+use dugnad_collective::pubsub::{Msg, Receiver, Request, Response, Start};
 use dugnad_resource::condition::{Kind, Value};
 
 use super::{Variants, id, prospect};
@@ -40,7 +40,7 @@ pub(super) fn messages() -> Vec<Msg> {
     let mut all: Vec<Msg> = Vec::new();
     all.extend(requests.map(|request| Msg::Request { call: 7, request }));
     all.extend(responses.map(|response| Msg::Response { call: 7, response }));
-    let to = vec![(id(1), 7), (id(2), 3)];
+    let to = vec![Receiver::new(id(1), 7), Receiver::new(id(2), 3)];
     all.push(Msg::Events { name: name.clone(), events, next: 8, to });
     all.push(Msg::Moved { name });
     all

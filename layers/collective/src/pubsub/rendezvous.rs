@@ -253,7 +253,11 @@ impl PubSub {
             events.clear();
             to.iter_mut().for_each(|told| told.up_to = next);
         }
-        fan_out(name, &events, next, &to, cx);
+        // In the middle of the others it would have to pass on a share of them, too.
+        match to.iter().any(|told| told.node() == self.me) {
+            true => self.on_events(name, events, next, &to, cx),
+            false => fan_out(name, &events, next, &to, cx),
+        }
     }
 
     /// What is for this node, and what it is to tell others.

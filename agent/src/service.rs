@@ -301,8 +301,8 @@ impl Checker<'_> {
 
     fn want(&self, raw: &Raw) -> Result<Want, Error> {
         if let Some(scale) = &raw.scale {
-            if raw.single || raw.availability.is_some() || raw.replicas.is_some() {
-                let why = "the load says how many: leave replicas, availability and single out";
+            if raw.single || raw.replicas.is_some() {
+                let why = "the load says how many: leave replicas and single out";
                 return Err(self.wrong("scale", why));
             }
             let on = Measure::parse(&scale.on).ok_or_else(|| {
@@ -363,6 +363,9 @@ impl Checker<'_> {
         }
         if !store.namespaces.is_empty() {
             all.push((NAMESPACES.to_owned(), store.namespaces.join(" ")));
+        }
+        if let (Some(_), Some(goal)) = (&raw.scale, raw.availability) {
+            all.push((spec::GOAL.to_owned(), goal.0.to_string()));
         }
         if let Some(word) = &raw.partition.reconcile {
             if Reconcile::parse(word).is_none() {

@@ -15,6 +15,7 @@ use super::{Known, Shared, count};
 /// How long a request waits for a replica of a service that has none ready.
 const READY_WITHIN: Duration = Duration::from_secs(5);
 const READY_FIRST: Duration = Duration::from_millis(100);
+
 /// Whom a request is for.
 pub(super) struct Goal<'a> {
     pub(super) shared: &'a Rc<Shared>,

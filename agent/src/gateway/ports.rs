@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::pick::{Busy, pick};
 use super::splice::splice;
 use super::which::{self, Which};
 use super::{Known, Shared, connection, count, datagrams, upstream};
-use crate::places::{Places, source};
+use crate::places::{Place, Places, source};
 use crate::stream::Stream;
 
 /// More services with ports of their own than that are a problem, too.
@@ -154,20 +154,31 @@ async fn accept(shared: Rc<Shared>, service: String, socket: Async<TcpListener>)
             count(&shared.counters.full);
             continue;
         };
-        let (on, service) = (Rc::clone(&shared), service.clone());
-        let work = async move {
-            let stream = place.watch(client.watch(stream));
-            let gives_way = async {
-                smol::future::or(client.gives_way(), place.gives_way()).await;
-                Err("it was idle longest, and gave way to another".to_owned())
-            };
-            let served = connection(&on, &service, stream);
-            if let Err(why) = smol::future::or(served, gives_way).await {
-                log::debug!("{service}: connection of {peer}: {why}");
-            }
-        };
-        shared.ex.spawn(work).detach();
+        begin(&shared, &service, peer, (client, place), stream);
     }
+}
+
+/// Joins one client to a replica, until one of them ends or its place goes to another client.
+fn begin(
+    shared: &Rc<Shared>,
+    service: &str,
+    peer: SocketAddr,
+    (client, place): (Place<IpAddr>, Place<String>),
+    stream: Stream,
+) {
+    let (on, service) = (Rc::clone(shared), service.to_owned());
+    let work = async move {
+        let stream = place.watch(client.watch(stream));
+        let gives_way = async {
+            smol::future::or(client.gives_way(), place.gives_way()).await;
+            Err("it was idle longest, and gave way to another".to_owned())
+        };
+        let served = connection(&on, &service, stream);
+        if let Err(why) = smol::future::or(served, gives_way).await {
+            log::debug!("{service}: client {peer}: {why}");
+        }
+    };
+    shared.ex.spawn(work).detach();
 }
 
 /// Datagrams of one client that wait for their replica.
@@ -205,19 +216,7 @@ async fn flows(shared: Rc<Shared>, service: String, socket: Async<UdpSocket>) {
         _ = to.try_send(closed);
         flows.insert(peer, to);
         let stream = datagrams::client(from, Rc::clone(&socket), peer);
-        let (on, service) = (Rc::clone(&shared), service.clone());
-        let work = async move {
-            let stream = place.watch(client.watch(stream));
-            let gives_way = async {
-                smol::future::or(client.gives_way(), place.gives_way()).await;
-                Err("it was idle longest, and gave way to another".to_owned())
-            };
-            let served = connection(&on, &service, stream);
-            if let Err(why) = smol::future::or(served, gives_way).await {
-                log::debug!("{service}: datagrams of {peer}: {why}");
-            }
-        };
-        shared.ex.spawn(work).detach();
+        begin(&shared, &service, peer, (client, place), stream);
     }
 }
 

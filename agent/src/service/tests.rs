@@ -111,6 +111,11 @@ fn a_service_may_follow_its_load() {
     ] {
         assert_eq!(want(text).unwrap(), Want::Load(Scale { min, max, on }), "{text}");
     }
+    // And be available besides.
+    let both = "availability = \"99%\"\nscale = { max = 6, on = \"rps>5\" }\n[port]\nhttp = true\n";
+    let spec = case.parse(&process(both)).unwrap().to_spec(Vec::new());
+    assert_eq!(spec.goal(), Some(990_000));
+    assert!(matches!(spec.want, Want::Load(_)));
     for (text, why) in [
         ("scale = { max = 6, on = \"load>5\" }\n", "is no measure"),
         ("scale = { max = 6, on = \"rps>0\" }\n", "is no measure"),

@@ -14,6 +14,9 @@ use crate::condition::{Condition, ParseError};
 /// The variable of a service's environment that carries its condition on nodes.
 pub const WHERE: &str = "DUGNAD_WHERE";
 
+/// The variable that carries how available a service that follows its load is to be, in millionths.
+pub const GOAL: &str = "DUGNAD_GOAL";
+
 /// The variable that says that requests which may not be repeated are done at most once, and sent
 /// again until they are answered.
 pub const RELIABLE: &str = "DUGNAD_RELIABLE";
@@ -362,6 +365,17 @@ impl Spec {
     pub fn place(&self) -> Result<Condition, ParseError> {
         let said = self.env.iter().find(|(name, _)| name == WHERE);
         Condition::parse(said.map_or("", |(_, typed)| typed), &NODE)
+    }
+
+    /// Of the time it is to answer, in millionths, if that was said.
+    #[must_use]
+    pub fn goal(&self) -> Option<u32> {
+        let said = || self.env.iter().find(|(name, _)| name == GOAL)?.1.parse().ok();
+        match self.want {
+            Want::Availability(goal) => Some(goal),
+            Want::Load(_) => said().filter(|goal| (1..1_000_000).contains(goal)),
+            Want::Replicas(_) | Want::Single => None,
+        }
     }
 
     /// Which replicas stay when there are too many.

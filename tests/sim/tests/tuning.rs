@@ -4,7 +4,7 @@
 
 use dugnad_kernel::{Duration, NodeId};
 use dugnad_node::{Answer, Command, ServiceQuestion, ServiceView};
-use dugnad_resource::spec::{Load, Measure, Scale, Spec, Want};
+use dugnad_resource::spec::{GOAL, Load, Measure, Scale, Spec, Want};
 use dugnad_sim::report::{community, site};
 use dugnad_sim::silence::silent;
 use dugnad_sim::world::Crash;
@@ -81,6 +81,31 @@ fn a_step_of_the_load_is_followed() {
         silent(&mut world).unwrap();
         assert!(!world.kinds.contains_key("load"), "{size}: it was counted anew");
         assert_eq!(view(&mut world, ids[0]).slots.len(), 1, "{size}");
+    }
+}
+
+/// With a goal besides, the load never leaves fewer than that takes.
+#[test]
+fn a_goal_is_the_least_the_load_leaves() {
+    for (size, least) in [(1, 1), (3, 2), (8, 2)] {
+        let mut world = World::new(Options::seed(9_480 + size as u64));
+        let ids = community(&mut world, size);
+        let mut spec = spec(6);
+        // Two from 99.5 % on.
+        spec.env.push((GOAL.to_owned(), "995000".to_owned()));
+        deploy(&mut world, ids[0], spec);
+        let first = view(&mut world, ids[0]);
+        assert_eq!(usize::from(first.want), least, "{size}: {}", first.because);
+        assert_eq!(first.predicted.unwrap().enough, size == 8, "{size}: {}", first.because);
+        load(&mut world, 190, 6);
+        let grown = view(&mut world, ids[0]);
+        assert_eq!(grown.want, 4, "{size}: {}", grown.because);
+        // Hours without visitors, in which the nodes are looked at again.
+        load(&mut world, 5, 40);
+        world.run_for(Duration::from_secs(5 * 3_600));
+        let last = view(&mut world, ids[0]);
+        assert_eq!((usize::from(last.want), last.slots.len()), (least, least), "{}", last.because);
+        silent(&mut world).unwrap();
     }
 }
 

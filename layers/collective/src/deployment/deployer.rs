@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use dugnad_kernel::map::Map;
 use dugnad_resource::availability::{PRIOR_UP, weekly};
 use dugnad_resource::describe::Description;
-use dugnad_resource::spec::{REPLICAS_MAX, Want};
+use dugnad_resource::spec::{REPLICAS_MAX, Scale, Want};
 use serde::{Deserialize, Serialize};
 
 /// Shares are counted in billionths.
@@ -57,6 +57,14 @@ pub fn at_first(want: Want) -> Sum {
         }
     };
     Sum { count, because, predicted: None }
+}
+
+/// The same for a service that follows its load, and is to be so available besides: never fewer.
+#[must_use]
+pub fn at_least(scale: Scale, goal: u32, nodes: &[&Description]) -> Sum {
+    let sum = replicas(Want::Availability(goal), nodes);
+    let count = sum.count.clamp(scale.min, scale.max);
+    Sum { count, because: format!("at least {count} of {scale}: {}", sum.because), ..sum }
 }
 
 /// The smallest n with `(1-a)^n <= 1-A`: independent nodes, no repair.

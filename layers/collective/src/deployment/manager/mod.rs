@@ -71,6 +71,8 @@ pub struct Manager {
     service: Service,
     /// How many replicas; of a goal it follows from the nodes, and is looked at again.
     sum: Sum,
+    /// If it follows its load: how many its goal takes.
+    floor: u8,
     /// Names the timer that looks again, and how often in a row fewer would have done.
     review: u32,
     fewer: u8,
@@ -140,6 +142,7 @@ impl Manager {
         Self {
             service,
             sum,
+            floor: 0,
             review: 0,
             fewer: 0,
             tuner: Tuner::default(),
@@ -252,6 +255,9 @@ impl Manager {
                 self.sum.count = count.clamp(scale.min, scale.max);
             }
             self.tuner = Tuner::default();
+        }
+        if service.spec.goal() != self.service.spec.goal() {
+            self.floor = 0;
         }
         self.service = service;
         self.blocked.clear();

@@ -159,7 +159,7 @@ impl Deployment {
             spec: manager.service.spec.clone(),
             need,
             staying: manager.staying().map(|slot| slot.node).collect(),
-            least: manager.sum.predicted.map(|_| manager.sum.count),
+            least: manager.sum.predicted.map(|_| manager.goal_count()),
             first_number: manager.plan.next_number,
             taken: manager.plan.slots.iter().filter(elsewhere).map(|slot| slot.node).collect(),
             beside,
@@ -189,7 +189,7 @@ impl Deployment {
         // It may have been scaled meanwhile.
         if let Some((want, sum)) = placed.sum {
             if want == manager.service.spec.want {
-                manager.sum = sum;
+                manager.take_goal(sum);
             }
         }
         let found = placed.slots.len();
@@ -327,7 +327,7 @@ struct Search {
 /// How many replicas a goal takes with these nodes, which must be all there are; without a goal
 /// they do not matter.
 fn sum(search: &Search, nodes: &[Description]) -> Option<Sum> {
-    let Want::Availability(_) = search.spec.want else { return None };
+    search.spec.goal()?;
     let sum = review::sum(&search.spec, nodes, &search.staying);
     Some(Sum { count: sum.count.max(search.least.unwrap_or(0)), ..sum })
 }
@@ -341,7 +341,10 @@ async fn place(asker: Asker, search: Search) -> Outcome {
     let sum = sum(&search, &nodes).filter(|_| complete);
     let need = match (&sum, search.beside) {
         (Some(sum), None) => {
-            search.need.min(usize::from(sum.count).saturating_sub(search.staying.len()))
+            let need = usize::from(sum.count).saturating_sub(search.staying.len());
+            // The load may want more.
+            let load = matches!(search.spec.want, Want::Load(_));
+            if load { search.need.max(need) } else { search.need.min(need) }
         }
         _ => search.need,
     };

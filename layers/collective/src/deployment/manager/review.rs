@@ -27,12 +27,35 @@ pub(crate) fn sum(spec: &Spec, nodes: &[Description], staying: &[NodeId]) -> Sum
                 && allocator::unfit(spec, node).is_none()
                 && spec.needs.short_of(node.free).is_none())
     };
-    deployer::replicas(spec.want, &nodes.iter().filter(can).collect::<Vec<_>>())
+    let nodes: Vec<&Description> = nodes.iter().filter(can).collect();
+    match (spec.want, spec.goal()) {
+        (Want::Load(scale), Some(goal)) => deployer::at_least(scale, goal, &nodes),
+        (want, _) => deployer::replicas(want, &nodes),
+    }
 }
 
 impl Manager {
-    const fn has_goal(&self) -> bool {
-        matches!(self.service.spec.want, Want::Availability(_))
+    fn has_goal(&self) -> bool {
+        self.service.spec.goal().is_some()
+    }
+
+    /// How many replicas the goal took when the nodes were last looked at.
+    pub(super) fn goal_count(&self) -> u8 {
+        match self.service.spec.want {
+            Want::Load(_) => self.floor,
+            _ => self.sum.count,
+        }
+    }
+
+    /// What the goal takes: so many, or where the load decides never fewer.
+    pub(super) fn take_goal(&mut self, sum: Sum) {
+        self.floor = sum.count;
+        self.sum = match self.service.spec.want {
+            Want::Load(_) if sum.count < self.sum.count => {
+                Sum { predicted: sum.predicted, ..self.sum.clone() }
+            }
+            _ => sum,
+        };
     }
 }
 
@@ -79,14 +102,16 @@ impl Deployment {
         // It may be wanted otherwise by now.
         let sum = sum.filter(|(want, _)| *want == manager.service.spec.want);
         if let Some((_, mut sum)) = sum {
-            let fewer = sum.count < manager.sum.count;
+            let before = manager.goal_count();
+            let fewer = sum.count < before;
             manager.fewer = if fewer { manager.fewer.saturating_add(1) } else { 0 };
             if fewer && manager.fewer < FEWER && manager.sum.predicted.is_some() {
-                sum.count = manager.sum.count;
+                sum.count = before;
             }
-            if sum != manager.sum {
-                manager.note(sum.because.clone());
-                manager.sum = sum;
+            let old = manager.sum.clone();
+            manager.take_goal(sum);
+            if manager.sum != old {
+                manager.note(manager.sum.because.clone());
                 self.touch(key, cx);
             }
         }

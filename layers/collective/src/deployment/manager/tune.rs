@@ -18,6 +18,13 @@ impl Manager {
             _ => None,
         }
     }
+
+    /// The same, with what its goal takes as the least.
+    fn bounds(&self) -> Option<Scale> {
+        let raised =
+            |scale: Scale| Scale { min: scale.min.max(self.floor).min(scale.max), ..scale };
+        self.scale().map(raised)
+    }
 }
 
 impl Deployment {
@@ -36,7 +43,7 @@ impl Deployment {
     /// Appoints the next look, unless one is appointed or nothing is to be looked at.
     pub(super) fn tune_later(&mut self, key: Key, cx: &mut Cx<'_, Self>) {
         let Some(manager) = self.managers.get_mut(&key) else { return };
-        let Some(scale) = manager.scale() else { return };
+        let Some(scale) = manager.bounds() else { return };
         if !manager.tuning && !manager.tuner.is_quiet(&scale, manager.sum.count) {
             manager.tuning = true;
             cx.after(WINDOW, Timer::Tune { key });
@@ -48,7 +55,7 @@ impl Deployment {
             return;
         };
         manager.tuning = false;
-        let Some(scale) = manager.scale().filter(|_| !self.ending) else { return };
+        let Some(scale) = manager.bounds().filter(|_| !self.ending) else { return };
         let (count, cpu) = (manager.sum.count, manager.service.spec.needs.cpu);
         if let Some((new, told)) = manager.tuner.look(&scale, count, cpu) {
             let replicas = if new == 1 { "replica" } else { "replicas" };

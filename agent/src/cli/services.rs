@@ -323,6 +323,7 @@ async fn address(client: &Client, service: &Value) -> String {
             format!("  http://{gateway}/{}/", text(&service["service"]))
         }
         (Value::Number(port), _) => format!("  port {port} of any node"),
+        (Value::String(port), _) if port.ends_with("/udp") => format!("  port {port} of any node"),
         _ => String::new(),
     }
 }
